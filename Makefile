@@ -1,0 +1,79 @@
+# One command for each job: `make demo`, `make test`, `make check`, `make fix`.
+# A target creates .venv when it is missing, upgrades pip (dependency groups
+# need 25.1), installs what it needs, and remembers that in a stamp file, so a
+# second call starts at once. A change of pyproject.toml installs again.
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+needs-demo := -e '.[experiments]'
+needs-test := -e '.[experiments]' --group test
+needs-check := -e '.[experiments]' --group dev
+needs-fix := -e . --group lint
+
+# The tests measure on the CPU; those that need an accelerator are marked `gpu`.
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/pytest
+FAKE_DEVICES := --xla_force_host_platform_device_count=8
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test test-one-device test-devices check lint fix clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.ready-demo ## set up and run the main experiment
+	$(BIN)/python -m manifold_optax.experiments mlp
+
+test: test-one-device test-devices ## set up and pass the tests
+
+test-one-device: $(VENV)/.ready-test
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not devices"
+
+test-devices: $(VENV)/.ready-test
+	XLA_FLAGS="$$XLA_FLAGS $(FAKE_DEVICES)" $(PYTEST) -m "devices and not slow and not gpu" tests/sharding
+
+check: lint test ## lint, layers, types, then the tests
+
+lint: $(VENV)/.ready-check
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+fix: $(VENV)/.ready-fix ## repair and format the code
+	$(BIN)/ruff check --fix; status=$$?; $(BIN)/ruff format && exit $$status
+
+clean: ## remove .venv, caches and builds; results in runs/ stay
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* .hypothesis \
+	  .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.ready-%: pyproject.toml $(VENV)/.ready
+	@echo "Installing what 'make $*' needs into $(VENV); the first time takes some minutes."
+	$(PIP) install --quiet $(needs-$*)
+	@touch $@
+
+$(VENV)/.ready:
+	@if [ ! -x $(BIN)/python ]; then \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    found=$$($(PYTHON) --version 2>&1 | head -n 1); \
+	    echo "error: Python 3.11 or newer is needed; '$(PYTHON)' gives '$$found'." >&2; \
+	    echo "       Name another one: make <target> PYTHON=python3.12" >&2; \
+	    exit 1; }; \
+	  echo "Creating $(VENV) with $$($(PYTHON) --version)."; \
+	  $(PYTHON) -m venv $(VENV) || { \
+	    rm -rf $(VENV); \
+	    echo "error: '$(PYTHON) -m venv' failed; on Debian and Ubuntu install python3-venv." >&2; \
+	    exit 1; }; \
+	fi
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(VENV) holds $$($(BIN)/python --version), 3.11 or newer is needed: make clean" >&2; \
+	  exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
+	$(PIP) install --quiet --upgrade 'pip>=25.1'
+	@touch $@

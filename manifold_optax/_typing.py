@@ -1,0 +1,33 @@
+"""Array and tree aliases of the whole package.
+
+Matrices stand in the last two axes; every axis before them is a batch axis. Inside
+`linalg` and `geometry` a matrix is `m × n` without a meaning for its rows; from
+`matrices` upwards a leaf has input axes (fan-in, contracted with the activations) and
+output axes (fan-out). A Flax kernel is stored `(fan_in, fan_out)`.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from jaxtyping import Array, Float, PyTree
+
+Matrix: TypeAlias = Float[Array, "*batch m n"]
+"""One matrix or a batch of matrices."""
+
+Square: TypeAlias = Float[Array, "*batch n n"]
+"""One square matrix or a batch of them."""
+
+PerMatrix: TypeAlias = Float[Array, "*batch"]
+"""One number per matrix."""
+
+Schedule: TypeAlias = tuple[tuple[float, float, float], ...]
+"""Rows `(a, b, c)` of odd polynomials `a·s + b·s³ + c·s⁵`, one row per step."""
+
+AxisName: TypeAlias = str | tuple[str, ...] | None
+"""Mesh axes that split the long (row) side of a matrix; `None`: it is whole."""
+
+ArrayTree: TypeAlias = PyTree
+"""A pytree of arrays: parameters, updates or per-matrix numbers."""
+
+Kernel: TypeAlias = Callable[..., tuple[tuple[Any, ...], tuple[Any, ...]]]
+"""`(*matrices, *carried, axis_name=None) -> (matrices, carried)`, for one matrix."""

@@ -1,0 +1,138 @@
+"""Settings of the experiments, with the defaults of each data set."""
+
+import dataclasses
+import math
+from typing import get_args, Literal, TypeAlias
+
+DataName: TypeAlias = Literal["digits", "cifar10"]
+OptimizerName: TypeAlias = Literal[
+    "adamw", "muon", "hyperspherical", "hyperspherical_kept", "manifold_muon"
+]
+DATA_NAMES: tuple[DataName, ...] = get_args(DataName)
+OPTIMIZER_NAMES: tuple[OptimizerName, ...] = get_args(OptimizerName)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRates:
+    """Peak learning rates to run, per optimizer; each decays linearly to zero.
+
+    Attributes:
+        adamw: Rates of AdamW.
+        muon: Rates of Muon.
+        hyperspherical: Rates of descent on the sphere of radius 1.
+        hyperspherical_kept: Rates of descent on the sphere of the initial norm.
+        manifold_muon: Rates of manifold Muon: step lengths in the spectral norm.
+    """
+
+    adamw: tuple[float, ...] = (0.003,)
+    muon: tuple[float, ...] = (0.02,)
+    hyperspherical: tuple[float, ...] = (0.2,)
+    hyperspherical_kept: tuple[float, ...] = (0.2,)
+    manifold_muon: tuple[float, ...] = (0.1,)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            rates: tuple[float, ...] = getattr(self, field.name)
+            for rate in rates:
+                if not (math.isfinite(rate) and rate > 0):
+                    raise ValueError(
+                        f"learning_rates.{field.name} must hold positive finite "
+                        f"numbers, got {rate}."
+                    )
+
+    def of(self, optimizer: OptimizerName) -> tuple[float, ...]:
+        """Returns the rates of one optimizer."""
+        return getattr(self, optimizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class MlpConfig:
+    """The published experiment: one MLP without biases, several optimizers.
+
+    Attributes:
+        data: Data set; it also selects the defaults of all other settings.
+        data_dir: Directory of the CIFAR-10 binary files; those that are missing are
+            downloaded into it. Unused by digits, which are bundled.
+        optimizers: Optimizers to compare.
+        learning_rates: Peak learning rates to run, per optimizer.
+        seeds: Seeds of the initial weights and of the order of the examples.
+        epochs: Passes over the training set.
+        batch_size: Examples per step; the last step of an epoch takes what is left.
+        hidden: Widths of the hidden layers.
+        weight_decay: Decoupled weight decay of AdamW.
+        validation_examples: Training examples held out to rank learning rates.
+        checkpoint_every: Epochs between two checkpoints of a run.
+        timing_rounds: Epochs per optimizer that measure the time per step; 0: none.
+        output_dir: Directory of the results, reports, figures and checkpoints.
+        resume: Skip the finished runs found in `output_dir` and continue the
+            interrupted one.
+    """
+
+    data: DataName = "digits"
+    data_dir: str | None = None
+    optimizers: tuple[OptimizerName, ...] = (
+        "adamw",
+        "muon",
+        "hyperspherical",
+        "manifold_muon",
+    )
+    learning_rates: LearningRates = LearningRates()
+    seeds: tuple[int, ...] = (42, 43, 44)
+    epochs: int = 20
+    batch_size: int = 128
+    hidden: tuple[int, ...] = (128, 64)
+    weight_decay: float = 0.1
+    validation_examples: int = 0
+    checkpoint_every: int = 5
+    timing_rounds: int = 5
+    output_dir: str = "runs/mlp"
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "checkpoint_every"):
+            _require_at_least(name, getattr(self, name), 1)
+        for name in ("weight_decay", "validation_examples", "timing_rounds"):
+            _require_at_least(name, getattr(self, name), 0)
+        for width in self.hidden:
+            _require_at_least("hidden", width, 1)
+        for seed in self.seeds:
+            _require_at_least("seeds", seed, 0)
+        _require_distinct("seeds", self.seeds)
+        _require_distinct("optimizers", self.optimizers)
+        for optimizer in self.optimizers:
+            _require_distinct(
+                f"learning_rates.{optimizer}", self.learning_rates.of(optimizer)
+            )
+
+
+def default_config(data: DataName) -> MlpConfig:
+    """Returns the defaults of one data set.
+
+    Those of CIFAR-10 are the published settings: 3 epochs of 49 steps at batch size
+    1024, seeds 42 to 44, and the learning rates of the reference's sweeps.
+
+    Args:
+        data: Name of the data set.
+
+    Returns:
+        Its configuration.
+    """
+    match data:
+        case "digits":
+            return MlpConfig()
+        case "cifar10":
+            return MlpConfig(
+                data="cifar10", epochs=3, batch_size=1024, checkpoint_every=1
+            )
+
+
+def _require_at_least(name: str, value: float | int, lowest: int) -> None:
+    if not (math.isfinite(value) and value >= lowest):
+        raise ValueError(f"{name} must be at least {lowest}, got {value}.")
+
+
+def _require_distinct(name: str, values: tuple[object, ...]) -> None:
+    if not values:
+        raise ValueError(f"{name} must name at least one value, got none.")
+    if len(set(values)) != len(values):
+        raise ValueError(f"{name} must not repeat a value, got {values}.")

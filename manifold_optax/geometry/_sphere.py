@@ -1,0 +1,70 @@
+"""The sphere of matrices with a given Frobenius norm."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from manifold_optax._typing import AxisName, Matrix
+from manifold_optax.geometry._base import check_size, Manifold, Size
+from manifold_optax.linalg import dot, frobenius_norm, normalize
+
+
+@dataclasses.dataclass(frozen=True)
+class Sphere(Manifold):
+    """Matrices of Frobenius norm `radius`.
+
+    Args:
+        radius: a number > 0; `"rms"`: √(fan_out/fan_in); or `"kept"`: the norm of the
+            incoming point, so that each matrix stays on the sphere that it started on.
+
+    Raises:
+        ValueError: for a radius that is not positive, or an unknown rule.
+
+    Example:
+        >>> Sphere(2.0).project(jnp.array([[3.0, 4.0]]))
+        Array([[1.2, 1.6]], dtype=float32)
+
+    Source: J. Bernstein, "Modular Manifolds", Thinking Machines Lab (2025).
+    """
+
+    radius: Size = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the radius."""
+        check_size("radius", self.radius, ("rms", "kept"))
+
+    @property
+    def size(self) -> Size:
+        """The radius."""
+        return self.radius
+
+    def unit(self) -> "Sphere":
+        """The unit sphere."""
+        return Sphere()
+
+    def random_point(
+        self, key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32
+    ) -> Matrix:
+        """Uniformly distributed point; drawn in float32, then cast.
+
+        Raises:
+            ValueError: for radius `"kept"`, which has no points of its own.
+        """
+        if self.radius == "kept":
+            raise ValueError(
+                "Sphere('kept') takes its radius from the incoming point, so it has no "
+                "random point; draw a matrix of the norm you want, or give a number."
+            )
+        return self.project(jax.random.normal(key, shape)).astype(dtype)
+
+    def _project(self, x: Array, axis_name: AxisName) -> Array:
+        return normalize(x, axis_name)
+
+    def _to_tangent(self, point: Array, vector: Array, axis_name: AxisName) -> Array:
+        return vector - point * dot(point, vector, axis_name)
+
+    def _residual(self, x: Array, axis_name: AxisName) -> Array:
+        return jnp.abs(frobenius_norm(x, axis_name) - 1)[..., 0, 0]

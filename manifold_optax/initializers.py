@@ -1,0 +1,68 @@
+"""Flax-style initializers on manifolds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from manifold_optax.geometry import Manifold, Sphere, Stiefel
+from manifold_optax.matrices import Axes, LAST_TWO
+from manifold_optax.transforms import project
+
+__all__ = ("on_manifold", "sphere", "stiefel")
+
+
+def on_manifold(
+    manifold: Manifold,
+    base: Callable[..., Array] | None = None,
+    *,
+    axes: Axes = LAST_TWO,
+) -> Callable[..., Array]:
+    """Initializer that draws from `base` and projects onto `manifold`.
+
+    Args:
+        manifold: the constraint.
+        base: initializer `(key, shape, dtype) -> array`; `None`: standard Gaussian,
+            which gives the uniform distribution on spheres and Stiefel manifolds.
+        axes: which axes of the array are the matrix; all others are batch axes.
+
+    Returns:
+        An initializer `(key, shape, dtype=jnp.float32) -> array`. It draws and projects
+        in float32 (QR and SVD routines fail in half precision; the polar factor would
+        only be inaccurate) and casts at the end.
+
+    Example:
+        >>> init = on_manifold(Stiefel(), jax.nn.initializers.lecun_uniform())
+        >>> bool(Stiefel().residual(init(jax.random.key(0), (8, 4))) < 1e-6)
+        True
+    """
+    base = jax.nn.initializers.normal(1.0) if base is None else base
+
+    def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return project(base(key, shape, wide), manifold, axes=axes).astype(dtype)
+
+    return init
+
+
+def stiefel(scale: float | str = 1.0, *, axes: Axes = LAST_TWO) -> Callable[..., Array]:
+    """Initializer with all singular values equal to `scale`, uniformly distributed.
+
+    Example:
+        >>> w = stiefel("rms")(jax.random.key(0), (16, 4))
+        >>> jnp.linalg.norm(w, 2).round(4)
+        Array(0.5, dtype=float32)
+    """
+    return on_manifold(Stiefel(scale), axes=axes)
+
+
+def sphere(radius: float | str = 1.0, *, axes: Axes = LAST_TWO) -> Callable[..., Array]:
+    """Initializer with Frobenius norm `radius`, uniformly distributed.
+
+    Example:
+        >>> jnp.linalg.norm(sphere(2.0)(jax.random.key(0), (16, 4))).round(4)
+        Array(2., dtype=float32)
+    """
+    return on_manifold(Sphere(radius), axes=axes)

@@ -1,0 +1,143 @@
+"""Which parameter gets which optimizer: labels by path, for `optax.partition`.
+
+Labels depend on path, rank and sizes alone, never on values or dtypes:
+`optax.partition` labels the parameters at `init` and the updates at `update`.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from manifold_optax._typing import ArrayTree
+from manifold_optax.matrices import leaf_path
+
+MATRIX = "matrix"
+"""Label of the weights of hidden linear maps."""
+
+OTHER = "other"
+"""Label of everything else: embeddings, heads, vectors, norm scales."""
+
+_KERNEL = re.compile(r"(kernel|weights?|w([\dqkvo_]\w*)?)")
+"""Names under which Flax, Equinox, Haiku and plain dictionaries keep linear maps."""
+
+_VECTOR = re.compile(r"(bias|b\d*|scale|offset|gain|gamma|beta|mean|var)")
+"""Names of vectors; they stay vectors when layers are stacked to `[layers, size]`."""
+
+_INPUT_OR_OUTPUT = re.compile(
+    r"(^|/)(\w*embed\w*|wte|wpe|lm_head|head|\w*logits\w*|unembed\w*)(/|$)",
+    re.IGNORECASE,
+)
+"""Path parts of embeddings and readouts: their rows or columns are indexed by tokens or
+classes, and Muon's authors leave them to AdamW (K. Jordan et al., 2024)."""
+
+
+def label_by_path(
+    rules: Mapping[str, str], default: str | None = None
+) -> Callable[[ArrayTree], ArrayTree]:
+    """Labels each parameter by the first regular expression that its path contains.
+
+    A path is `layers/0/kernel`: keys joined by `/`, without the `value` that Flax nnx
+    appends.
+
+    Args:
+        rules: regular expression → label; the first that is found in the path wins.
+        default: label of the rest; `None`: a parameter without a label is an error.
+
+    Returns:
+        A function from a tree to its labels, for `optax.partition` and `hybrid`.
+
+    Raises:
+        ValueError: (the function returned) for a rule that no path matches, listing the
+            paths, and for a path that no rule matches when there is no default.
+
+    Example:
+        >>> labels = label_by_path({r"kernel$": "matrix"}, default="other")
+        >>> labels({"dense": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}})
+        {'dense': {'bias': 'other', 'kernel': 'matrix'}}
+    """
+    compiled = {re.compile(pattern): label for pattern, label in rules.items()}
+
+    def labels(tree: ArrayTree) -> ArrayTree:
+        used: set[str] = set()
+
+        def of_leaf(path: str, leaf: Any) -> str:
+            del leaf
+            matching = [pattern for pattern in compiled if pattern.search(path)]
+            used.update(pattern.pattern for pattern in matching)
+            if not matching and default is None:
+                raise ValueError(
+                    f"No rule labels the parameter {path!r}; the rules are "
+                    f"{list(rules)}. Add one, or a default."
+                )
+            return compiled[matching[0]] if matching else str(default)
+
+        labelled, paths = _label(of_leaf, tree)
+        unused = [pattern for pattern in rules if pattern not in used]
+        if unused and paths:
+            raise ValueError(
+                f"The rules {unused} match no parameter. The paths are: "
+                f"{', '.join(paths)}."
+            )
+        return labelled
+
+    return labels
+
+
+def label_matrices(params: ArrayTree) -> ArrayTree:
+    """Labels the hidden linear maps `"matrix"` and everything else `"other"`, strictly.
+
+    `"other"`: leaves with fewer than two axes; leaves named like a vector (`bias`,
+    `scale`, …), whatever their rank; everything in an embedding or a readout
+    (`embed`, `lm_head`, `head`, …); matrices with one row or column. `"matrix"`: leaves
+    with two axes named like a linear map (`kernel`, `weight`, `w1`, `wq`, …).
+
+    Args:
+        params: tree of arrays (or of their shapes).
+
+    Returns:
+        A tree of labels.
+
+    Raises:
+        ValueError: for a leaf that this cannot tell: an unknown name, or more than two
+            axes (convolutions, experts, scanned layers and heads look alike). The
+            message names it; label it with `label_by_path`.
+
+    Example:
+        >>> label_matrices({"w1": jnp.ones((4, 2)), "b1": jnp.ones(2)})
+        {'b1': 'other', 'w1': 'matrix'}
+    """
+    return _label(_role, params)[0]
+
+
+def _role(path: str, leaf: Any) -> str:
+    name = path.rsplit("/", 1)[-1]
+    shape = tuple(leaf.shape)
+    if len(shape) < 2 or _VECTOR.fullmatch(name) or _INPUT_OR_OUTPUT.search(path):
+        return OTHER
+    if len(shape) == 2 and _KERNEL.fullmatch(name):
+        return MATRIX if min(shape) > 1 else OTHER
+    raise ValueError(
+        f"Cannot tell from its path and shape what the parameter {path!r} of shape "
+        f"{shape} is. Say so: hybrid(..., labels=label_by_path({{r'{name}$': "
+        f"'{MATRIX}'}}, default='{OTHER}')), with axes= for anything but a two-axis "
+        "(fan_in, fan_out) kernel."
+    )
+
+
+def _label(
+    of_leaf: Callable[[str, Any], str], tree: ArrayTree
+) -> tuple[ArrayTree, list[str]]:
+    """Labels of a tree and the paths of its leaves; masks and `None` pass through."""
+    paths: list[str] = []
+
+    def label(keys: Any, leaf: Any) -> Any:
+        if isinstance(leaf, optax.MaskedNode):
+            return leaf
+        paths.append(leaf_path(keys))
+        return of_leaf(paths[-1], leaf)
+
+    masked = lambda node: isinstance(node, optax.MaskedNode)
+    return jax.tree_util.tree_map_with_path(label, tree, is_leaf=masked), paths

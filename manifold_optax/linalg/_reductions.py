@@ -1,0 +1,81 @@
+"""Products, norms and maxima over the long side of a matrix.
+
+Every reduction that crosses the rows of a matrix stands here, so that a matrix whose
+rows are split over mesh axes is handled in one place: each function takes `axis_name`
+and adds (or maximises) over those axes. What comes out is small: `n × n` or a number.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from manifold_optax._typing import AxisName, Matrix, Square
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """Matrix product at full precision, whatever the default matmul precision is."""
+    return jnp.matmul(x, y, precision=_HIGHEST)
+
+
+def inner(x: Matrix, y: Matrix, axis_name: AxisName = None) -> Array:
+    """`xᵀ y`, `[*batch, n, n]`, at full precision; the rows may be split."""
+    return _sum(matmul(x.mT, y), axis_name)
+
+
+def gram(x: Matrix, axis_name: AxisName = None) -> Square:
+    """Gram matrix `xᵀ x`, exactly symmetric, at full precision."""
+    return symmetric(inner(x, x, axis_name))
+
+
+def symmetric(x: Square) -> Square:
+    """Symmetric part `(x + xᵀ)/2`."""
+    return (x + x.mT) / 2
+
+
+def skew(x: Square) -> Square:
+    """Skew-symmetric part `(x − xᵀ)/2`."""
+    return (x - x.mT) / 2
+
+
+def dot(x: Matrix, y: Matrix, axis_name: AxisName = None) -> Float[Array, "*batch 1 1"]:
+    """Inner product `⟨x, y⟩` of each pair of matrices, with the axes kept."""
+    return _sum(jnp.sum(x * y, axis=(-2, -1), keepdims=True), axis_name)
+
+
+def max_abs(x: Matrix, axis_name: AxisName = None) -> Float[Array, "*batch 1 1"]:
+    """Largest modulus of each matrix, with the axes kept; 0 for an empty one."""
+    largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True, initial=0)
+    return largest if axis_name is None else jax.lax.pmax(largest, axis_name)
+
+
+def frobenius_norm(x: Matrix, axis_name: AxisName = None) -> Float[Array, "*batch 1 1"]:
+    """Frobenius norm of each matrix, with the axes kept.
+
+    The entries are divided by the largest one before they are squared, so that
+    neither 1e-30 underflows nor 1e30 overflows in float32.
+    """
+    scale = nonzero(max_abs(x, axis_name))
+    return scale * jnp.sqrt(dot(x / scale, x / scale, axis_name))
+
+
+def normalize(x: Matrix, axis_name: AxisName = None) -> Matrix:
+    """`x / ‖x‖_F`, scale-safe; zero stays zero, a non-finite matrix non-finite."""
+    x = x / nonzero(max_abs(x, axis_name))
+    return x / nonzero(jnp.sqrt(dot(x, x, axis_name)))
+
+
+def nonzero(scale: Array) -> Array:
+    """The divisor `scale`, with 1 in place of 0 (and of NaN: the numerator has it)."""
+    return jnp.where(scale > 0, scale, jnp.ones_like(scale))
+
+
+def row_count(x: Matrix, axis_name: AxisName = None) -> int:
+    """Number of rows of the whole matrix, of which `x` may hold a part."""
+    parts = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    return x.shape[-2] * parts
+
+
+def _sum(x: Array, axis_name: AxisName) -> Array:
+    return x if axis_name is None else jax.lax.psum(x, axis_name)

@@ -1,0 +1,29 @@
+"""Leaves ↔ stacks of matrices: view, plan, map.
+
+`map_matrices` is the only way of a transformation into the matrices of a tree.
+"""
+
+from manifold_optax.matrices._map import map_matrices, per_matrix, plan_matrices
+from manifold_optax.matrices._plan import Placement, Plan
+from manifold_optax.matrices._view import (
+    Axes,
+    LAST_TWO,
+    leaf_path,
+    Split,
+    View,
+    views_of,
+)
+
+__all__ = (
+    "LAST_TWO",
+    "Axes",
+    "Placement",
+    "Plan",
+    "Split",
+    "View",
+    "leaf_path",
+    "map_matrices",
+    "per_matrix",
+    "plan_matrices",
+    "views_of",
+)

@@ -1,0 +1,276 @@
+"""The one way of a transformation into the matrices of a tree, and back.
+
+Four steps, always in this order: **view** each leaf as a batch of matrices, **stack**
+the matrices of one shape, **place** the stack, **compute** with a kernel that knows one
+matrix. Compile time does not grow with the depth of a model, because a stack is
+compiled once.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+from manifold_optax._checks import require_floating, require_same_shapes
+from manifold_optax._typing import ArrayTree, Kernel
+from manifold_optax.matrices._plan import (
+    explicit_placement,
+    make_plan,
+    Placement,
+    Plan,
+)
+from manifold_optax.matrices._stack import Operands, run
+from manifold_optax.matrices._view import (
+    Axes,
+    LAST_TWO,
+    leaf_path,
+    per_matrix_shape,
+    Split,
+    View,
+    views_of,
+)
+
+
+def map_matrices(
+    kernel: Kernel,
+    trees: Sequence[ArrayTree],
+    carried: Sequence[ArrayTree] = (),
+    *,
+    axes: Axes = LAST_TWO,
+    transposable: bool = True,
+    outputs: int = 1,
+    placement: Placement | None = None,
+    dtype: Any = None,
+) -> tuple[tuple[ArrayTree, ...], tuple[ArrayTree, ...]]:
+    """Applies `kernel` to every matrix of a tree.
+
+    Args:
+        kernel: `(*matrices, *carried, axis_name=None) -> (matrices, carried)` for one
+            matrix of each tree, `long × short`. It returns `outputs` matrices and as
+            many carried arrays, of the same shapes, as it was given. `axis_name` names
+            the mesh axes that split the rows.
+        trees: input trees of one structure, e.g. `(updates,)` or `(updates, params)`.
+            The first decides which leaves exist: `None`, `optax.MaskedNode` and empty
+            leaves pass through.
+        carried: trees of per-matrix arrays, leaf `[*batch, …]`, `[*batch, blocks, …]`
+            for a `Split`.
+        axes: how every leaf is a batch of matrices; axes that are not named are batch
+            axes.
+        transposable: whether `kernel(xᵀ) = kernel(x)ᵀ`. Then wide matrices are
+            transposed, and both orientations of a shape share a stack. Otherwise the
+            kernel sees `fan_out × fan_in`.
+        outputs: number of matrices that the kernel returns.
+        placement: which device computes what, of `mo.sharding`. `None`: read from the
+            arrays on Explicit meshes, local otherwise. Inside `shard_map` and `pmap`
+            everything is local.
+        dtype: dtype in which the kernel computes; `None`: at least float32.
+
+    Returns:
+        `outputs` trees like the first, each leaf in its dtype, and the carried trees.
+
+    Raises:
+        TypeError: for a leaf that is not real floating.
+        ValueError: for ranks, shapes or structures that do not fit, and for a sharding
+            that the placement does not cover. All name the leaf.
+
+    Example:
+        >>> def normalize(x, axis_name=None):
+        ...     return (x / jnp.linalg.norm(x),), ()
+        >>> (tree,), _ = map_matrices(normalize, ({"w": 3 * jnp.eye(2)},))
+        >>> tree["w"].round(3)
+        Array([[0.707, 0.   ],
+               [0.   , 0.707]], dtype=float32)
+    """
+    flat = _flatten(trees)
+    blocks = _blocks(flat, carried, axes, dtype)
+    plan = _plan(flat, blocks, transposable, placement)
+    results = run(kernel, plan, [block.operands for block in blocks], outputs)
+    return _unflatten(flat, blocks, results, carried, axes, outputs)
+
+
+def plan_matrices(
+    tree: ArrayTree,
+    *,
+    axes: Axes = LAST_TWO,
+    transposable: bool = True,
+    placement: Placement | None = None,
+) -> Plan:
+    """The plan by which `map_matrices` would go over `tree`; print it to read it.
+
+    Example:
+        >>> print(plan_matrices({"a": jnp.ones((4, 2)), "b": jnp.ones((3, 2, 4))}))
+        4 × 2 float32: 4 matrices, local: a, b
+    """
+    flat = _flatten((tree,))
+    blocks = _blocks(flat, (), axes, None)
+    return _plan(flat, blocks, transposable, placement)
+
+
+def per_matrix(
+    tree: ArrayTree, fill: float, *, axes: Axes = LAST_TWO, tail: tuple[int, ...] = ()
+) -> ArrayTree:
+    """Tree of float32 arrays `[*batch, *tail]`, one entry per matrix; for `init`.
+
+    Example:
+        >>> per_matrix({"w": jnp.ones((3, 4, 2))}, 0.0)
+        {'w': Array([0., 0., 0.], dtype=float32)}
+    """
+
+    def of_leaf(keys: Any, leaf: Any) -> Array:
+        shape = per_matrix_shape(leaf, leaf_path(keys), axes)
+        return jnp.full((*shape, *tail), fill, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+class _Flat(NamedTuple):
+    """Leaves of the first tree, and for those that hold matrices all trees' arrays."""
+
+    leaves: list[Any]
+    treedef: Any
+    arrays: dict[int, tuple[Array, ...]]
+    paths: dict[int, str]
+
+
+class _Block(NamedTuple):
+    """One block of the leaf at position `leaf`."""
+
+    leaf: int
+    view: View
+    operands: Operands
+
+
+def _is_absent(node: Any) -> bool:
+    return node is None or isinstance(node, optax.MaskedNode)
+
+
+def _flatten(trees: Sequence[ArrayTree]) -> _Flat:
+    paired, treedef = jax.tree_util.tree_flatten_with_path(trees[0], is_leaf=_is_absent)
+    others = [_like(treedef, tree) for tree in trees[1:]]
+    flat = _Flat([leaf for _, leaf in paired], treedef, {}, {})
+    for index, (keys, first) in enumerate(paired):
+        if _is_absent(first):
+            continue
+        path, arrays = leaf_path(keys), (first, *(other[index] for other in others))
+        for array in arrays:
+            require_floating(array, path)
+        require_same_shapes(arrays, path)
+        if math.prod(first.shape):
+            flat.arrays[index], flat.paths[index] = arrays, path
+    return flat
+
+
+def _like(treedef: Any, tree: ArrayTree) -> list[Any]:
+    try:
+        return treedef.flatten_up_to(tree)
+    except ValueError as error:
+        raise ValueError(
+            "Updates, parameters and state must have one tree structure; the updates "
+            f"have {treedef}. JAX says: {error}"
+        ) from error
+
+
+def _blocks(
+    flat: _Flat, carried: Sequence[ArrayTree], axes: Axes, dtype: Any
+) -> list[_Block]:
+    columns = [_like(flat.treedef, tree) for tree in carried]
+    blocks = []
+    for index, arrays in flat.arrays.items():
+        wide = jnp.result_type(jnp.float32, *arrays) if dtype is None else dtype
+        for position, view in enumerate(views_of(arrays[0], flat.paths[index], axes)):
+            at = _block_index(view, position, axes)
+            operands = Operands(
+                tuple(view.block(array).astype(wide) for array in arrays),
+                tuple(column[index][at] for column in columns),
+            )
+            blocks.append(_Block(index, view, operands))
+    return blocks
+
+
+def _block_index(view: View, position: int, axes: Axes) -> Any:
+    """Where a block finds its own numbers in a carried array."""
+    if not isinstance(axes, Split):
+        return ...
+    return (*(slice(None),) * len(view.batch_axes), position)
+
+
+def _plan(
+    flat: _Flat,
+    blocks: Sequence[_Block],
+    transposable: bool,
+    placement: Placement | None,
+) -> Plan:
+    placement = _resolved(placement, [arrays[0] for arrays in flat.arrays.values()])
+    facts = []
+    for block in blocks:
+        first = block.operands.matrices[0]
+        facts.append((block.view, str(first.dtype), _spec(block, placement)))
+    return make_plan(facts, transposable=transposable, placement=placement)
+
+
+def _resolved(placement: Placement | None, arrays: Sequence[Array]) -> Placement | None:
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    inside = jax.sharding.AxisType.Manual in kinds
+    if inside and placement is not None:
+        raise ValueError(
+            "A placement was given inside shard_map or pmap, where each device already "
+            "computes for itself; leave placement=None there."
+        )
+    if inside or placement is not None:
+        return placement
+    return explicit_placement(arrays)
+
+
+def _spec(block: _Block, placement: Placement | None) -> PartitionSpec | None:
+    """Partition spec of a block; `None` where only the compiler will know it."""
+    path = block.view.path
+    if placement is not None and placement.specs is not None:
+        if path not in placement.specs:
+            known = ", ".join(sorted(placement.specs))
+            raise ValueError(f"The placement has no spec for {path!r}; it has {known}.")
+        return placement.specs[path]
+    sharding = jax.typeof(block.operands.matrices[0]).sharding
+    automatic = jax.sharding.AxisType.Auto in sharding.mesh.axis_types
+    if automatic and placement is not None:
+        raise ValueError(
+            f"The placement has no specs, and {path!r} lies on a mesh of Auto axes, "
+            "whose layout is not visible; give specs=, the partition specs of params."
+        )
+    return None if automatic else sharding.spec
+
+
+def _unflatten(
+    flat: _Flat,
+    blocks: Sequence[_Block],
+    results: Sequence[Operands],
+    carried: Sequence[ArrayTree],
+    axes: Axes,
+    outputs: int,
+) -> tuple[tuple[ArrayTree, ...], tuple[ArrayTree, ...]]:
+    parts: dict[int, list[tuple[View, Operands]]] = {}
+    for block, result in zip(blocks, results, strict=True):
+        parts.setdefault(block.leaf, []).append((block.view, result))
+    trees = [list(flat.leaves) for _ in range(outputs)]
+    numbers = [_like(flat.treedef, tree) for tree in carried]
+    for index, pieces in parts.items():
+        view = pieces[0][0]
+        dtype = flat.leaves[index].dtype
+        for which, tree in enumerate(trees):
+            joined = [result.matrices[which] for _, result in pieces]
+            if view.window is not None:
+                joined = [jnp.concatenate(joined, axis=view.window[0])]
+            tree[index] = joined[0].astype(dtype)
+        for which, column in enumerate(numbers):
+            joined = [result.carried[which] for _, result in pieces]
+            if isinstance(axes, Split):
+                joined = [jnp.stack(joined, axis=len(view.batch_axes))]
+            column[index] = joined[0]
+    return (
+        tuple(flat.treedef.unflatten(tree) for tree in trees),
+        tuple(flat.treedef.unflatten(column) for column in numbers),
+    )

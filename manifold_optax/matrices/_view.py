@@ -1,0 +1,159 @@
+"""How a leaf is a batch of matrices: axes, declared splits, fan-in and fan-out."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import optax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+from manifold_optax._checks import require_floating, require_rank
+
+LAST_TWO = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+"""A Flax kernel `[*batch, fan_in, fan_out]`; axes before the last two are batches."""
+
+
+class Split(NamedTuple):
+    """Declares that a leaf is several matrices fused along one axis.
+
+    Example: queries, keys and values of grouped-query attention in one kernel
+    `[embed, 4096 + 1024 + 1024]` are `Split((4096, 1024, 1024))`; each block is then a
+    matrix of its own.
+    """
+
+    sizes: tuple[int, ...]
+    """Sizes of the blocks; their sum is the size of the axis."""
+    axis: int = -1
+    """The fused axis."""
+    axes: optax.contrib.MuonDimensionNumbers = LAST_TWO
+    """How each block is a batch of matrices."""
+
+
+Axes: TypeAlias = optax.contrib.MuonDimensionNumbers | Split
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One block of a leaf as a batch of matrices.
+
+    `window` is `(axis, start, stop)` of the block in its leaf, `None` for the whole
+    leaf; `shape` and the axes are those of the block.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    batch_axes: tuple[int, ...]
+    in_axes: tuple[int, ...]
+    out_axes: tuple[int, ...]
+    window: tuple[int, int, int] | None = None
+
+    @property
+    def fan_in(self) -> int:
+        """Number of inputs of the linear map."""
+        return math.prod(self.shape[axis] for axis in self.in_axes)
+
+    @property
+    def fan_out(self) -> int:
+        """Number of outputs of the linear map."""
+        return math.prod(self.shape[axis] for axis in self.out_axes)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Shape of the batch axes; one matrix per entry."""
+        return tuple(self.shape[axis] for axis in self.batch_axes)
+
+    @property
+    def matrix_axes(self) -> tuple[int, ...]:
+        """All axes that make up one matrix."""
+        return (*self.in_axes, *self.out_axes)
+
+    def block(self, leaf: Array) -> Array:
+        """The part of `leaf` that this view is about."""
+        if self.window is None:
+            return leaf
+        axis, start, stop = self.window
+        return jax.lax.slice_in_dim(leaf, start, stop, axis=axis)
+
+
+def leaf_path(keys: Sequence[Any]) -> str:
+    """Normalised path of a leaf: `layers/0/kernel`, without the `value` of Flax nnx."""
+    path = jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
+    return path.removesuffix("/value")
+
+
+def views_of(leaf: Any, path: str, axes: Axes) -> tuple[View, ...]:
+    """The blocks of a leaf, one view each.
+
+    Raises:
+        TypeError: for a leaf that is not a real floating array.
+        ValueError: for a leaf whose rank or sizes do not fit `axes`.
+    """
+    require_floating(leaf, path)
+    if not isinstance(axes, Split):
+        return (_view_of(leaf.shape, path, axes, None),)
+    require_rank(leaf, 2, path)
+    axis = _normalized(axes.axis, len(leaf.shape), path)
+    if sum(axes.sizes) != leaf.shape[axis] or min(axes.sizes, default=0) < 1:
+        raise ValueError(
+            f"The split {axes.sizes} of axis {axes.axis} sums to {sum(axes.sizes)}, "
+            f"but the leaf {path!r} of shape {tuple(leaf.shape)} has "
+            f"{leaf.shape[axis]} there; the sizes must be positive and add up."
+        )
+    views, start = [], 0
+    for size in axes.sizes:
+        shape = (*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
+        views.append(_view_of(shape, path, axes.axes, (axis, start, start + size)))
+        start += size
+    if any(axis in view.batch_axes for view in views):
+        raise ValueError(
+            f"The split axis {axes.axis} of the leaf {path!r} is a batch axis of "
+            f"{axes.axes}; split an input or an output axis."
+        )
+    return tuple(views)
+
+
+def per_matrix_shape(leaf: Any, path: str, axes: Axes) -> tuple[int, ...]:
+    """Shape of one number per matrix: the batch axes, then the blocks of a split."""
+    views = views_of(leaf, path, axes)
+    blocks = (len(views),) if isinstance(axes, Split) else ()
+    return (*views[0].batch_shape, *blocks)
+
+
+def block_spec(view: View, spec: PartitionSpec) -> tuple[Any, ...]:
+    """`spec` padded with `None` to the rank of the view."""
+    return (*spec, *(None,) * (len(view.shape) - len(spec)))
+
+
+def _view_of(
+    shape: tuple[int, ...],
+    path: str,
+    axes: optax.contrib.MuonDimensionNumbers,
+    window: tuple[int, int, int] | None,
+) -> View:
+    named_in, named_out = _tuple(axes.reduction_axis), _tuple(axes.output_axis)
+    needed = max((-a if a < 0 else a + 1 for a in (*named_in, *named_out)), default=0)
+    require_rank(jax.ShapeDtypeStruct(shape, "float32"), max(needed, 2), path)
+    in_axes = tuple(_normalized(axis, len(shape), path) for axis in named_in)
+    out_axes = tuple(_normalized(axis, len(shape), path) for axis in named_out)
+    named = (*in_axes, *out_axes)
+    if not in_axes or not out_axes or len(set(named)) < len(named):
+        raise ValueError(
+            f"{axes} must name at least one input axis and one output axis, all "
+            f"different; on the leaf {path!r} of shape {shape} they are {in_axes} and "
+            f"{out_axes}."
+        )
+    batch = tuple(axis for axis in range(len(shape)) if axis not in named)
+    return View(path, shape, batch, in_axes, out_axes, window)
+
+
+def _normalized(axis: int, rank: int, path: str) -> int:
+    if not -rank <= axis < rank:
+        raise ValueError(f"Axis {axis} does not exist in {path!r}, which has {rank}.")
+    return axis % rank
+
+
+def _tuple(axes: Sequence[int] | int) -> tuple[int, ...]:
+    return (axes,) if isinstance(axes, int) else tuple(axes)

@@ -1,0 +1,68 @@
+"""Hyperspherical descent: the sphere under the Frobenius norm."""
+
+from typing import Any
+
+import optax
+
+from manifold_optax import transforms
+from manifold_optax.geometry import Frobenius, Sphere
+from manifold_optax.matrices import Axes, LAST_TWO, Placement
+from manifold_optax.optimizers._links import momentum_link, refuse_weight_decay
+
+
+def hyperspherical_descent(
+    learning_rate: Any,
+    *,
+    manifold: Sphere | None = None,
+    momentum: Any = None,
+    nesterov: bool = False,
+    weight_decay: None = None,
+    axes: Axes = LAST_TWO,
+    placement: Placement | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Hyperspherical descent for a group of matrices: each keeps its Frobenius norm.
+
+    The chain is `momentum → direction → learning_rate → retraction`: the gradient
+    without its radial part, normalised, a step, and the way back to the sphere. A step
+    of learning rate `η` turns a matrix by the angle `atan(η)`.
+
+    Args:
+        learning_rate: number > 0 or schedule; the step in units of the radius.
+        manifold: `Sphere(radius)`; `None`: radius 1. `Sphere("kept")` keeps the norm
+            that each matrix has.
+        momentum: decay of the average in [0, 1); `None`: none, as published.
+        nesterov: whether the average looks one step ahead.
+        weight_decay: must be `None`; here so that asking for it is an error that says
+            why.
+        axes: which axes of a leaf are the matrix; all others are batch axes.
+        placement: which device computes which matrix; `None`: see `map_matrices`.
+
+    Returns:
+        A named chain; `update` needs `params`.
+
+    Raises:
+        ValueError: for numbers out of range, a weight decay, or (at update) a leaf that
+            is not a batch of matrices, naming it.
+
+    Example:
+        >>> params = project({"w": jnp.ones((4, 2))}, Sphere())
+        >>> tx = hyperspherical_descent(0.1)
+        >>> gradient = {"w": jnp.arange(8.0).reshape(4, 2)}
+        >>> updates, _ = tx.update(gradient, tx.init(params), params)
+        >>> jnp.linalg.norm(optax.apply_updates(params, updates)["w"]).round(5)
+        Array(1., dtype=float32)
+
+    Source: J. Bernstein, "Modular Manifolds", Thinking Machines Lab (2025).
+    """
+    refuse_weight_decay("hyperspherical_descent", weight_decay)
+    manifold = Sphere() if manifold is None else manifold
+    direction = transforms.steepest(
+        manifold, Frobenius(), axes=axes, placement=placement
+    )
+    retraction = transforms.retract(manifold, axes=axes, placement=placement)
+    return optax.named_chain(
+        *momentum_link(momentum, nesterov=nesterov),
+        ("direction", direction),
+        ("learning_rate", optax.scale_by_learning_rate(learning_rate)),
+        ("retraction", retraction),
+    )

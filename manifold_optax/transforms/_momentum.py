@@ -1,0 +1,98 @@
+"""Momentum: an exponential moving average of the updates."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int32
+
+from manifold_optax._checks import require_in_range
+from manifold_optax._typing import ArrayTree
+from manifold_optax.transforms._leaves import fill_absent, map_leaves
+
+
+class MomentumState(NamedTuple):
+    """State of `momentum`."""
+
+    count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Number of updates so far."""
+    average: ArrayTree
+    """Like the parameters, in at least float32."""
+
+
+def momentum(
+    decay: Any, *, nesterov: bool = True, debias: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """Replaces each update by an exponential moving average of the updates.
+
+    With `m ← β·m + (1−β)·g` at step `t = 1, 2, …`:
+
+    | | plain | Nesterov |
+    |---|---|---|
+    | `debias=False` | `m` | `β·m + (1−β)·g` |
+    | `debias=True` | `m/(1−βᵗ)` | `β·m/(1−βᵗ⁺¹) + (1−β)·g/(1−βᵗ)` |
+
+    The last cell is the average of `optax.contrib.muon` (that of Nadam); `optax.trace`
+    differs from it by 6 % in the second update. A leaf whose update is `None` keeps its
+    average.
+
+    Args:
+        decay: β in [0, 1); may be traced.
+        nesterov: whether to look one step ahead.
+        debias: whether to divide by the sum of the weights.
+
+    Returns:
+        A transformation with state `MomentumState`. Leaves of any shape and floating
+        dtype; the average is kept in at least float32, so bfloat16 gradients do not
+        stall it, and updates leave in the dtype in which they came.
+
+    Raises:
+        ValueError: for a concrete decay outside [0, 1).
+        TypeError: at init and update, for a leaf that is not real floating.
+
+    Example:
+        >>> tx = momentum(0.5, nesterov=False)
+        >>> params = {"w": jnp.zeros(2)}
+        >>> updates, state = tx.update({"w": jnp.ones(2)}, tx.init(params))
+        >>> updates
+        {'w': Array([0.5, 0.5], dtype=float32)}
+
+    Source: T. Dozat, "Incorporating Nesterov momentum into Adam" (2016), for the
+    debiased form.
+    """
+    require_in_range("decay", decay, 0.0, 1.0)
+
+    def init_fn(params: ArrayTree) -> MomentumState:
+        average = map_leaves(
+            lambda _, p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)),
+            params,
+        )
+        return MomentumState(jnp.zeros((), jnp.int32), average)
+
+    def update_fn(
+        updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[ArrayTree, MomentumState]:
+        del params, extra_args
+        count = jnp.asarray(optax.safe_increment(state.count))
+
+        def advance(path: str, update: Array, average: Array) -> Array:
+            del path
+            return decay * average + (1 - decay) * update.astype(average.dtype)
+
+        def read(path: str, update: Array, average: Array) -> Array:
+            del path
+            now, ahead = average, average
+            gradient = update.astype(average.dtype)
+            if debias:
+                now = average / (1 - decay**count)
+                ahead = average / (1 - decay ** (count + 1))
+                gradient = gradient / (1 - decay**count)
+            mixed = decay * ahead + (1 - decay) * gradient if nesterov else now
+            return mixed.astype(update.dtype)
+
+        average = fill_absent(
+            map_leaves(advance, updates, state.average), state.average
+        )
+        return map_leaves(read, updates, average), MomentumState(count, average)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

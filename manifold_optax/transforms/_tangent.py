@@ -1,0 +1,58 @@
+"""Projection of updates onto the tangent space at the parameters."""
+
+from typing import Any
+
+import optax
+
+from manifold_optax._checks import require_params
+from manifold_optax._typing import ArrayTree, AxisName, Matrix
+from manifold_optax.geometry import Manifold
+from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
+from manifold_optax.transforms._leaves import divide_leaves, sizes_at
+
+
+def tangent_project(
+    manifold: Manifold,
+    *,
+    axes: Axes = LAST_TWO,
+    placement: Placement | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Projects each update onto the tangent space of `manifold` at the parameter.
+
+    The projection is orthogonal in the Frobenius inner product. After a momentum link
+    it also transports the average to the current tangent space.
+
+    Args:
+        manifold: the constraint of every leaf.
+        axes: which axes of a leaf are the matrix; all others are batch axes.
+        placement: which device computes which matrix; `None`: see `map_matrices`.
+
+    Returns:
+        A stateless transformation that needs `params`. Updates leave in the dtype in
+        which they came; computed in at least float32.
+
+    Raises:
+        ValueError: at update, if `params` is None or a leaf is not a batch of matrices.
+
+    Example:
+        >>> tx = optax.chain(optax.trace(0.9), tangent_project(Stiefel()))
+
+    Source: Absil, Mahony, Sepulchre (2008), section 3.6.1.
+    """
+    unit = manifold.unit()
+
+    def kernel(update: Matrix, point: Matrix, axis_name: AxisName = None) -> Any:
+        return (unit.to_tangent(point, update, axis_name=axis_name),), ()
+
+    def update_fn(
+        updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[ArrayTree, Any]:
+        del extra_args
+        require_params(params, "tangent_project")
+        points = divide_leaves(params, sizes_at(manifold, params, axes))
+        (updates,), _ = map_matrices(
+            kernel, (updates, points), axes=axes, placement=placement
+        )
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
