@@ -19,8 +19,10 @@ def matmul(x: Array, y: Array) -> Array:
     return jnp.matmul(x, y, precision=_HIGHEST)
 
 
-def inner(x: Matrix, y: Matrix, axis_name: AxisName = None) -> Array:
-    """`xᵀ y`, `[*batch, n, n]`, at full precision; the rows may be split."""
+def inner(
+    x: Matrix, y: Float[Array, "*batch m k"], axis_name: AxisName = None
+) -> Float[Array, "*batch n k"]:
+    """`xᵀ y`, `[*batch, n, k]`, at full precision; the rows may be split."""
     return _sum(matmul(x.mT, y), axis_name)
 
 

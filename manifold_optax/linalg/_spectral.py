@@ -1,6 +1,6 @@
 """The largest singular value by power iteration, and the sum of all of them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ def spectral_norm(
         start = jnp.where(usable, right.astype(y.dtype), start)
     v = _unit(start[..., None])
 
-    def advance(_: int, v: Array) -> Array:
+    def advance(_: Any, v: Array) -> Array:
         w = inner(y, matmul(y, v), axis_name)
         return jnp.where(jnp.any(w != 0, axis=-2, keepdims=True), _unit(w), v)
 

@@ -58,7 +58,8 @@ def map_matrices(
             The first decides which leaves exist: `None`, `optax.MaskedNode` and empty
             leaves pass through.
         carried: trees of per-matrix arrays, leaf `[*batch, …]`, `[*batch, blocks, …]`
-            for a `Split`.
+            for a `Split`: numbers, or vectors of the short side (of a square matrix:
+            the fan-in).
         axes: how every leaf is a batch of matrices; axes that are not named are batch
             axes.
         transposable: whether `kernel(xᵀ) = kernel(x)ᵀ`. Then wide matrices are
@@ -210,7 +211,17 @@ def _plan(
     for block in blocks:
         first = block.operands.matrices[0]
         facts.append((block.view, str(first.dtype), _spec(block, placement)))
-    return make_plan(facts, transposable=transposable, placement=placement)
+    numbers_only = all(
+        array.ndim == len(block.view.batch_axes)
+        for block in blocks
+        for array in block.operands.carried
+    )
+    return make_plan(
+        facts,
+        transposable=transposable,
+        turn_squares=numbers_only,
+        placement=placement,
+    )
 
 
 def _resolved(placement: Placement | None, arrays: Sequence[Array]) -> Placement | None:

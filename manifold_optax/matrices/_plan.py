@@ -96,6 +96,7 @@ def make_plan(
     blocks: Sequence[tuple[View, Any, PartitionSpec | None]],
     *,
     transposable: bool,
+    turn_squares: bool,
     placement: Placement | None,
 ) -> Plan:
     """Groups the blocks of all leaves.
@@ -104,6 +105,9 @@ def make_plan(
         blocks: view, compute dtype and partition spec of each block; the spec is `None`
             where it is not known.
         transposable: whether both orientations of a matrix share a stack.
+        turn_squares: whether a square matrix may be transposed so that the side that
+            is split is the long one; not where a vector of the short side is carried,
+            which would change its meaning with the placement.
         placement: recipe and mesh; `None`: everything local.
 
     Raises:
@@ -113,7 +117,8 @@ def make_plan(
     grouped: dict[tuple[Any, ...], list[Member]] = {}
     for index, (view, dtype, spec) in enumerate(blocks):
         padded = PartitionSpec(*block_spec(view, spec or PartitionSpec()))
-        short, long = _sides(view, padded, transposable, placement)
+        turn = turn_squares and placement is not None and placement.recipe == "split"
+        short, long = _sides(view, padded, transposable, turn)
         member = Member(index, view, short, long, padded)
         recipe, names = _recipe(member, placement)
         layout = _layout(member) if recipe == "owned" else ()
@@ -127,9 +132,9 @@ def make_plan(
 
 
 def _sides(
-    view: View, spec: PartitionSpec, transposable: bool, placement: Placement | None
+    view: View, spec: PartitionSpec, transposable: bool, turn_squares: bool
 ) -> tuple[Side, Side]:
-    """Short and long side; without transposition the fan-in is `short`."""
+    """Short and long side; the fan-in is `short` when square or not transposable."""
 
     def side(axes: tuple[int, ...]) -> Side:
         return Side(axes, tuple(_names(spec[axis]) for axis in axes))
@@ -139,9 +144,7 @@ def _sides(
         return inner, outer
     if view.fan_in > view.fan_out:
         return outer, inner
-    # A square matrix may be turned so that the side that is split is the long one.
-    split = placement is not None and placement.recipe == "split"
-    return (outer, inner) if split and inner.names else (inner, outer)
+    return (outer, inner) if turn_squares and inner.names else (inner, outer)
 
 
 def _recipe(

@@ -26,11 +26,11 @@ def config(tmp_path):
     """20 steps: 4 epochs of 5, the last of which has 16 examples."""
     return MlpConfig(
         optimizers=("adamw", "manifold_muon"),
-        learning_rates=LearningRates(adamw=(0.01,), manifold_muon=(0.1,)),
+        learning_rates=LearningRates(adamw=(0.01,), hyperspherical=(0.1,)),
         seeds=(0,),
         epochs=4,
         batch_size=60,
-        hidden=(12, 8),
+        hidden=(8, 16),
         checkpoint_every=1,
         timing_rounds=1,
         output_dir=str(tmp_path / "output"),

@@ -30,6 +30,7 @@ def test_digits_file_mirrors_the_defaults():
 def test_cifar10_file_has_the_published_settings():
     table = read_overrides(CONFIGS / "mlp_cifar10.toml")
     config = apply_overrides(MlpConfig(), table)
+    assert config == default_config("cifar10")
     assert (config.epochs, config.batch_size, config.hidden) == (3, 1024, (128, 64))
     assert config.seeds == (42, 43, 44)
     assert config.learning_rates.adamw == (0.003,)

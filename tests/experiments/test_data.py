@@ -25,6 +25,7 @@ def test_digits_are_always_split_alike():
 
 def test_held_out_examples_leave_the_training_set(dataset):
     divided = hold_out(dataset, 56)
+    assert divided.validation is not None
     assert len(divided.train.labels) == 200
     assert len(divided.validation.labels) == 56
     parts = np.concatenate([divided.train.images, divided.validation.images])
@@ -35,6 +36,7 @@ def test_held_out_examples_leave_the_training_set(dataset):
 
 def test_configured_validation_set_is_held_out():
     dataset = load_dataset(dataclasses.replace(MlpConfig(), validation_examples=137))
+    assert dataset.validation is not None
     assert len(dataset.train.labels) == 1300
     assert len(dataset.validation.labels) == 137
 

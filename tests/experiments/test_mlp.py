@@ -34,10 +34,11 @@ class _Interrupted(Exception):
 
 
 def test_a_run_writes_table_results_events_figures_and_checkpoints(config, dataset):
+    config = dataclasses.replace(config, optimizers=("adamw", "hyperspherical"))
     report = run_mlp(config, dataset)
     output = pathlib.Path(config.output_dir)
     assert report == (output / "report.md").read_text(encoding="utf-8")
-    assert "| manifold_muon | 0.1 " in report
+    assert "| hyperspherical | 0.1 " in report
     assert {path.name for path in output.glob("*.png")} == {
         "accuracy.png",
         "loss.png",
@@ -47,8 +48,7 @@ def test_a_run_writes_table_results_events_figures_and_checkpoints(config, datas
     lines = (output / "results.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["settings"]["optimizer"] for row in rows] == list(config.optimizers)
-    assert [len(values) for values in rows[1]["singular_values"]] == [12, 8, 4]
-    assert rows[1]["singular_values"][0] == pytest.approx([1] * 12, abs=1e-5)
+    assert [len(values) for values in rows[1]["singular_values"]] == [8, 8, 4]
     assert rows[1]["residual"] < 1e-5
     assert rows[0]["residual"] is None
     assert len(list((output / "checkpoints").iterdir())) == 2
@@ -73,10 +73,16 @@ def test_two_processes_give_the_same_numbers(tmp_path):
     assert _numbers(tmp_path / "first") == _numbers(tmp_path / "second")
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adamw", "muon", pytest.param("manifold_muon", marks=pytest.mark.slow)],
+)
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
-    config, dataset, tmp_path, monkeypatch
+    config, dataset, tmp_path, monkeypatch, optimizer
 ):
-    config = _moved(config, tmp_path, "whole", checkpoint_every=2)
+    config = _moved(
+        config, tmp_path, "whole", optimizers=(optimizer,), checkpoint_every=2
+    )
     _make_runs(config, dataset)
     save = Checkpoints.save
 

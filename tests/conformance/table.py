@@ -1,0 +1,244 @@
+"""Every public transformation, once, and the small model on which all are checked.
+
+A `Case` is one public factory with arguments. A new factory in `mo.__all__` without a
+case fails `test_completeness.py`; a new case runs through every check.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import manifold_optax as mo
+
+Tree = Any
+Tx = optax.GradientTransformationExtraArgs
+
+# One tall, one wide and two stacked matrices of one shape: a single kernel to compile.
+KERNELS = {
+    "first": {"kernel": (8, 2)},
+    "second": {"kernel": (2, 8)},
+    "third": {"kernel": (2, 8, 2)},
+}
+VECTOR = {"fourth": {"bias": (3,)}}
+
+# The same program, differently fused or batched, rounds differently: a few dozen
+# float32 units (6e-8) of entries of order 1; eigenvectors amplify that tenfold.
+ROUNDING = 2e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One public factory with arguments, and what holds for it."""
+
+    name: str
+    factory: Callable[..., Tx]
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Arguments that may be injected as hyperparameters."""
+    manifold: mo.Manifold = mo.Euclidean()
+    """Where the parameters lie at the start."""
+    needs_params: bool = True
+    any_shape: bool = False
+    """Takes leaves of any rank, not only matrices."""
+    whole_model: bool = False
+    """Labels the leaves by their paths, and takes all of them."""
+    retracts: bool = False
+    """Lands on the manifold; updates come in the dtype of the parameter."""
+    slow: bool = False
+    """Same code as another case, but dear to compile: nightly only."""
+
+    def make(self) -> Tx:
+        return self.factory(**self.arguments, **self.numbers)
+
+    @property
+    def public_name(self) -> str:
+        return self.factory.__name__
+
+    @property
+    def shapes(self) -> Tree:
+        return KERNELS | VECTOR if self.any_shape or self.whole_model else KERNELS
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+def hybrid(learning_rate: Any, momentum: Any, weight_decay: Any) -> Tx:
+    """`mo.hybrid` of numbers alone, and by path: `third` has three axes."""
+    return mo.hybrid(
+        mo.muon(learning_rate, momentum=momentum, weight_decay=weight_decay),
+        others=optax.adamw(learning_rate),
+        labels=mo.label_by_path({"kernel$": "matrix"}, default="other"),
+    )
+
+
+def _steepest(manifold: mo.Manifold, norm: mo.Norm, **facts: Any) -> Case:
+    name = f"steepest-{type(manifold).__name__}-{type(norm).__name__}"
+    arguments = {"manifold": manifold, "norm": norm}
+    return Case(name, mo.steepest, arguments, manifold=manifold, **facts)
+
+
+def _scale(rule: str) -> Case:
+    name = f"scale_by_shape-{rule}"
+    return Case(name, mo.scale_by_shape, {"rule": rule}, needs_params=False)
+
+
+def _tangent(manifold: mo.Manifold) -> Case:
+    name = f"tangent_project-{type(manifold).__name__}"
+    arguments = {"manifold": manifold}
+    return Case(name, mo.tangent_project, arguments, manifold=manifold)
+
+
+def _retract(name: str, manifold: mo.Manifold, start: mo.Manifold) -> Case:
+    arguments = {"manifold": manifold}
+    return Case(name, mo.retract, arguments, manifold=start, retracts=True)
+
+
+_STIEFEL, _SPHERE = mo.Stiefel("rms"), mo.Sphere(2.0)
+_FREE: Mapping[str, Any] = {"needs_params": False}
+_MOMENTUM: Mapping[str, Any] = {"needs_params": False, "any_shape": True}
+_RATES = {"learning_rate": 0.1, "momentum": 0.9}
+_DECAYED = _RATES | {"weight_decay": 0.2}
+
+CASES = (
+    Case("momentum", mo.momentum, numbers={"decay": 0.9}, **_MOMENTUM),
+    Case(
+        "momentum-debias",
+        mo.momentum,
+        {"debias": True, "nesterov": False},
+        {"decay": 0.9},
+        **_MOMENTUM,
+    ),
+    Case("orthogonalize", mo.orthogonalize_via_newton_schulz, **_FREE),
+    _tangent(_STIEFEL),
+    _tangent(_SPHERE),
+    Case(
+        "dual_ascent_spectral",
+        mo.dual_ascent_spectral,
+        {"steps": 0},
+        manifold=mo.Stiefel(),
+    ),
+    Case(
+        "dual_ascent_spectral-certify",
+        mo.dual_ascent_spectral,
+        {"manifold": _STIEFEL, "certify": True},
+        manifold=_STIEFEL,
+        slow=True,
+    ),
+    _steepest(mo.Euclidean(), mo.Frobenius(), **_FREE),
+    _steepest(mo.Euclidean(), mo.Max(), **_FREE),
+    _steepest(mo.Euclidean(), mo.Spectral(), **_FREE),
+    _steepest(_SPHERE, mo.Frobenius()),
+    _steepest(_STIEFEL, mo.Frobenius()),
+    _steepest(_STIEFEL, mo.Spectral(), slow=True),
+    *map(_scale, ("none", "width", "spectral", "rms")),
+    _retract("retract-Sphere", _SPHERE, _SPHERE),
+    _retract("retract-Sphere-kept", mo.Sphere("kept"), _SPHERE),
+    _retract("retract-Stiefel", _STIEFEL, _STIEFEL),
+    Case("retract_polar", mo.retract_polar, manifold=mo.Stiefel(), retracts=True),
+    Case("muon", mo.muon, numbers=_DECAYED),
+    Case(
+        "manifold_muon",
+        mo.manifold_muon,
+        {"steps": 0},
+        _RATES,
+        manifold=mo.Stiefel(),
+        retracts=True,
+    ),
+    Case(
+        "hyperspherical_descent",
+        mo.hyperspherical_descent,
+        numbers=_RATES,
+        manifold=mo.Sphere(),
+        retracts=True,
+    ),
+    Case("sign_descent", mo.sign_descent, numbers=_DECAYED),
+    Case("hybrid", hybrid, numbers=_DECAYED, whole_model=True),
+)
+
+
+def each_case(
+    keep: Callable[[Case], bool] = lambda case: True,
+) -> pytest.MarkDecorator:
+    """Parametrizes a test over the cases that `keep` keeps."""
+    chosen = [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else [])
+        for case in CASES
+        if keep(case)
+    ]
+    return pytest.mark.parametrize("case", chosen)
+
+
+def filled(like: Tree, seed: int, dtype: Any = jnp.float32) -> Tree:
+    """Standard Gaussian tree of the shapes of `like`."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: Any) -> jax.Array:
+        shape = leaf if isinstance(leaf, tuple) else leaf.shape
+        return jnp.asarray(rng.standard_normal(shape), dtype)
+
+    return jax.tree.map(draw, like, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def gradients(case: Case, seed: int = 1) -> Tree:
+    return filled(case.shapes, seed)
+
+
+def parameters(case: Case, seed: int = 0) -> Tree:
+    """Parameters on the manifold of the case."""
+    points = filled(case.shapes, seed)
+    return jax.tree.map(functools.partial(on_manifold, case.manifold), points)
+
+
+def on_manifold(manifold: mo.Manifold, leaf: jax.Array) -> jax.Array:
+    """Nearest point, by NumPy; kernels are `[…, fan_in, fan_out]`."""
+    if isinstance(manifold, mo.Euclidean) or leaf.ndim < 2 or leaf.size == 0:
+        return leaf
+    x = np.asarray(leaf, np.float64)
+    fan_in, fan_out = x.shape[-2:]
+    size = (fan_out / fan_in) ** 0.5 if manifold.size == "rms" else manifold.size
+    if isinstance(manifold, mo.Stiefel):
+        left, _, right = np.linalg.svd(x, full_matrices=False)
+        unit = left @ right
+    else:
+        unit = x / np.linalg.norm(x, axis=(-2, -1), keepdims=True)
+    return jnp.asarray(size * unit, leaf.dtype)
+
+
+class Counted:
+    """A jitted `update` that counts how often it is traced."""
+
+    def __init__(self, tx: Tx) -> None:
+        self.traces = 0
+
+        def update(updates: Tree, state: Tree, params: Tree) -> Any:
+            self.traces += 1
+            return tx.update(updates, state, params)
+
+        self._jitted = jax.jit(update)
+
+    def __call__(self, updates: Tree, state: Tree, params: Tree) -> Any:
+        return self._jitted(updates, state, params)
+
+
+@functools.cache
+def update_of(case: Case) -> Counted:
+    """The jitted update of a case, compiled once for all tests of `case.shapes`."""
+    return Counted(case.make())
+
+
+def steps_of(case: Case, count: int) -> tuple[Tree, Tree, list[Tree]]:
+    """Parameters and state after `count` jitted steps, and the gradients they took."""
+    params = parameters(case)
+    state = case.make().init(params)
+    taken = [gradients(case, seed) for seed in range(1, count + 1)]
+    for gradient in taken:
+        updates, state = update_of(case)(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state, taken

@@ -1,0 +1,95 @@
+"""Compiled in whatever way, every transformation gives the same numbers."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from conformance.table import (
+    Case,
+    each_case,
+    gradients,
+    parameters,
+    ROUNDING,
+    steps_of,
+    Tree,
+    update_of,
+)
+
+
+def assert_close(found: Tree, expected: Tree) -> None:
+    chex.assert_trees_all_close(found, expected, rtol=ROUNDING, atol=ROUNDING)
+
+
+def stacked(*trees: Tree) -> Tree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@each_case()
+def test_jit_gives_the_eager_numbers(case: Case) -> None:
+    tx, params, gradient = case.make(), parameters(case), gradients(case)
+    state = tx.init(params)
+    eager = tx.update(gradient, state, params)
+    assert_close(update_of(case)(gradient, state, params), eager)
+
+
+@each_case()
+def test_two_steps_trace_once(case: Case) -> None:
+    steps_of(case, 2)
+    assert update_of(case).traces == 1
+
+
+@each_case()
+def test_vmap_gives_the_numbers_of_a_loop(case: Case) -> None:
+    tx = case.make()
+
+    def first_step(params: Tree, gradient: Tree) -> Tree:
+        return tx.update(gradient, tx.init(params), params)
+
+    params = [parameters(case, seed) for seed in (0, 1)]
+    taken = [gradients(case, seed) for seed in (2, 3)]
+    found = jax.jit(jax.vmap(first_step))(stacked(*params), stacked(*taken))
+    loop = [
+        update_of(case)(gradient, tx.init(point), point)
+        for point, gradient in zip(params, taken, strict=True)
+    ]
+    assert_close(found, stacked(*loop))
+
+
+@each_case()
+def test_pmap_gives_the_numbers_of_jit(case: Case) -> None:
+    tx, params, gradient = case.make(), parameters(case), gradients(case)
+    arguments = gradient, tx.init(params), params
+    found = jax.pmap(tx.update)(*map(stacked, arguments))
+    assert_close(found, stacked(update_of(case)(*arguments)))
+
+
+@each_case()
+def test_scan_gives_the_numbers_of_a_loop(case: Case) -> None:
+    tx, start = case.make(), parameters(case)
+    params, state, taken = steps_of(case, 3)
+
+    def step(carry: Tree, gradient: Tree) -> tuple[Tree, None]:
+        params, state = carry
+        updates, state = tx.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    scanned = jax.jit(lambda carry, taken: jax.lax.scan(step, carry, taken)[0])
+    found = scanned((start, tx.init(start)), stacked(*taken))
+    assert_close(found, (params, state))
+
+
+@each_case()
+def test_donated_buffers_are_used(case: Case) -> None:
+    tx, params = case.make(), parameters(case)
+    expected = steps_of(case, 2)[:2]
+
+    def step(params: Tree, state: Tree, gradient: Tree) -> tuple[Tree, Tree]:
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    # A buffer that is given away in vain is a warning, and so an error here.
+    donating = jax.jit(step, donate_argnums=(0, 1))
+    first = donating(params, tx.init(params), gradients(case, 1))
+    second = donating(*first, gradients(case, 2))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
+    assert_close(second, expected)

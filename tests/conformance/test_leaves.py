@@ -1,0 +1,161 @@
+"""Odd leaves: zero, not finite, thin, empty, absent, and those that are refused."""
+
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conformance.table import (
+    Case,
+    each_case,
+    filled,
+    gradients,
+    on_manifold,
+    parameters,
+    ROUNDING,
+    Tree,
+    update_of,
+)
+
+ODD = {
+    "row": {"kernel": (1, 5)},
+    "column": {"kernel": (5, 1)},
+    "empty": {"kernel": (0, 3)},
+    "frozen": {"kernel": (5, 1)},
+}
+
+
+def leaves_under(tree: Tree, part: str) -> list[Any]:
+    """Leaves in whose path `part` occurs, and those of states alike."""
+    paired, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [leaf for keys, leaf in paired if part in jax.tree_util.keystr(keys)]
+
+
+def first_update(case: Case, gradient: Tree) -> tuple[Tree, Tree]:
+    params = parameters(case)
+    return update_of(case)(gradient, case.make().init(params), params)
+
+
+@each_case()
+def test_a_zero_gradient_moves_nothing_but_what_decays(case: Case) -> None:
+    params = parameters(case)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = first_update(case, zero)
+    rate = case.numbers.get("learning_rate", 0.0) * case.numbers.get("weight_decay", 0)
+    for name in ("first", "second", "third"):
+        update, point = updates[name]["kernel"], params[name]["kernel"]
+        # On the manifold the retraction corrects rounding only; the decay is exact up
+        # to one rounding of a product of three; all others must give exactly 0.
+        tolerance = ROUNDING if case.retracts else 1e-7 * rate
+        np.testing.assert_allclose(update, -rate * point, rtol=0, atol=tolerance)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
+
+
+@each_case()
+def test_a_nan_stays_in_its_own_matrix(case: Case) -> None:
+    good = gradients(case)
+    bad = jax.tree.map(lambda leaf: leaf, good)
+    bad["first"]["kernel"] = good["first"]["kernel"].at[3, 1].set(jnp.nan)
+    bad["third"]["kernel"] = good["third"]["kernel"].at[1, 0, 0].set(jnp.inf)
+    found, expected = first_update(case, bad), first_update(case, good)
+    assert not np.isfinite(found[0]["first"]["kernel"]).all()
+    for part in ("second", "fourth"):
+        chex.assert_trees_all_equal(
+            leaves_under(found, part), leaves_under(expected, part)
+        )
+    stacks = found[0]["third"]["kernel"], expected[0]["third"]["kernel"]
+    np.testing.assert_array_equal(stacks[0][0], stacks[1][0])
+
+
+def test_an_infinite_gradient_shows() -> None:
+    """Infinity is as visible as NaN in all that divides by a norm."""
+
+
+@functools.cache
+def odd_step(case: Case) -> tuple[Tree, Tree, Tree, Tree]:
+    """Params, updates, the state before and after, for odd leaves."""
+    tx = case.make()
+    shapes = dict(ODD)
+    if case.whole_model:
+        # Optax's own `masked` needs one structure of updates and parameters.
+        del shapes["frozen"]
+    points = filled(shapes, 0)
+    params = jax.tree.map(functools.partial(on_manifold, case.manifold), points)
+    params["nothing"] = {"kernel": None}
+    gradient = filled(shapes, 1) | {"nothing": {"kernel": None}}
+    if "frozen" in gradient:
+        gradient["frozen"] = {"kernel": None}
+    state = tx.init(params)
+    updates, new = jax.jit(tx.update)(gradient, state, params)
+    return params, updates, state, new
+
+
+@each_case()
+def test_single_rows_and_columns_are_matrices(case: Case) -> None:
+    params, updates, _, _ = odd_step(case)
+    for name in ("row", "column"):
+        update, point = updates[name]["kernel"], params[name]["kernel"]
+        assert update.shape == point.shape
+        assert np.isfinite(update).all()
+        assert np.abs(update).max() > 1e-3
+        if case.retracts:
+            moved = point + update
+            landed = on_manifold(case.manifold, moved)
+            # A few float32 units of entries of order 1.
+            np.testing.assert_allclose(moved, landed, rtol=0, atol=1e-6)
+
+
+@each_case()
+def test_empty_and_absent_leaves_pass_through(case: Case) -> None:
+    params, updates, _, _ = odd_step(case)
+    assert updates["nothing"]["kernel"] is None
+    assert updates["empty"]["kernel"].shape == (0, 3)
+    moved = optax.apply_updates(params, updates)
+    chex.assert_trees_all_equal_shapes_and_dtypes(moved, params)
+
+
+@each_case(lambda case: not case.whole_model)
+def test_a_leaf_without_update_keeps_parameter_and_state(case: Case) -> None:
+    params, updates, state, new = odd_step(case)
+    assert updates["frozen"]["kernel"] is None
+    moved = optax.apply_updates(params, updates)
+    chex.assert_trees_all_equal(moved["frozen"], params["frozen"])
+    before, after = leaves_under(state, "frozen"), leaves_under(new, "frozen")
+    chex.assert_trees_all_equal(after, before)
+
+
+@each_case()
+def test_an_integer_leaf_is_refused_by_name(case: Case, unhooked: None) -> None:
+    tx, params = case.make(), parameters(case)
+    params["first"]["kernel"] = jnp.ones((8, 2), jnp.int32)
+    with pytest.raises(TypeError, match=r"'first/kernel' has dtype int32.*label"):
+        tx.update(params, tx.init(params), params)
+
+
+@each_case()
+def test_a_float0_gradient_is_refused_by_name(case: Case, unhooked: None) -> None:
+    tx, params, gradient = case.make(), parameters(case), gradients(case)
+    gradient["second"]["kernel"] = np.zeros((2, 8), jax.dtypes.float0)
+    with pytest.raises(TypeError, match="'second/kernel' has dtype float0"):
+        tx.update(gradient, tx.init(params), params)
+
+
+@each_case(lambda case: not case.any_shape)
+def test_a_vector_is_refused_by_name(case: Case, unhooked: None) -> None:
+    tx, params = case.make(), parameters(case)
+    params["first"]["kernel"] = jnp.ones(8)
+    message = r"'first/kernel' of shape \(8,\).*mo\.hybrid"
+    with pytest.raises(ValueError, match=message):
+        tx.update(params, tx.init(params), params)
+
+
+@each_case()
+def test_a_python_number_is_refused_by_name(case: Case, unhooked: None) -> None:
+    tx, params = case.make(), parameters(case)
+    params["first"]["kernel"] = 1.0
+    with pytest.raises((TypeError, ValueError), match="'first/kernel'"):
+        tx.update(params, tx.init(params), params)

@@ -1,0 +1,109 @@
+"""States: fixed from `init` on, restorable, and open to Optax's own tools."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import orbax.checkpoint as ocp
+from conformance.table import (
+    Case,
+    CASES,
+    each_case,
+    filled,
+    gradients,
+    parameters,
+    steps_of,
+    Tree,
+    update_of,
+)
+
+ABSTRACT = {
+    case.name: jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+        case.shapes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    for case in CASES
+}
+
+
+def facts(tree: Tree) -> Tree:
+    """Shape, dtype and weakness of every leaf; equal facts compile once."""
+
+    def of_leaf(leaf: Any) -> tuple[Any, ...]:
+        return tuple(leaf.shape), str(leaf.dtype), bool(leaf.weak_type)
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def has_state(case: Case) -> bool:
+    return bool(jax.tree.leaves(jax.eval_shape(case.make().init, ABSTRACT[case.name])))
+
+
+@each_case()
+def test_an_abstract_init_tells_the_state(case: Case) -> None:
+    tx = case.make()
+    abstract = jax.eval_shape(tx.init, ABSTRACT[case.name])
+    assert facts(abstract) == facts(tx.init(parameters(case)))
+
+
+@each_case()
+def test_an_update_keeps_the_facts_of_the_state(case: Case) -> None:
+    tx = case.make()
+    state = jax.eval_shape(tx.init, ABSTRACT[case.name])
+    _, new = jax.eval_shape(tx.update, ABSTRACT[case.name], state, ABSTRACT[case.name])
+    assert facts(new) == facts(state)
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
+
+
+@each_case()
+def test_bfloat16_comes_out_as_bfloat16_and_is_kept_in_float32(case: Case) -> None:
+    tx = case.make()
+    params = filled(case.shapes, 0, jnp.bfloat16)
+
+    def step(params: Tree, gradient: Tree) -> Tree:
+        state = tx.init(params)
+        updates, new = tx.update(gradient, state, params)
+        return updates, optax.apply_updates(params, updates), state, new
+
+    updates, moved, state, new = jax.eval_shape(step, params, params)
+    chex.assert_trees_all_equal_dtypes(updates, moved, params)
+    assert facts(new) == facts(state)
+    # AdamW of `hybrid`'s vectors keeps its averages in the dtype of the parameters.
+    ours = state.inner_states["matrix"] if case.whole_model else state
+    kept = {leaf.dtype for leaf in jax.tree.leaves(ours)}
+    assert kept <= {jnp.dtype("float32"), jnp.dtype("int32")}
+
+
+@each_case()
+def test_bfloat16_gradients_of_float32_parameters(case: Case) -> None:
+    tx, params = case.make(), ABSTRACT[case.name]
+    halves = filled(case.shapes, 0, jnp.bfloat16)
+    state = jax.eval_shape(tx.init, params)
+    updates, new = jax.eval_shape(tx.update, halves, state, params)
+    assert facts(new) == facts(state)
+    if case.retracts:
+        chex.assert_trees_all_equal_dtypes(updates, params)
+
+
+@each_case()
+def test_map_params_goes_over_the_state(case: Case) -> None:
+    tx = case.make()
+    state = tx.init(parameters(case))
+    mapped = optax.tree.map_params(tx, lambda leaf: leaf, state)
+    chex.assert_trees_all_equal(mapped, state)
+
+
+@each_case(has_state)
+def test_a_restored_state_goes_on_bitwise(case: Case, tmp_path: Any) -> None:
+    params, state, _ = steps_of(case, 2)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        target = jax.eval_shape(case.make().init, ABSTRACT[case.name])
+        restored = checkpointer.restore(tmp_path / "state", target)
+    gradient = gradients(case, 3)
+    went_on = update_of(case)(gradient, state, params)
+    chex.assert_trees_all_equal(update_of(case)(gradient, restored, params), went_on)

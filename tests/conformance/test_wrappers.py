@@ -1,0 +1,125 @@
+"""Inside the wrappers of Optax every transformation does what it does alone."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from conformance.table import (
+    Case,
+    each_case,
+    gradients,
+    parameters,
+    ROUNDING,
+    Tree,
+    Tx,
+    update_of,
+)
+
+import manifold_optax as mo
+
+
+def assert_close(found: Tree, expected: Tree) -> None:
+    chex.assert_trees_all_close(found, expected, rtol=ROUNDING, atol=ROUNDING)
+
+
+def alone(case: Case, gradient: Tree) -> tuple[Tree, Tree]:
+    """The first update, and the state after it."""
+    params = parameters(case)
+    return update_of(case)(gradient, case.make().init(params), params)
+
+
+@each_case(lambda case: bool(case.numbers))
+def test_injected_numbers_give_the_same_update(case: Case) -> None:
+    static = [name for name, value in case.arguments.items() if name == "steps"]
+    tx = optax.inject_hyperparams(case.factory, static_args=static)(
+        **case.arguments, **case.numbers
+    )
+    params, gradient = parameters(case), gradients(case)
+    state = jax.jit(tx.init)(params)
+    assert set(state.hyperparams) == set(case.numbers)
+    updates, state = jax.jit(tx.update)(gradient, state, params)
+    assert_close((updates, state.inner_state), alone(case, gradient))
+
+
+@pytest.mark.parametrize("factory", [mo.dual_ascent_spectral, mo.manifold_muon])
+def test_injected_steps_are_an_error_that_says_what_to_do(factory: Tx) -> None:
+    numbers = {} if factory is mo.dual_ascent_spectral else {"learning_rate": 0.1}
+    tx = optax.inject_hyperparams(factory)(**numbers, steps=2)
+    with pytest.raises(TypeError, match=r"static_args=\('steps',\)"):
+        tx.init({"w": jnp.ones((8, 2))})
+
+
+@each_case()
+def test_partition_leaves_the_masked_leaves_alone(case: Case) -> None:
+    rules = {"first|second": "ours"}
+    tx = optax.partition(
+        {"ours": case.make(), "rest": optax.sgd(1.0)},
+        mo.label_by_path(rules, default="rest"),
+    )
+    params, gradient = parameters(case), gradients(case)
+    updates, _ = jax.jit(tx.update)(gradient, tx.init(params), params)
+    expected, _ = alone(case, gradient)
+    for name in gradient:
+        ours = name in ("first", "second")
+        wanted = expected[name] if ours else jax.tree.map(jnp.negative, gradient[name])
+        assert_close(updates[name], wanted)
+
+
+@each_case()
+def test_multi_steps_emit_nothing_and_then_the_mean(case: Case) -> None:
+    tx = optax.MultiSteps(case.make(), every_k_schedule=2).gradient_transformation()
+    update = jax.jit(tx.update)
+    params = parameters(case)
+    first, second = gradients(case, 1), gradients(case, 2)
+    silent, state = update(first, tx.init(params), params)
+    chex.assert_trees_all_equal(silent, jax.tree.map(jnp.zeros_like, params))
+    emitted, state = update(second, state, params)
+    mean = jax.tree.map(lambda x, y: x + (y - x) / 2, first, second)
+    assert_close((emitted, state.inner_opt_state), alone(case, mean))
+
+
+@each_case()
+def test_apply_if_finite_protects_the_state(case: Case) -> None:
+    tx = optax.apply_if_finite(case.make(), max_consecutive_errors=3)
+    update = jax.jit(tx.update)
+    params, good = parameters(case), gradients(case)
+    bad = good | {"first": {"kernel": good["first"]["kernel"].at[1, 1].set(jnp.nan)}}
+    start = tx.init(params)
+    updates, state = update(bad, start, params)
+    moved = optax.apply_updates(params, updates)
+    chex.assert_trees_all_equal(moved, params)
+    chex.assert_trees_all_equal(state.inner_state, start.inner_state)
+    assert (int(state.notfinite_count), int(state.total_notfinite)) == (1, 1)
+    updates, state = update(good, state, params)
+    assert_close((updates, state.inner_state), alone(case, good))
+    assert (int(state.notfinite_count), int(state.total_notfinite)) == (0, 1)
+
+
+@each_case()
+def test_unknown_extra_arguments_are_ignored(case: Case) -> None:
+    tx, params, gradient = case.make(), parameters(case), gradients(case)
+    state = tx.init(params)
+
+    def program(**extra: object) -> str:
+        update = lambda *trees: tx.update(*trees, **extra)
+        return str(jax.make_jaxpr(update)(gradient, state, params))
+
+    assert program(value=1.0, max_logits={"attention": params}) == program()
+
+
+@each_case(lambda case: case.needs_params)
+def test_missing_parameters_are_an_error_that_says_so(
+    case: Case, unhooked: None
+) -> None:
+    tx = case.make()
+    with pytest.raises(ValueError, match=r"params"):
+        tx.update(gradients(case), tx.init(parameters(case)))
+
+
+@each_case(lambda case: not case.needs_params)
+def test_parameters_may_be_missing(case: Case) -> None:
+    tx, gradient = case.make(), gradients(case)
+    state = tx.init(parameters(case))
+    shapes, _ = jax.eval_shape(lambda: tx.update(gradient, state))
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes, gradient)

@@ -1,0 +1,30 @@
+"""Three kernels of different needs, as transformations will hand them to the map."""
+
+from typing import Any
+
+from jaxtyping import Array
+
+from manifold_optax import linalg
+from manifold_optax.geometry import stiefel_spectral_direction
+
+
+def newton_schulz(x: Array, axis_name: Any = None) -> Any:
+    """One matrix in, one out."""
+    return (linalg.newton_schulz(x, axis_name=axis_name),), ()
+
+
+def stiefel_spectral(
+    gradient: Array, point: Array, gap: Array, tangency: Array, axis_name: Any = None
+) -> Any:
+    """Two in, one out, two numbers carried."""
+    del gap, tangency
+    found = stiefel_spectral_direction(
+        point, gradient, certify=True, axis_name=axis_name
+    )
+    return (found.direction,), (found.gap, found.tangency)
+
+
+def rank_one_decay(x: Array, right: Array, axis_name: Any = None) -> Any:
+    """One in, one out, a vector carried: σ₁ u₁ v₁ᵀ by one step of power iteration."""
+    norm, left, right = linalg.spectral_norm(x, right, steps=1, axis_name=axis_name)
+    return (norm * left[:, None] * right[None, :],), (right,)
