@@ -27,7 +27,7 @@ help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.ready-demo ## set up and run the main experiment
-	$(BIN)/python -m manifold_optax.experiments mlp
+	$(BIN)/python -m manifold_optax.experiments mlp --resume
 
 test: test-one-device test-devices ## set up and pass the tests
 
