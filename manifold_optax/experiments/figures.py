@@ -8,10 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from manifold_optax.experiments.config import OPTIMIZER_NAMES, OptimizerName
 from manifold_optax.experiments.results import best_cells, Cell, SplitName
 from manifold_optax.experiments.timing import StepTime
 
 _DOTS_PER_INCH = 150
+_LEGEND_PLACE = "outside right upper"
 
 
 def write_figures(
@@ -41,11 +43,11 @@ def _draw_accuracy(cells: Sequence[Cell]) -> Figure:
     held_out: SplitName = "test"
     if all(cell.accuracies("validation") for cell in cells):
         held_out = "validation"
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
     panels = figure.subplots(1, 2)
     splits: tuple[SplitName, SplitName] = ("train", held_out)
     for axes, split in zip(panels, splits, strict=True):
-        for optimizer in dict.fromkeys(cell.optimizer for cell in cells):
+        for optimizer in best_cells(cells):
             own = sorted(
                 (cell for cell in cells if cell.optimizer == optimizer),
                 key=lambda cell: cell.learning_rate,
@@ -57,10 +59,11 @@ def _draw_accuracy(cells: Sequence[Cell]) -> Figure:
                 [100 * _deviation(seeds) for seeds in accuracies],
                 marker="o",
                 capsize=3,
+                color=_color(optimizer),
                 label=optimizer,
             )
         axes.set(xscale="log", xlabel="peak learning rate", ylabel=f"{split} %")
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc=_LEGEND_PLACE)
     return figure
 
 
@@ -68,30 +71,41 @@ def _deviation(seeds: np.ndarray) -> float:
     return statistics.stdev(seeds.tolist()) if len(seeds) > 1 else 0.0
 
 
-def _draw_loss(best: Mapping[str, Cell]) -> Figure:
+def _draw_loss(best: Mapping[OptimizerName, Cell]) -> Figure:
     """Training loss of each step, mean over the seeds, at the best rate."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for optimizer, cell in best.items():
         losses = np.array([result.loss for result in cell.results], float)
-        axes.plot(losses.mean(0), label=_label(optimizer, cell), linewidth=1)
+        axes.plot(
+            losses.mean(0),
+            color=_color(optimizer),
+            label=f"{optimizer}, {cell.learning_rate:g}",
+            linewidth=1,
+        )
     axes.set(xlabel="step", ylabel="training loss", yscale="log")
     axes.legend()
     return figure
 
 
-def _draw_singular_values(best: Mapping[str, Cell]) -> Figure:
+def _draw_singular_values(best: Mapping[OptimizerName, Cell]) -> Figure:
     """Singular values of each layer after training, first seed, at the best rate."""
     layers = len(next(iter(best.values())).results[0].singular_values)
-    figure = Figure(figsize=(3.6 * layers, 3.6), layout="constrained")
+    figure = Figure(figsize=(3.6 * layers + 1.5, 3.6), layout="constrained")
     panels: list[Axes] = list(figure.subplots(1, layers, squeeze=False)[0])
     for layer, axes in enumerate(panels):
         for optimizer, cell in best.items():
             values = np.array(cell.results[0].singular_values[layer], float)
-            axes.plot(np.arange(1, len(values) + 1), values, ".-", label=optimizer)
+            axes.plot(
+                np.arange(1, len(values) + 1),
+                values,
+                ".-",
+                color=_color(optimizer),
+                label=optimizer,
+            )
         axes.set(title=f"layer {layer + 1}", xlabel="index", yscale="log")
     panels[0].set_ylabel("singular value")
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc=_LEGEND_PLACE)
     return figure
 
 
@@ -107,5 +121,6 @@ def _draw_step_time(times: Mapping[str, StepTime]) -> Figure:
     return figure
 
 
-def _label(optimizer: str, cell: Cell) -> str:
-    return f"{optimizer}, {cell.learning_rate:g}"
+def _color(optimizer: OptimizerName) -> str:
+    """One and the same color in every figure."""
+    return f"C{OPTIMIZER_NAMES.index(optimizer)}"

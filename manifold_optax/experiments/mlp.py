@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from manifold_optax.experiments.checkpoint import open_checkpoints
@@ -53,9 +54,12 @@ def run_mlp(config: MlpConfig, dataset: Dataset) -> str:
     """
     problem = make_problem(config, dataset)
     splits = jax.device_put(Splits(dataset.train, dataset.validation, dataset.test))
-    results = make_runs(config, problem, splits)
     recipes = {optimizer: recipe(optimizer, config) for optimizer in config.optimizers}
-    times = measure_steps(problem, recipes, splits, rounds=config.timing_rounds)
+    # On CPU, JAX decomposes matrices by LAPACK with threads that wait busily for each
+    # other: 128 x 128 takes 1 ms on one thread, and 250 ms on two of a busy machine.
+    with threadpool_limits(1, user_api="blas"):
+        results = make_runs(config, problem, splits)
+        times = measure_steps(problem, recipes, splits, rounds=config.timing_rounds)
     return write_report(results, times, pathlib.Path(config.output_dir))
 
 

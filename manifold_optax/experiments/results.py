@@ -90,7 +90,7 @@ class Cell:
         results: One result per seed.
     """
 
-    optimizer: str
+    optimizer: OptimizerName
     learning_rate: float
     results: tuple[RunResult, ...]
 
@@ -102,14 +102,14 @@ class Cell:
 
 def group_by_cell(results: Sequence[RunResult]) -> list[Cell]:
     """Groups results by optimizer and learning rate, in the order they appear."""
-    grouped: dict[tuple[str, float], list[RunResult]] = {}
+    grouped: dict[tuple[OptimizerName, float], list[RunResult]] = {}
     for result in results:
         key = (result.settings.optimizer, result.settings.learning_rate)
         grouped.setdefault(key, []).append(result)
     return [Cell(*key, tuple(members)) for key, members in grouped.items()]
 
 
-def best_cells(cells: Sequence[Cell]) -> dict[str, Cell]:
+def best_cells(cells: Sequence[Cell]) -> dict[OptimizerName, Cell]:
     """Returns the best learning rate of each optimizer.
 
     The test set has no say: the best one has the highest mean validation accuracy,
@@ -121,7 +121,7 @@ def best_cells(cells: Sequence[Cell]) -> dict[str, Cell]:
     Returns:
         One cell per optimizer, in the order they appear.
     """
-    best: dict[str, Cell] = {}
+    best: dict[OptimizerName, Cell] = {}
     for cell in cells:
         rival = best.get(cell.optimizer)
         if rival is None or selection_score(cell) > selection_score(rival):
