@@ -1,0 +1,142 @@
+"""Presets on eight devices, what no placement covers, and calls inside other maps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import manifold_optax as mo
+from manifold_optax.matrices import map_matrices
+from sharding import kernels
+from sharding.layouts import (
+    assert_close,
+    LAYOUTS,
+    mesh_of,
+    shard,
+    spec_for,
+    TOLERANCE,
+    trees,
+)
+
+pytestmark = pytest.mark.devices
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("make", [mo.muon, mo.manifold_muon, mo.hyperspherical_descent])
+def test_presets_train_sharded(
+    make: Any, kind: AxisType, rng: np.random.Generator
+) -> None:
+    # One stack is enough here; test_placements goes over all shapes.
+    gradients, points = (
+        {name: tree[name] for name in ("tall", "batch")} for tree in trees(rng)
+    )
+    layout = LAYOUTS["two-dimensional"]
+    mesh = mesh_of(kind)
+    specs = jax.tree.map(lambda x: spec_for(layout, x), points)
+    placement = mo.sharding.owned(mesh, specs) if kind == AxisType.Auto else None
+
+    def three_steps(tx: Any, params: Any, gradients: Any) -> Any:
+        state = tx.init(params)
+        for _ in range(3):
+            updates, state = jax.jit(tx.update)(gradients, state, params)
+            params = jax.tree.map(lambda p, u: p + u, params, updates)
+        return params
+
+    expected = three_steps(make(0.1, momentum=0.9), points, gradients)
+    actual = three_steps(
+        make(0.1, momentum=0.9, placement=placement),
+        shard(points, mesh, layout),
+        shard(gradients, mesh, layout),
+    )
+    assert_close(actual, expected)
+
+
+def test_uncovered_shardings_name_the_leaf(rng: np.random.Generator) -> None:
+    mesh = mesh_of(AxisType.Explicit)
+    x = jnp.asarray(rng.standard_normal((64, 16)), jnp.float32)
+    short = {"dense": {"kernel": jax.device_put(x, NamedSharding(mesh, P(None, "x")))}}
+    with pytest.raises(ValueError, match=r"'dense/kernel'.*short side"):
+        map_matrices(kernels.newton_schulz, (short,), placement=mo.sharding.split(mesh))
+    square = {"w": jax.device_put(x[:16], NamedSharding(mesh, P("x", None)))}
+    with pytest.raises(ValueError, match=r"'w'.*short side"):
+        map_matrices(
+            kernels.rank_one_decay,
+            (square,),
+            ({"w": jnp.ones(16)},),
+            placement=mo.sharding.split(mesh),
+        )
+    with pytest.raises(ValueError, match=r"'fused'.*split into blocks"):
+        map_matrices(
+            kernels.newton_schulz,
+            ({"fused": x},),
+            axes=mo.Split((8, 8)),
+            placement=mo.sharding.owned(mesh, {"fused": P(None, "x")}),
+        )
+    with pytest.raises(ValueError, match=r"no spec for 'w'"):
+        map_matrices(
+            kernels.newton_schulz,
+            ({"w": x},),
+            placement=mo.sharding.owned(mesh, {"v": P(None, "x")}),
+        )
+    with pytest.raises(ValueError, match=r"'w'.*mesh axes \['z'\]"):
+        map_matrices(
+            kernels.newton_schulz,
+            ({"w": x},),
+            placement=mo.sharding.owned(mesh, {"w": P(None, "z")}),
+        )
+    automatic = mesh_of(AxisType.Auto)
+    with pytest.raises(ValueError, match=r"no specs.*'w'"):
+        map_matrices(
+            kernels.newton_schulz,
+            ({"w": jax.device_put(x, NamedSharding(automatic, P("x", None)))},),
+            placement=mo.sharding.owned(automatic),
+        )
+
+
+def test_a_placement_inside_shard_map_is_an_error_and_none_is_local(
+    rng: np.random.Generator,
+) -> None:
+    mesh = mesh_of(AxisType.Auto)
+    x = jnp.asarray(rng.standard_normal((8, 16, 8)), jnp.float32)
+    spec = P(("x", "y"), None, None)
+
+    def mapped(placement: Any) -> Any:
+        def body(x: Any) -> Any:
+            (tree,), _ = map_matrices(
+                kernels.newton_schulz, ({"w": x},), placement=placement
+            )
+            return tree["w"]
+
+        return jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec)
+
+    (expected,), _ = map_matrices(kernels.newton_schulz, ({"w": x},))
+    # One matrix per device, without the loop over a stack: other code, same products.
+    np.testing.assert_allclose(mapped(None)(x), expected["w"], rtol=0, atol=TOLERANCE)
+    with pytest.raises(ValueError, match="inside shard_map"):
+        mapped(mo.sharding.owned(mesh, {"w": spec}))(x)
+
+
+def test_pmap_computes_locally(rng: np.random.Generator) -> None:
+    x = jnp.asarray(rng.standard_normal((8, 16, 8)), jnp.float32)
+    tx = mo.muon(0.1)
+
+    def step(x: Any) -> Any:
+        return tx.update({"w": x}, tx.init({"w": x}), {"w": x})[0]["w"]
+
+    expected = jnp.stack([jax.jit(step)(slice_) for slice_ in x])
+    # The same program on each device: equal to rounding of differently fused code.
+    np.testing.assert_allclose(jax.pmap(step)(x), expected, rtol=0, atol=1e-6)
+
+
+def test_plan_prints_placement_and_unknown() -> None:
+    mesh = mesh_of(AxisType.Auto)
+    x = jnp.ones((64, 16))
+    tree = {"w": jax.device_put(x, NamedSharding(mesh, P("x", "y")))}
+    assert str(mo.plan_matrices(tree)) == ("64 × 16 float32: 1 matrices, unknown: w")
+    placed = mo.plan_matrices(
+        tree, placement=mo.sharding.owned(mesh, {"w": P("x", "y")})
+    )
+    assert str(placed) == "64 × 16 float32: 1 matrices, owned over x, y: w"
