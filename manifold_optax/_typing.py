@@ -9,7 +9,7 @@ output axes (fan-out). A Flax kernel is stored `(fan_in, fan_out)`.
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 Matrix: TypeAlias = Float[Array, "*batch m n"]
 """One matrix or a batch of matrices."""
@@ -26,8 +26,8 @@ Schedule: TypeAlias = tuple[tuple[float, float, float], ...]
 AxisName: TypeAlias = str | tuple[str, ...] | None
 """Mesh axes that split the long (row) side of a matrix; `None`: it is whole."""
 
-ArrayTree: TypeAlias = PyTree
-"""A pytree of arrays: parameters, updates or per-matrix numbers."""
+ArrayTree: TypeAlias = Any
+"""A pytree of arrays: parameters, updates or per-matrix numbers. Any object is one."""
 
 Kernel: TypeAlias = Callable[..., tuple[tuple[Any, ...], tuple[Any, ...]]]
 """`(*matrices, *carried, axis_name=None) -> (matrices, carried)`, for one matrix."""

@@ -245,7 +245,12 @@ def _spec(block: _Block, placement: Placement | None) -> PartitionSpec | None:
             known = ", ".join(sorted(placement.specs))
             raise ValueError(f"The placement has no spec for {path!r}; it has {known}.")
         return placement.specs[path]
-    sharding = jax.typeof(block.operands.matrices[0]).sharding
+    sharding, *others = (jax.typeof(x).sharding for x in block.operands.matrices)
+    if any(other.spec != sharding.spec for other in others):
+        raise ValueError(
+            f"The update and the parameter at {path!r} are sharded differently: "
+            f"{sharding.spec} and {[other.spec for other in others]}. Reshard one."
+        )
     automatic = jax.sharding.AxisType.Auto in sharding.mesh.axis_types
     if automatic and placement is not None:
         raise ValueError(

@@ -151,14 +151,21 @@ def _recipe(
     member: Member, placement: Placement | None
 ) -> tuple[Recipe, tuple[str, ...]]:
     sharded = member.short.names + member.long.names
-    if placement is None or not sharded:
+    if placement is None:
         return "local", ()
     path, spec = member.view.path, member.spec
+    if PartitionSpec.UNCONSTRAINED in spec:
+        raise ValueError(
+            f"The leaf {path!r} has spec {spec}; no placement covers an unconstrained "
+            "axis. Give the axes that shard it, or None."
+        )
     if member.view.window is not None and spec[member.view.window[0]] is not None:
         raise ValueError(
             f"The leaf {path!r} with spec {spec} is sharded along the axis on which it "
             "is split into blocks; no placement covers that. Shard another axis."
         )
+    if not sharded:
+        return "local", ()
     if placement.recipe == "split" and member.short.names:
         raise ValueError(
             f"The leaf {path!r} of shape {member.view.shape} with spec {spec} is "

@@ -123,7 +123,16 @@ def per_matrix_shape(leaf: Any, path: str, axes: Axes) -> tuple[int, ...]:
 
 
 def block_spec(view: View, spec: PartitionSpec) -> tuple[Any, ...]:
-    """`spec` padded with `None` to the rank of the view."""
+    """`spec` padded with `None` to the rank of the view.
+
+    Raises:
+        ValueError: for a spec with more entries than the leaf has axes.
+    """
+    if len(spec) > len(view.shape):
+        raise ValueError(
+            f"The spec {spec} has more entries than the leaf {view.path!r} of shape "
+            f"{view.shape} has axes."
+        )
     return (*spec, *(None,) * (len(view.shape) - len(spec)))
 
 

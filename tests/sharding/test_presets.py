@@ -75,6 +75,20 @@ def test_uncovered_shardings_name_the_leaf(rng: np.random.Generator) -> None:
             axes=mo.Split((8, 8)),
             placement=mo.sharding.owned(mesh, {"fused": P(None, "x")}),
         )
+    for spec, message in (
+        (P(P.UNCONSTRAINED, None), "unconstrained"),
+        (P("x", None, None), "more entries"),
+    ):
+        with pytest.raises(ValueError, match=f"{message}.*'w'|'w'.*{message}"):
+            map_matrices(
+                kernels.newton_schulz,
+                ({"w": x},),
+                placement=mo.sharding.owned(mesh, {"w": spec}),
+            )
+    turned = {"w": jax.device_put(x, NamedSharding(mesh, P("x", None)))}
+    other = {"w": jax.device_put(x, NamedSharding(mesh, P("y", None)))}
+    with pytest.raises(ValueError, match=r"'w' are sharded differently"):
+        map_matrices(kernels.stiefel_spectral, (turned, other))
     with pytest.raises(ValueError, match=r"no spec for 'w'"):
         map_matrices(
             kernels.newton_schulz,
