@@ -192,7 +192,7 @@ def mlp_step(pairs: int) -> None:
 
 def main() -> None:
     """Runs all three."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Ratios of optimizer steps.")
     parser.add_argument("--pairs", type=int, default=20, help="pairs per ratio, ≥ 2")
     pairs = parser.parse_args().pairs
     print(f"jax {jax.__version__}, optax {optax.__version__}, one core")

@@ -12,8 +12,7 @@ import optax
 import pytest
 
 import manifold_optax as mo
-import manifold_optax.geometry
-import manifold_optax.matrices
+from manifold_optax import geometry, matrices
 
 LIBRARY = [
     module.name
@@ -22,7 +21,7 @@ LIBRARY = [
 ]
 
 NAMESPACE = {"jax": jax, "jnp": jnp, "optax": optax, "mo": mo}
-for package in (mo, mo.linalg, mo.sharding, mo.geometry, mo.matrices):
+for package in (mo, mo.linalg, mo.sharding, geometry, matrices):
     NAMESPACE |= {name: getattr(package, name) for name in package.__all__}
 
 

@@ -135,7 +135,7 @@ def test_a_placement_inside_shard_map_is_an_error_and_none_is_local(
 
 def test_pmap_computes_locally(rng: np.random.Generator) -> None:
     x = jnp.asarray(rng.standard_normal((8, 16, 8)), jnp.float32)
-    tx = mo.muon(0.1)
+    tx: Any = mo.muon(0.1)
 
     def step(x: Any) -> Any:
         return tx.update({"w": x}, tx.init({"w": x}), {"w": x})[0]["w"]
