@@ -59,8 +59,7 @@ def newton_schulz(
     # Rows are the short side throughout: the Gram product is then row times row
     # ("NT"), the fastest form of a dot product on every backend.
     tall = axis_name is not None or x.shape[-2] >= x.shape[-1]
-    unit = normalize(x.astype(wide), axis_name)
-    y = unit.mT if tall else unit
+    y = normalize((x.mT if tall else x).astype(wide), axis_name)
     for a, b, c in schedule:
         y = y.astype(operand)
         gram = product(y, y.mT)

@@ -28,6 +28,8 @@ KERNELS = {
 }
 VECTOR = {"fourth": {"bias": (3,)}}
 
+_EUCLIDEAN = mo.Euclidean()
+
 # The same program, differently fused or batched, rounds differently: a few dozen
 # float32 units (6e-8) of entries of order 1; eigenvectors amplify that tenfold.
 ROUNDING = 2e-5
@@ -42,7 +44,7 @@ class Case:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Arguments that may be injected as hyperparameters."""
-    manifold: mo.Manifold = mo.Euclidean()
+    manifold: mo.Manifold = _EUCLIDEAN
     """Where the parameters lie at the start."""
     needs_params: bool = True
     any_shape: bool = False
@@ -51,8 +53,8 @@ class Case:
     """Labels the leaves by their paths, and takes all of them."""
     retracts: bool = False
     """Lands on the manifold; updates come in the dtype of the parameter."""
-    slow: bool = False
-    """Same code as another case, but dear to compile: nightly only."""
+    covered: bool = False
+    """Its code is compiled in another case too: nightly only where that is dear."""
 
     def make(self) -> Tx:
         return self.factory(**self.arguments, **self.numbers)
@@ -97,7 +99,8 @@ def _tangent(manifold: mo.Manifold) -> Case:
 
 def _retract(name: str, manifold: mo.Manifold, start: mo.Manifold) -> Case:
     arguments = {"manifold": manifold}
-    return Case(name, mo.retract, arguments, manifold=start, retracts=True)
+    facts = {"retracts": True, "covered": manifold != mo.Sphere("kept")}
+    return Case(name, mo.retract, arguments, manifold=start, **facts)
 
 
 _STIEFEL, _SPHERE = mo.Stiefel("rms"), mo.Sphere(2.0)
@@ -114,8 +117,9 @@ CASES = (
         {"debias": True, "nesterov": False},
         {"decay": 0.9},
         **_MOMENTUM,
+        covered=True,
     ),
-    Case("orthogonalize", mo.orthogonalize_via_newton_schulz, **_FREE),
+    Case("orthogonalize", mo.orthogonalize_via_newton_schulz, **_FREE, covered=True),
     _tangent(_STIEFEL),
     _tangent(_SPHERE),
     Case(
@@ -123,25 +127,32 @@ CASES = (
         mo.dual_ascent_spectral,
         {"steps": 0},
         manifold=mo.Stiefel(),
+        covered=True,
     ),
     Case(
         "dual_ascent_spectral-certify",
         mo.dual_ascent_spectral,
         {"manifold": _STIEFEL, "certify": True},
         manifold=_STIEFEL,
-        slow=True,
+        covered=True,
     ),
     _steepest(mo.Euclidean(), mo.Frobenius(), **_FREE),
-    _steepest(mo.Euclidean(), mo.Max(), **_FREE),
+    _steepest(mo.Euclidean(), mo.Max(), **_FREE, covered=True),
     _steepest(mo.Euclidean(), mo.Spectral(), **_FREE),
-    _steepest(_SPHERE, mo.Frobenius()),
-    _steepest(_STIEFEL, mo.Frobenius()),
-    _steepest(_STIEFEL, mo.Spectral(), slow=True),
+    _steepest(_SPHERE, mo.Frobenius(), covered=True),
+    _steepest(_STIEFEL, mo.Frobenius(), covered=True),
+    _steepest(_STIEFEL, mo.Spectral(), covered=True),
     *map(_scale, ("none", "width", "spectral", "rms")),
     _retract("retract-Sphere", _SPHERE, _SPHERE),
     _retract("retract-Sphere-kept", mo.Sphere("kept"), _SPHERE),
     _retract("retract-Stiefel", _STIEFEL, _STIEFEL),
-    Case("retract_polar", mo.retract_polar, manifold=mo.Stiefel(), retracts=True),
+    Case(
+        "retract_polar",
+        mo.retract_polar,
+        manifold=mo.Stiefel(),
+        retracts=True,
+        covered=True,
+    ),
     Case("muon", mo.muon, numbers=_DECAYED),
     Case(
         "manifold_muon",
@@ -164,14 +175,17 @@ CASES = (
 
 
 def each_case(
-    keep: Callable[[Case], bool] = lambda case: True,
+    keep: Callable[[Case], bool] = lambda case: True, *, compiles: bool = False
 ) -> pytest.MarkDecorator:
-    """Parametrizes a test over the cases that `keep` keeps."""
-    chosen = [
-        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else [])
-        for case in CASES
-        if keep(case)
-    ]
+    """Parametrizes a test over the cases that `keep` keeps.
+
+    A test that `compiles` a program of its own runs on `covered` cases nightly only.
+    """
+
+    def marks(case: Case) -> list[pytest.MarkDecorator]:
+        return [pytest.mark.slow] if compiles and case.covered else []
+
+    chosen = [pytest.param(c, id=c.name, marks=marks(c)) for c in CASES if keep(c)]
     return pytest.mark.parametrize("case", chosen)
 
 
@@ -198,7 +212,8 @@ def parameters(case: Case, seed: int = 0) -> Tree:
 
 def on_manifold(manifold: mo.Manifold, leaf: jax.Array) -> jax.Array:
     """Nearest point, by NumPy; kernels are `[…, fan_in, fan_out]`."""
-    if isinstance(manifold, mo.Euclidean) or leaf.ndim < 2 or leaf.size == 0:
+    anywhere = manifold in (mo.Euclidean(), mo.Sphere("kept"))
+    if anywhere or leaf.ndim < 2 or leaf.size == 0:
         return leaf
     x = np.asarray(leaf, np.float64)
     fan_in, fan_out = x.shape[-2:]

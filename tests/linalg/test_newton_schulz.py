@@ -1,0 +1,224 @@
+"""newton_schulz against the polynomial of its singular values, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import oracles
+from manifold_optax import linalg
+from manifold_optax.linalg._coefficients import RANK_ROW, TAYLOR_ROW
+
+EPS = float(np.finfo(np.float32).eps)
+SCHEDULES = {
+    "jordan": linalg.JORDAN,
+    "you": linalg.YOU,
+    "polar_express": linalg.POLAR_EXPRESS,
+}
+SHAPES = ((16, 16), (24, 8), (8, 24), (3, 12, 8), (1, 9), (9, 1))
+# Rounding of at most eight steps that are steep at 0 (seen: 1.1e-6 = 9 eps).
+ROUNDING = 40 * EPS
+
+run = jax.jit(linalg.newton_schulz, static_argnames=("schedule", "compute_dtype"))
+
+
+def reference(x, schedule):
+    slices = np.reshape(x, (-1, *x.shape[-2:]))
+    found = [oracles.newton_schulz(matrix, schedule) for matrix in slices]
+    return np.reshape(found, x.shape)
+
+
+def gaussian(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def slope(schedule):
+    return np.prod([a for a, _, _ in schedule])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *(("jordan", shape) for shape in SHAPES),
+        ("you", (24, 8)),
+        ("polar_express", (24, 8)),
+        ("polar_express", (3, 12, 8)),
+    ],
+)
+def test_applies_the_polynomial_to_the_singular_values(name, shape):
+    x = gaussian(shape)
+    found = run(jnp.asarray(x), SCHEDULES[name])
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, reference(x, SCHEDULES[name]), atol=ROUNDING)
+
+
+@pytest.mark.parametrize("name", ["jordan", "polar_express"])
+def test_float64_reaches_its_own_rounding(x64, name):
+    x = np.random.default_rng(0).standard_normal((24, 8))
+    found = run(jnp.asarray(x), SCHEDULES[name])
+    assert found.dtype == jnp.float64
+    # The tolerance of float32 with the eps of float64 (seen: 1.1e-15 =
+    # 5 eps).
+    expected = reference(x, SCHEDULES[name])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=40 * oracles.EPS)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("jordan", (24, 8)), ("jordan", (1, 9)), ("polar_express", (24, 8))],
+)
+def test_bfloat16_products_stay_near(name, shape):
+    x = gaussian(shape)
+    found = run(jnp.asarray(x), SCHEDULES[name], compute_dtype=jnp.bfloat16)
+    assert found.dtype == jnp.float32
+    expected = reference(x, SCHEDULES[name])
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    # One rounding of bfloat16 is 4e-3, and Jordan's row multiplies an error at s = 1 by
+    # up to 3.5 at each step (seen: 6.4e-2 for one row, 3.1e-2 else).
+    assert error <= 0.13
+    # The wide accumulator alone would give the float32 result.
+    assert error >= 100 * EPS
+
+
+def test_bfloat16_products_accumulate_in_float32():
+    lowered = run.lower(jnp.ones((12, 4)), compute_dtype=jnp.bfloat16).as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert len(products) == 3 * len(linalg.JORDAN)
+    for line in products:
+        operands, result = line.split("->")
+        assert operands.count("xbf16>") == 2
+        assert "xf32>" in result
+
+
+def test_bfloat16_input_is_computed_in_float32():
+    x = jnp.asarray(gaussian((24, 8)), jnp.bfloat16)
+    found = run(x, linalg.YOU)
+    assert found.dtype == jnp.bfloat16
+    expected = reference(np.asarray(x, np.float64), linalg.YOU)
+    # The last rounding alone: half of 2^-7 of entries below 1.
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=2**-8)
+
+
+@pytest.mark.parametrize("exponent", [-99, 99])
+def test_powers_of_two_change_no_bit(exponent):
+    x = jnp.asarray(gaussian((24, 8)))
+    np.testing.assert_array_equal(run(x * 2.0**exponent), run(x))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_scale_changes_nothing(scale):
+    x = gaussian((24, 8))
+    found = run(jnp.asarray(x * np.float32(scale)))
+    np.testing.assert_allclose(found, reference(x, linalg.JORDAN), atol=ROUNDING)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_zero_stays_zero(shape):
+    assert not np.any(run(jnp.zeros(shape)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(24, 8), (1, 9)])
+def test_a_bad_entry_spoils_its_matrix_and_no_other(shape, bad):
+    x = np.stack([gaussian(shape), gaussian(shape, seed=1)])
+    x[1, 0, 3] = bad
+    found = np.asarray(run(jnp.asarray(x)))
+    assert np.isnan(found[1]).all()
+    expected = reference(x[0], linalg.JORDAN)
+    np.testing.assert_allclose(found[0], expected, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_rank_one_keeps_its_rank(name):
+    schedule = SCHEDULES[name]
+    x = gaussian((24, 1)) @ gaussian((1, 8), seed=1)
+    values = np.linalg.svd(np.asarray(run(jnp.asarray(x), schedule)))[1]
+    assert values[0] == pytest.approx(
+        float(oracles.schedule_image(schedule, 1.0)), abs=ROUNDING
+    )
+    # Rounding of the input grows by the slope at 0 (seen: 0.2 eps times the slope).
+    assert values[1] <= EPS * slope(schedule)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (24, 8), (9, 1)])
+def test_commutes_with_transposition(shape):
+    x = jnp.asarray(gaussian(shape))
+    # Products of the same numbers, summed in another order (seen: 9e-7).
+    np.testing.assert_allclose(run(x.mT).mT, run(x), atol=ROUNDING)
+
+
+def test_a_batch_is_its_slices():
+    x = jnp.asarray(gaussian((3, 12, 8)) * np.array([1e-9, 1, 1e9])[:, None, None])
+    slices = jnp.stack([run(matrix) for matrix in x.astype(jnp.float32)])
+    # Batched products may sum in another order (seen: none).
+    found = run(x.astype(jnp.float32))
+    np.testing.assert_allclose(found, slices, atol=ROUNDING)
+
+
+def test_no_steps_only_normalise():
+    x = gaussian((24, 8))
+    # A division and a norm: some eps.
+    expected = x / np.linalg.norm(x)
+    np.testing.assert_allclose(run(jnp.asarray(x), ()), expected, rtol=8 * EPS)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_of_one", "slope_at_zero"),
+    [
+        ("jordan", 0.69644, 484.9),
+        ("you", 0.97835, 492.7),
+        ("polar_express", 1.0, 6363.0),
+    ],
+)
+def test_published_numbers_of_the_schedules(name, image_of_one, slope_at_zero):
+    # MATH 1.4 and 3.E print five decimals and four digits.
+    image = float(oracles.schedule_image(SCHEDULES[name], 1.0))
+    assert image == pytest.approx(image_of_one, abs=1e-5)
+    assert slope(SCHEDULES[name]) == pytest.approx(slope_at_zero, rel=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "low", "high"),
+    [
+        ("jordan", 1e-3, 0.4705, 1.2024),
+        ("jordan", 1e-2, 0.6818, 1.1344),
+        ("you", 1e-3, 0.4750, 1.1450),
+        ("you", 1e-2, 0.9778, 1.0318),
+        ("polar_express", 1e-3, 1.0, 1.0),
+    ],
+)
+def test_published_images_of_the_schedules(name, lowest, low, high):
+    image = oracles.schedule_image(SCHEDULES[name], np.geomspace(lowest, 1, 20001))
+    # MATH 1.4 prints four decimals.
+    assert image.min() == pytest.approx(low, abs=1e-4)
+    assert image.max() == pytest.approx(high, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_stay_tame_above_one(name):
+    # Rows without safety blow up here: 2.8 at 1 + 1e-5 (MATH 1.4).
+    above = oracles.schedule_image(SCHEDULES[name], np.linspace(1, 1.01, 1001))
+    image_of_one = oracles.schedule_image(SCHEDULES[name], 1.0)
+    # You's rows move the most: by 3.4 per unit of s (seen: 0.034).
+    np.testing.assert_allclose(above, image_of_one, atol=0.04)
+
+
+def test_sum_of_jordans_row():
+    # MATH 3.E, exact but for the rounding of two float64 additions.
+    assert sum(linalg.JORDAN[0]) == pytest.approx(0.701, abs=1e-15)
+
+
+def test_rows_that_polar_ends_with():
+    def slope_of(row, s):
+        return row[0] + 3 * row[1] * s**2 + 5 * row[2] * s**4
+
+    def curvature_of(row, s):
+        return 6 * row[1] * s + 20 * row[2] * s**3
+
+    # Small integer fractions: exact in float64.
+    assert [sum(TAYLOR_ROW), slope_of(TAYLOR_ROW, 1), curvature_of(TAYLOR_ROW, 1)] == [
+        1,
+        0,
+        0,
+    ]
+    assert [sum(RANK_ROW), slope_of(RANK_ROW, 1), slope_of(RANK_ROW, 0)] == [1, 0, 0]

@@ -1,0 +1,168 @@
+"""spectral_norm and nuclear_norm against NumPy's SVD."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import oracles
+from manifold_optax import linalg
+
+EPS = float(np.finfo(np.float32).eps)
+SHAPES = ((24, 8), (8, 24), (9, 1))
+
+spectral_norm = jax.jit(linalg.spectral_norm, static_argnames="steps")
+nuclear_norm = jax.jit(linalg.nuclear_norm)
+
+
+def gaussian(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def values_of(x):
+    return np.linalg.svd(np.asarray(x, np.float64), compute_uv=False)
+
+
+def decaying(m, n, ratio, seed=0):
+    """Matrix [m, n] with singular values 1, ratio, ratio^2, ..., and its factors."""
+    rng = np.random.default_rng(seed)
+    left, right = oracles.stiefel_point(rng, m, n), oracles.stiefel_point(rng, n, n)
+    return (left * ratio ** np.arange(n)) @ right.T, left, right
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), shape=st.sampled_from(SHAPES))
+def test_is_a_lower_bound_with_unit_vectors(seed, shape):
+    x = gaussian(shape, seed)
+    norm, left, right = spectral_norm(jnp.asarray(x))
+    # Rounding of sums of at most 24 squares.
+    assert float(norm) <= values_of(x)[0] * (1 + 8 * EPS)
+    for vector in (left, right):
+        assert float(jnp.linalg.norm(vector)) == pytest.approx(1, abs=8 * EPS)
+    # The norm is the length of x right, which points along left.
+    expected = np.asarray(x, np.float64) @ np.asarray(right, np.float64)
+    np.testing.assert_allclose(norm * left, expected, atol=32 * EPS * float(norm))
+
+
+@pytest.mark.parametrize("steps", [4, 16])
+def test_converges_at_the_documented_rate(steps):
+    ratio = 0.8
+    x, _, factor = decaying(24, 8, ratio)
+    start = jax.random.normal(jax.random.key(0), (8,))
+    cosine = factor[:, 0] @ np.asarray(start) / np.linalg.norm(start)
+    # The docstring: (s2/s1)^(4 steps) times the squared tangent; seen below it.
+    bound = ratio ** (4 * steps) * (1 / cosine**2 - 1) + 8 * EPS
+    found = spectral_norm(jnp.asarray(x, jnp.float32), steps=steps)
+    assert 1 - float(found.norm) <= bound
+
+
+def test_finds_the_singular_vectors():
+    x, left, right = decaying(24, 8, 0.5)
+    found = spectral_norm(jnp.asarray(x, jnp.float32))
+    # The vectors converge like (s2/s1)^(2 steps) = 2e-10: rounding remains.
+    sign = np.sign(right[:, 0] @ np.asarray(found.right))
+    np.testing.assert_allclose(found.right, sign * right[:, 0], atol=16 * EPS)
+    np.testing.assert_allclose(found.left, sign * left[:, 0], atol=16 * EPS)
+
+
+def test_rows_that_sum_to_zero():
+    # Small integers and a start of length 2: the products are exact, and exactly zero.
+    half = np.random.default_rng(0).integers(-8, 9, (24, 2)).astype(np.float32)
+    half[0, 0] = 8
+    x = jnp.asarray(np.hstack([half, -half]))
+    assert float(spectral_norm(x, jnp.ones(4)).norm) == 0
+    # The second singular value is 0.90 of the first, and 0.9^64 = 1e-3 (seen: 8e-6).
+    found = float(spectral_norm(x).norm)
+    assert found == pytest.approx(values_of(x)[0], rel=1e-4)
+
+
+def test_one_warm_step_beats_four_cold_ones():
+    x, _, _ = decaying(24, 8, 0.9)
+    first = spectral_norm(jnp.asarray(x, jnp.float32), steps=16)
+    x = x + 1e-3 * gaussian((24, 8), seed=1)
+    exact = values_of(x)[0]
+    cold = spectral_norm(jnp.asarray(x, jnp.float32), steps=4)
+    warm = spectral_norm(jnp.asarray(x, jnp.float32), first.right, steps=1)
+    # The vector is off by 0.9^32 = 3e-2 and moved by 1e-2; the norm errs by the square,
+    # shrunk by 0.9^4 (seen: 1.4e-5, and 8e-3 from the default start).
+    assert abs(float(warm.norm) / exact - 1) <= 1e-4
+    assert abs(float(cold.norm) / exact - 1) >= 4e-3
+
+
+def test_start_vectors_of_any_length_and_zero():
+    x = jnp.asarray(gaussian((24, 8)))
+    start = jnp.asarray(gaussian((8,), seed=1))
+    plain = spectral_norm(x, start)
+    for scale in (1e-30, 1e30):
+        scaled = spectral_norm(x, start * scale)
+        # Rounding of the scaled start alone, which the iteration forgets.
+        np.testing.assert_allclose(scaled.norm, plain.norm, rtol=8 * EPS)
+    # A zero vector asks for the default start.
+    default = spectral_norm(x, jnp.zeros(8))
+    expected = spectral_norm(x).right
+    # One compiled constant more: a rounding.
+    np.testing.assert_allclose(default.right, expected, atol=4 * EPS)
+
+
+def test_zero_matrix():
+    start = jnp.zeros(8).at[:2].set(jnp.array([3.0, 4.0]))
+    norm, left, right = spectral_norm(jnp.zeros((24, 8)), start)
+    assert float(norm) == 0
+    assert not np.any(left)
+    # Two divisions.
+    np.testing.assert_allclose(right, start / 5, rtol=4 * EPS)
+
+
+@pytest.mark.parametrize("exponent", [-99, 99])
+def test_powers_of_two_only_move_the_exponent(exponent):
+    x = jnp.asarray(gaussian((24, 8)))
+    plain, scaled = spectral_norm(x), spectral_norm(x * 2.0**exponent)
+    np.testing.assert_array_equal(scaled.norm, plain.norm * 2.0**exponent)
+    np.testing.assert_array_equal(scaled.right, plain.right)
+
+
+def test_a_batch_is_its_slices():
+    x = jnp.asarray(gaussian((2, 3, 24, 8)))
+    right = jnp.asarray(gaussian((2, 3, 8), seed=1))
+    found = spectral_norm(x, right)
+    assert found.norm.shape == (2, 3)
+    assert found.left.shape == (2, 3, 24)
+    for index in np.ndindex(2, 3):
+        single = spectral_norm(x[index], right[index])
+        # Products summed in another order.
+        np.testing.assert_allclose(found.norm[index], single.norm, rtol=16 * EPS)
+
+
+def test_bfloat16_and_nan():
+    found = spectral_norm(jnp.asarray(gaussian((24, 8)), jnp.bfloat16))
+    assert found.norm.dtype == found.right.dtype == jnp.float32
+    x = jnp.asarray(gaussian((24, 8))).at[2, 3].set(jnp.nan)
+    assert jnp.isnan(spectral_norm(x).norm)
+
+
+def test_steps_must_be_positive():
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        linalg.spectral_norm(jnp.eye(2), steps=0)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 12, 8)])
+def test_nuclear_norm(shape):
+    x = gaussian(shape)
+    found = nuclear_norm(jnp.asarray(x))
+    # LAPACK's singular values in float32 err by some eps of the largest (seen: 1 eps).
+    np.testing.assert_allclose(found, values_of(x).sum(axis=-1), rtol=16 * EPS)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_nuclear_norm_of_any_scale(scale):
+    x = gaussian((24, 8)) * np.float32(scale)
+    found = float(nuclear_norm(jnp.asarray(x)))
+    assert found == pytest.approx(values_of(x).sum(), rel=16 * EPS)
+
+
+def test_nuclear_norm_of_nothing_zero_and_nan():
+    assert float(nuclear_norm(jnp.zeros((0, 3)))) == 0
+    assert float(nuclear_norm(jnp.zeros((5, 3)))) == 0
+    assert jnp.isnan(nuclear_norm(jnp.full((5, 3), jnp.nan)))
+    assert nuclear_norm(jnp.ones((5, 3), jnp.bfloat16)).dtype == jnp.float32

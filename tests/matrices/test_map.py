@@ -1,0 +1,164 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import manifold_optax as mo
+from manifold_optax.matrices import per_matrix
+from matrices.views import EXAMPLES
+
+
+def draw(rng, *shape):
+    return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+
+def identity(x, axis_name=None):
+    return (x,), ()
+
+
+def sum_and_difference(x, y, axis_name=None):
+    return (x + y, x - y), ()
+
+
+class Counting:
+    """The identity, which remembers the shape and dtype of every trace."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, *xs, axis_name=None):
+        self.seen.append([(x.shape, x.dtype) for x in xs])
+        return (xs[0],), ()
+
+
+def test_one_stack_holds_all_matrices_of_a_shape_in_both_orientations(rng):
+    tree = {"a": draw(rng, 6, 4), "b": draw(rng, 4, 6), "c": [draw(rng, 2, 3, 6, 4)]}
+    kernel = Counting()
+    (found,), _ = mo.map_matrices(kernel, (tree,))
+    assert kernel.seen == [[((6, 4), jnp.float32)]]
+    chex.assert_trees_all_equal(found, tree)
+    kernel = Counting()
+    mo.map_matrices(kernel, (tree,), transposable=False)
+    assert sorted(shape for [(shape, _)] in kernel.seen) == [(4, 6), (6, 4)]
+
+
+def test_several_inputs_and_outputs_keep_their_places(rng):
+    x = {"a": draw(rng, 6, 4), "b": draw(rng, 2, 4, 6), "c": draw(rng, 3, 3)}
+    y = jax.tree.map(lambda leaf: draw(rng, *leaf.shape), x)
+    (plus, minus), carried = mo.map_matrices(sum_and_difference, (x, y), outputs=2)
+    chex.assert_trees_all_equal(plus, jax.tree.map(jnp.add, x, y))
+    chex.assert_trees_all_equal(minus, jax.tree.map(jnp.subtract, x, y))
+    assert carried == ()
+
+
+def test_blocks_of_several_inputs_keep_their_places(rng):
+    x, y = {"w": draw(rng, 2, 4, 7)}, {"w": draw(rng, 2, 4, 7)}
+    (plus, minus), _ = mo.map_matrices(
+        sum_and_difference, (x, y), outputs=2, axes=mo.Split((4, 2, 1))
+    )
+    np.testing.assert_array_equal(plus["w"], x["w"] + y["w"])
+    np.testing.assert_array_equal(minus["w"], x["w"] - y["w"])
+
+
+BATCHED = ("kernel", "layers", "interleaved", "split out", "split layers")
+BATCHED += ("batches around", "split around a batch")
+each_batched = pytest.mark.parametrize("name", BATCHED)
+
+
+@each_batched
+@pytest.mark.parametrize("tail", [(), (3, 2)], ids=str)
+def test_carried_arrays_stand_along_the_batch_axes_then_the_blocks(rng, name, tail):
+    example = EXAMPLES[name]
+    leaf = draw(rng, *example.shape)
+    sums = example.sums(np.asarray(leaf))
+    numbers = draw(rng, *sums.shape, *tail)
+    indices = jnp.arange(numbers.size, dtype=jnp.int32).reshape(numbers.shape)
+
+    def total(x, number, index, axis_name=None):
+        return (), (jnp.sum(x) + number, index + 1)
+
+    trees, (found, counted) = mo.map_matrices(
+        total,
+        ({"w": leaf},),
+        ({"w": numbers}, {"w": indices}),
+        axes=example.axes,
+        outputs=0,
+    )
+    expected = numbers + np.reshape(sums, (*sums.shape, *(1 for _ in tail)))
+    assert trees == ()
+    # A sum of at most 36 float32 numbers of order 1.
+    np.testing.assert_allclose(found["w"], expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(counted["w"], indices + 1)
+    assert counted["w"].dtype == jnp.int32
+
+
+@each_batched
+def test_per_matrix_has_one_entry_per_matrix(name):
+    example = EXAMPLES[name]
+    tree = {"w": jax.ShapeDtypeStruct(example.shape, jnp.bfloat16), "absent": None}
+    found = per_matrix(tree, 2.0, axes=example.axes, tail=(5,))
+    batch = example.sums(np.zeros(example.shape)).shape
+    np.testing.assert_array_equal(found["w"], np.full((*batch, 5), 2.0))
+    assert found["w"].dtype == jnp.float32
+    assert not found["w"].weak_type
+    assert found["absent"] is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_computed_in_float32_and_comes_back_as_it_was(dtype):
+    tree = {"a": jnp.ones((6, 4), dtype), "b": jnp.ones((6, 4))}
+    kernel = Counting()
+    (found,), _ = mo.map_matrices(kernel, (tree,))
+    assert kernel.seen == [[((6, 4), jnp.float32)]]
+    chex.assert_trees_all_equal_dtypes(found, tree)
+
+
+def test_a_wider_input_widens_the_computation(x64):
+    tree = {"w": jnp.ones((6, 4), jnp.bfloat16)}
+    wider = {"w": jnp.ones((6, 4), jnp.float64)}
+    kernel = Counting()
+    (found,), _ = mo.map_matrices(kernel, (tree, wider))
+    assert kernel.seen == [[((6, 4), jnp.float64)] * 2]
+    assert found["w"].dtype == jnp.bfloat16
+
+
+def test_the_compute_dtype_can_be_chosen():
+    kernel = Counting()
+    tree = {"w": jnp.ones((6, 4))}
+    (found,), _ = mo.map_matrices(kernel, (tree,), dtype=jnp.bfloat16)
+    assert kernel.seen == [[((6, 4), jnp.bfloat16)]]
+    assert found["w"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [None, optax.MaskedNode(), jnp.zeros((0, 3)), jnp.zeros((3, 0)), jnp.zeros((0,))],
+    ids=["none", "masked", "no rows", "no columns", "empty vector"],
+)
+def test_absent_and_empty_leaves_pass_through(rng, absent):
+    tree = {"here": draw(rng, 6, 4), "away": absent}
+    numbers = {"here": jnp.zeros(()), "away": absent}
+    kernel = lambda x, c, axis_name=None: ((2 * x,), (c + 1,))
+    (found,), (counted,) = mo.map_matrices(kernel, (tree,), (numbers,))
+    assert found["away"] is absent
+    assert counted["away"] is absent
+    np.testing.assert_array_equal(found["here"], 2 * tree["here"])
+    assert counted["here"] == 1
+
+
+def test_the_first_tree_decides_which_leaves_exist(rng):
+    params = {"a": draw(rng, 6, 4), "b": draw(rng, 6, 4)}
+    updates = {"a": params["a"], "b": None}
+    numbers = per_matrix(params, 5.0)
+    kernel = lambda x, y, c, axis_name=None: ((x + y,), (c + 1,))
+    (found,), (counted,) = mo.map_matrices(kernel, (updates, params), (numbers,))
+    assert found["b"] is None
+    assert (float(counted["a"]), float(counted["b"])) == (6, 5)
+
+
+@pytest.mark.parametrize("tree", [{}, {"a": None}, []])
+def test_a_tree_without_matrices_comes_back(tree):
+    (found,), _ = mo.map_matrices(identity, (tree,))
+    assert found == tree

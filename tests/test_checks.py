@@ -1,0 +1,135 @@
+"""The messages of our own checks: what was wrong, what was got, what to do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import manifold_optax as mo
+from manifold_optax import _checks
+
+X = jnp.ones((4, 2))
+
+
+def test_missing_parameters_name_the_transformation_and_the_call():
+    message = r"retract needs the current parameters: call `tx\.update\(updates, state"
+    with pytest.raises(ValueError, match=message):
+        _checks.require_params(None, "retract")
+    _checks.require_params({}, "retract")
+
+
+@pytest.mark.parametrize(
+    ("leaf", "dtype"),
+    [
+        (jnp.ones(2, jnp.int32), "int32"),
+        (jnp.ones(2, bool), "bool"),
+        (jnp.ones(2, jnp.complex64), "complex64"),
+        (np.zeros(2, jax.dtypes.float0), "float0"),
+        (jax.random.key(0), "key<fry>"),
+        (3, "int32"),
+    ],
+)
+def test_leaves_that_are_not_real_floating_are_refused(leaf, dtype):
+    with pytest.raises(TypeError, match=f"'a/b' has dtype .*{dtype}") as caught:
+        _checks.require_floating(leaf, "a/b")
+    assert "mo.label_by_path" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float8_e4m3fn"])
+def test_real_floating_leaves_pass(dtype):
+    _checks.require_floating(jax.ShapeDtypeStruct((2,), dtype), "a/b")
+
+
+def test_too_few_axes_name_the_leaf_and_the_remedy():
+    message = r"'a/b' of shape \(4,\) cannot be viewed as matrices: at least 2 axes"
+    with pytest.raises(ValueError, match=message) as caught:
+        _checks.require_rank(jnp.ones(4), 2, "a/b")
+    assert "mo.hybrid(matrices, others=optax.adamw(...))" in str(caught.value)
+    for rank in (0, 1, 2):
+        _checks.require_rank(X, rank, "a/b")
+
+
+def test_shapes_that_differ_are_both_printed():
+    message = r"'a/b' differ in shape: \(4, 2\) and \(2, 4\)"
+    with pytest.raises(ValueError, match=message):
+        _checks.require_same_shapes((X, X.T), "a/b")
+    _checks.require_same_shapes((X, X), "a/b")
+
+
+INSIDE = [0.0, 0.5, 0.999, np.float32(0.5), jnp.asarray(0.5), None]
+OUTSIDE = [-1e-9, 1.0, 2, float("nan"), float("inf"), -float("inf"), np.float32(1)]
+
+
+@pytest.mark.parametrize("value", INSIDE)
+def test_numbers_inside_a_range_pass(value):
+    _checks.require_in_range("decay", value, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("value", OUTSIDE)
+def test_numbers_outside_a_range_are_refused(value):
+    with pytest.raises(ValueError, match=r"decay must be in \[0.0, 1.0\), got"):
+        _checks.require_in_range("decay", value, 0.0, 1.0)
+
+
+def test_an_open_range_excludes_its_lower_end():
+    with pytest.raises(ValueError, match=r"rate must be in \(0.0, 1.0\), got 0"):
+        _checks.require_in_range("rate", 0, 0.0, 1.0, low_open=True)
+    _checks.require_in_range("rate", 1e-9, 0.0, 1.0, low_open=True)
+
+
+def test_what_is_not_known_yet_passes_a_range():
+    _checks.require_in_range("rate", lambda step: -1.0, 0.0, 1.0)
+    traced = jax.jit(lambda x: _checks.require_in_range("rate", x, 0.0, 1.0))
+    assert traced(-1.0) is None
+
+
+@pytest.mark.parametrize("value", [0, 3, None])
+def test_static_steps_pass(value):
+    _checks.require_static_steps("steps", value)
+
+
+@pytest.mark.parametrize("value", [1.0, True, "3", np.int32(3), jnp.asarray(3)])
+def test_steps_that_are_not_static_are_refused(value):
+    with pytest.raises(TypeError, match=r"steps must be a Python int .*\('steps',\)"):
+        _checks.require_static_steps("steps", value)
+
+
+def test_negative_steps_are_refused():
+    with pytest.raises(ValueError, match="steps must be at least 0, got -1"):
+        _checks.require_static_steps("steps", -1)
+
+
+def test_an_unknown_word_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="rule must be one of 'a', 'b'; got 'c'"):
+        _checks.require_one_of("rule", "c", ("a", "b"))
+    _checks.require_one_of("rule", "b", ("a", "b"))
+
+
+PRESETS = (mo.muon, mo.manifold_muon, mo.hyperspherical_descent, mo.sign_descent)
+PRESET_IDS = [preset.__name__ for preset in PRESETS]
+
+
+@pytest.mark.parametrize("rate", [-0.1, float("nan")])
+@pytest.mark.parametrize("preset", PRESETS, ids=PRESET_IDS)
+def test_a_learning_rate_out_of_range_is_refused(preset, rate):
+    with pytest.raises(ValueError, match="learning_rate"):
+        preset(rate)
+
+
+@pytest.mark.parametrize("preset", [mo.muon, mo.sign_descent], ids=["muon", "sign"])
+def test_a_negative_weight_decay_is_refused(preset):
+    with pytest.raises(ValueError, match="weight_decay"):
+        preset(0.1, weight_decay=-0.1)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=PRESET_IDS)
+def test_a_momentum_out_of_range_is_refused(preset):
+    with pytest.raises(ValueError, match=r"decay must be in \[0.0, 1.0\), got 1.5"):
+        preset(0.1, momentum=1.5)
+
+
+@pytest.mark.parametrize("preset", PRESETS[1:3], ids=PRESET_IDS[1:3])
+def test_a_weight_decay_on_a_manifold_is_refused(preset, unhooked):
+    message = r"undone by the retraction; leave weight_decay=None .* got .*=0.1"
+    with pytest.raises(ValueError, match=message):
+        preset(0.1, weight_decay=0.1)

@@ -1,0 +1,169 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import manifold_optax as mo
+import oracles
+from transforms.helpers import blocks_of, draw_pair
+
+# Float32 rounding of a direction of spectral norm 1 against the analytic bounds; the
+# eigendecompositions inside cost a digit.
+ROUNDING = 1e-5
+
+
+def tall(leaf):
+    return np.asarray(leaf if leaf.shape[-2] >= leaf.shape[-1] else leaf.mT, np.float64)
+
+
+@functools.cache
+def solver(**options):
+    """Compiled once per set of options and shape, for all tests."""
+    tx = mo.dual_ascent_spectral(**options)
+
+    def solve(point, gradient):
+        params = {"w": point}
+        state = tx.init(params)
+        updates, new = tx.update({"w": gradient}, state, params)
+        return updates["w"], state, new
+
+    return jax.jit(solve)
+
+
+def solve(point, gradient, **options):
+    return solver(**options)(point, gradient)
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (4, 4), (5, 1)])
+def test_the_direction_is_tangent_bounded_and_nearly_optimal(rng, shape):
+    point, gradient = draw_pair(rng, mo.Stiefel(), shape)
+    found, _, state = solve(point, gradient, certify=True)
+    w, g, a = tall(point), tall(gradient), tall(found)
+    np.testing.assert_allclose(w.T @ a + a.T @ w, 0, atol=ROUNDING)
+    assert np.linalg.norm(a, 2) <= 1 + ROUNDING
+    best = oracles.stiefel_spectral_optimum(oracles.polar(w), g)
+    value, gap = np.sum(a * g), float(state.gap["w"])
+    # The certificate bounds what was lost, and what was lost is small.
+    assert value >= (1 - gap - ROUNDING) * best.lower
+    assert -ROUNDING < gap < 2e-2
+    assert float(state.tangency["w"]) < ROUNDING
+
+
+@pytest.mark.parametrize("scale", [3.0, "rms"])
+def test_on_a_scaled_manifold_the_direction_is_scaled(rng, scale):
+    point, gradient = draw_pair(rng, mo.Stiefel(), (8, 3))
+    size = np.sqrt(3 / 8) if scale == "rms" else scale
+    unit, _, _ = solve(point, gradient)
+    found, _, _ = solve(size * point, gradient, manifold=mo.Stiefel(scale))
+    np.testing.assert_allclose(found, size * unit, rtol=0, atol=ROUNDING * size)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_the_scale_of_the_gradient_does_not_matter(rng, factor):
+    point, gradient = draw_pair(rng, mo.Stiefel(), (8, 3))
+    expected, _, _ = solve(point, gradient)
+    found, _, _ = solve(point, factor * gradient)
+    # The gradients differ by a rounding of each entry.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=10 * ROUNDING)
+
+
+def test_a_gradient_that_is_normal_to_the_manifold_gives_zero(rng):
+    point, gradient = draw_pair(rng, mo.Stiefel(), (8, 3))
+    normal = point @ (gradient.T @ gradient)
+    found, _, state = solve(point, normal, certify=True)
+    np.testing.assert_array_equal(found, 0)
+    assert float(state.gap["w"]) == 0
+    assert float(state.tangency["w"]) == 0
+
+
+STATES = [
+    ((8, 3), mo.LAST_TWO, ()),
+    ((2, 1, 3, 8), mo.LAST_TWO, (2, 1)),
+    ((6, 9), mo.Split((6, 3)), (2,)),
+    ((2, 9, 6), mo.Split((3, 5, 1), axis=-2), (2, 3)),
+    (
+        (8, 2, 3),
+        optax.contrib.MuonDimensionNumbers(reduction_axis=0, output_axis=-1),
+        (2,),
+    ),
+]
+
+
+@pytest.mark.parametrize(("shape", "axes", "expected"), STATES)
+def test_the_state_has_one_number_per_matrix(shape, axes, expected):
+    leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    _, state, new = jax.eval_shape(solver(axes=axes, steps=0), leaf, leaf)
+    assert isinstance(new, mo.DualAscentState)
+    for numbers in (*state, *new):
+        assert numbers["w"].shape == expected
+        assert numbers["w"].dtype == jnp.float32
+
+
+def test_the_numbers_are_unknown_before_the_first_update(rng):
+    axes = mo.Split((4, 4))
+    point, gradient = draw_pair(rng, mo.Stiefel(), (2, 4, 8), axes)
+    _, state, new = solve(point, gradient, axes=axes, certify=True)
+    for before, after in zip(state, new, strict=True):
+        assert np.isnan(before["w"]).all()
+        assert np.isfinite(after["w"]).all()
+
+
+def test_the_numbers_of_a_split_stand_in_the_order_of_its_blocks(rng):
+    axes = mo.Split((4, 3, 4))
+    point, gradient = draw_pair(rng, mo.Stiefel(), (6, 11), axes)
+    _, _, together = solve(point, gradient, axes=axes, certify=True, steps=0)
+    gaps = []
+    pairs = zip(blocks_of(point, axes), blocks_of(gradient, axes), strict=True)
+    for at, of in pairs:
+        _, _, state = solve(at, of, certify=True, steps=0)
+        gaps.append(state.gap["w"])
+    # The bound has a kink where rounding of the solution, 1e-5, shows more.
+    np.testing.assert_allclose(together.gap["w"], gaps, rtol=0, atol=3e-4)
+    # So that another order would not have passed.
+    assert np.min(np.abs(np.diff(np.sort(gaps)))) > 1e-2
+
+
+def test_without_a_certificate_the_gap_stays_unknown(rng):
+    _, _, state = solve(*draw_pair(rng, mo.Stiefel(), (8, 3)))
+    assert np.isnan(state.gap["w"])
+    assert np.isfinite(state.tangency["w"])
+
+
+def test_a_certificate_does_not_change_the_direction(rng):
+    point, gradient = draw_pair(rng, mo.Stiefel(), (8, 3))
+    plain, _, _ = solve(point, gradient)
+    certified, _, _ = solve(point, gradient, certify=True)
+    # Two programs of the same arithmetic.
+    np.testing.assert_allclose(certified, plain, rtol=0, atol=ROUNDING)
+
+
+def test_more_steps_do_not_widen_the_gap(rng):
+    point, gradient = draw_pair(rng, mo.Stiefel(), (6, 5))
+    gaps = [
+        float(solve(point, gradient, steps=steps, certify=True)[2].gap["w"])
+        for steps in (0, 2, 8)
+    ]
+    assert gaps[2] < gaps[0]
+    assert gaps[1] <= gaps[0] + ROUNDING
+
+
+def test_optax_finds_the_gap_by_its_name(rng):
+    point, _ = draw_pair(rng, mo.Stiefel(), (8, 3))
+    tx = optax.chain(mo.momentum(0.9), mo.dual_ascent_spectral())
+    found = optax.tree.get(tx.init({"w": point}), "gap")
+    assert found["w"].shape == ()
+
+
+@pytest.mark.parametrize("steps", [-1, -5])
+def test_negative_steps_are_an_error(steps):
+    with pytest.raises(ValueError, match=f"steps must be at least 0, got {steps}"):
+        mo.dual_ascent_spectral(steps=steps)
+
+
+@pytest.mark.parametrize("steps", [2.0, True, "2", jnp.asarray(2)])
+def test_steps_that_are_not_an_int_are_an_error(steps, unhooked):
+    with pytest.raises(TypeError, match="steps must be a Python int or None"):
+        mo.dual_ascent_spectral(steps=steps)
