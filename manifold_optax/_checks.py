@@ -24,14 +24,33 @@ def require_params(params: Any, name: str) -> None:
         )
 
 
+def require_present(leaf: Any, path: str) -> None:
+    """Raises ValueError when there is an update but nothing that it belongs to."""
+    if leaf is None:
+        raise ValueError(
+            f"There is an update for {path!r}, but the parameter (or the state) has "
+            "None there; give None in both, or an array in both."
+        )
+
+
 def require_floating(leaf: Any, path: str) -> None:
-    """Raises TypeError unless `leaf` is an array of real floating dtype."""
-    dtype = jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype
+    """Raises TypeError unless `leaf` is an array of real floating dtype, ≥ 16 bits."""
+    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+        raise TypeError(
+            f"The leaf {path!r} is {leaf!r} of type {type(leaf).__name__}, not an "
+            "array; use jnp.asarray(...)."
+        )
+    dtype = leaf.dtype
     if dtype == jax.dtypes.float0 or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"The leaf {path!r} has dtype {dtype}, but only real floating arrays can "
             "be optimized here; give it another optimizer or optax.set_to_zero() by "
             "its label (mo.label_by_path with optax.partition, or mo.hybrid)."
+        )
+    if jnp.finfo(dtype).bits < 16:
+        raise TypeError(
+            f"The leaf {path!r} has dtype {dtype}, whose range is too small for an "
+            "optimizer; keep parameters and updates in bfloat16 or wider."
         )
 
 
@@ -59,20 +78,31 @@ def require_same_shapes(leaves: Sequence[Any], path: str) -> None:
 
 
 def require_in_range(
-    name: str, value: Any, low: float, high: float, *, low_open: bool = False
+    name: str, value: Any, low: float, high: float, *, schedule: bool = False
 ) -> None:
     """Raises ValueError for a concrete number outside `[low, high)`.
 
-    Traced values and schedules pass: under `optax.inject_hyperparams` a number is not
-    known when the transformation is built. `low_open` excludes `low` itself.
+    `None` and traced values pass: under `optax.inject_hyperparams` a number is not
+    known when the transformation is built. A callable passes where a `schedule` may.
     """
-    if isinstance(value, Tracer) or callable(value) or value is None:
+    if value is None or isinstance(value, Tracer) or (schedule and callable(value)):
         return
+    if callable(value):
+        raise TypeError(
+            f"{name} must be a number, got {value!r}; a schedule for it needs "
+            "optax.inject_hyperparams."
+        )
+    if isinstance(value, str) or jnp.shape(value) != ():
+        raise TypeError(f"{name} must be a number, got {value!r}.")
     number = float(value)
-    inside = low < number if low_open else low <= number
-    if math.isnan(number) or not inside or not number < high:
-        left = "(" if low_open else "["
-        raise ValueError(f"{name} must be in {left}{low}, {high}), got {value!r}.")
+    if math.isnan(number) or not low <= number < high:
+        raise ValueError(f"{name} must be in [{low}, {high}), got {value!r}.")
+
+
+def require_instance(name: str, value: Any, kind: type) -> None:
+    """Raises TypeError unless `value` is of the class `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}.")
 
 
 def require_static_steps(name: str, value: Any) -> None:

@@ -12,7 +12,7 @@ import jax
 import optax
 
 from manifold_optax._typing import ArrayTree
-from manifold_optax.matrices import leaf_path
+from manifold_optax.matrices import is_absent, leaf_path
 
 MATRIX = "matrix"
 """Label of the weights of hidden linear maps."""
@@ -23,11 +23,17 @@ OTHER = "other"
 _KERNEL = re.compile(r"(kernel|weights?|w([\dqkvo_]\w*)?)")
 """Names under which Flax, Equinox, Haiku and plain dictionaries keep linear maps."""
 
-_VECTOR = re.compile(r"(bias|b\d*|scale|offset|gain|gamma|beta|mean|var)")
-"""Names of vectors; they stay vectors when layers are stacked to `[layers, size]`."""
+_VECTOR = re.compile(
+    r"(^|/)((bias|b\d*|scale|offset|gain|gamma|beta|mean|var)$"
+    r"|(\w*norm\w*|ln(_?\w+)?)(/|$))",
+    re.IGNORECASE,
+)
+"""Names of vectors and of norm layers, whose vectors may be called `weight`; they stay
+vectors when layers are stacked to `[layers, size]`."""
 
 _INPUT_OR_OUTPUT = re.compile(
-    r"(^|/)(\w*embed\w*|wte|wpe|lm_head|head|\w*logits\w*|unembed\w*)(/|$)",
+    r"(^|/)(\w*embed\w*|(\w+_)?emb|wte|wpe|lm_head|head|\w*logits\w*"
+    r"|readout|classifier|output_(proj\w*|layer))(/|$)",
     re.IGNORECASE,
 )
 """Path parts of embeddings and readouts: their rows or columns are indexed by tokens or
@@ -60,23 +66,26 @@ def label_by_path(
     """
     compiled = {re.compile(pattern): label for pattern, label in rules.items()}
 
+    def label(path: str, leaf: Any) -> str:
+        del leaf
+        for pattern, name in compiled.items():
+            if pattern.search(path):
+                return name
+        if default is None:
+            raise ValueError(
+                f"No rule labels the parameter {path!r}; the rules are {list(rules)}. "
+                "Add one, or a default."
+            )
+        return default
+
     def labels(tree: ArrayTree) -> ArrayTree:
-        used: set[str] = set()
-
-        def of_leaf(path: str, leaf: Any) -> str:
-            del leaf
-            matching = [pattern for pattern in compiled if pattern.search(path)]
-            used.update(pattern.pattern for pattern in matching)
-            if not matching and default is None:
-                raise ValueError(
-                    f"No rule labels the parameter {path!r}; the rules are "
-                    f"{list(rules)}. Add one, or a default."
-                )
-            return compiled[matching[0]] if matching else str(default)
-
-        labelled, paths = _label(of_leaf, tree)
-        unused = [pattern for pattern in rules if pattern not in used]
-        if unused and paths:
+        labelled, paths = _label(label, tree)
+        unused = [
+            pattern.pattern
+            for pattern in compiled
+            if not any(pattern.search(path) for path in paths)
+        ]
+        if unused and jax.tree.leaves(labelled):
             raise ValueError(
                 f"The rules {unused} match no parameter. The paths are: "
                 f"{', '.join(paths)}."
@@ -90,9 +99,10 @@ def label_matrices(params: ArrayTree) -> ArrayTree:
     """Labels the hidden linear maps `"matrix"` and everything else `"other"`, strictly.
 
     `"other"`: leaves with fewer than two axes; leaves named like a vector (`bias`,
-    `scale`, …), whatever their rank; everything in an embedding or a readout
-    (`embed`, `lm_head`, `head`, …); matrices with one row or column. `"matrix"`: leaves
-    with two axes named like a linear map (`kernel`, `weight`, `w1`, `wq`, …).
+    `scale`, …) or in a norm layer (`norm`, `ln_1`, …), whatever their rank; everything
+    in an embedding or a readout (`embed`, `tok_emb`, `lm_head`, `readout`, …); matrices
+    with one row or column. `"matrix"`: leaves with two axes named like a linear map
+    (`kernel`, `weight`, `w1`, `wq`, …). It goes by common names: read the result once.
 
     Args:
         params: tree of arrays (or of their shapes).
@@ -114,8 +124,8 @@ def label_matrices(params: ArrayTree) -> ArrayTree:
 
 def _role(path: str, leaf: Any) -> str:
     name = path.rsplit("/", 1)[-1]
-    shape = tuple(leaf.shape)
-    if len(shape) < 2 or _VECTOR.fullmatch(name) or _INPUT_OR_OUTPUT.search(path):
+    shape = tuple(getattr(leaf, "shape", ()))
+    if len(shape) < 2 or _VECTOR.search(path) or _INPUT_OR_OUTPUT.search(path):
         return OTHER
     if len(shape) == 2 and _KERNEL.fullmatch(name):
         return MATRIX if min(shape) > 1 else OTHER
@@ -130,14 +140,13 @@ def _role(path: str, leaf: Any) -> str:
 def _label(
     of_leaf: Callable[[str, Any], str], tree: ArrayTree
 ) -> tuple[ArrayTree, list[str]]:
-    """Labels of a tree and the paths of its leaves; masks and `None` pass through."""
+    """Labels of a tree, and its paths; `None` has a path, no label; masks neither."""
     paths: list[str] = []
 
     def label(keys: Any, leaf: Any) -> Any:
         if isinstance(leaf, optax.MaskedNode):
             return leaf
         paths.append(leaf_path(keys))
-        return of_leaf(paths[-1], leaf)
+        return None if leaf is None else of_leaf(paths[-1], leaf)
 
-    masked = lambda node: isinstance(node, optax.MaskedNode)
-    return jax.tree_util.tree_map_with_path(label, tree, is_leaf=masked), paths
+    return jax.tree_util.tree_map_with_path(label, tree, is_leaf=is_absent), paths

@@ -39,6 +39,9 @@ def test_points_have_the_dtype_asked_for(key, manifold, dtype):
     point = on_manifold(manifold)(key, (6, 3), dtype)
     assert point.dtype == dtype
     assert manifold.residual(point) < FLOORS[dtype]
+    # Drawn and projected in float32, whatever comes out.
+    wide = on_manifold(manifold)(key, (6, 3))
+    np.testing.assert_array_equal(point, wide.astype(dtype))
 
 
 def test_keys_decide_the_point(key):

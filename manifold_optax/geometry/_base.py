@@ -40,10 +40,15 @@ _M = TypeVar("_M", bound="Manifold")
 class Manifold(abc.ABC):
     """A constraint on matrices `[*batch, fan_out, fan_in]`; frozen, static, hashable.
 
-    All methods work on the last two axes and any batch axes before them, compute in at
-    least float32 and return the dtype of their first argument. `axis_name` names the
-    mesh axes that split the rows, inside `jax.shard_map`; the size is then a number.
-    A zero matrix whose size is its own norm stays zero.
+    All methods work on the last two axes and any batch axes before them and compute in
+    at least float32. Points come back in the dtype of the point, tangent vectors in
+    that of the vector, residuals in at least float32. `axis_name` names the mesh axes
+    that split the rows, inside `jax.shard_map`; the size is then a number. A zero
+    matrix whose size is its own norm stays zero.
+
+    Rows are fan-out here, whatever the array order: with the size `"rms"` a Flax kernel
+    `(fan_in, fan_out)` must be transposed first, or go through `mo.project` and the
+    transformations, which know its axes.
     """
 
     @property

@@ -58,7 +58,7 @@ class Sphere(Manifold):
                 "Sphere('kept') takes its radius from the incoming point, so it has no "
                 "random point; draw a matrix of the norm you want, or give a number."
             )
-        return self.project(jax.random.normal(key, shape)).astype(dtype)
+        return self.project(jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
     def _project(self, x: Array, axis_name: AxisName) -> Array:
         return normalize(x, axis_name)

@@ -55,7 +55,7 @@ class Stiefel(Manifold):
         self, key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32
     ) -> Matrix:
         """Uniformly distributed point (Haar measure); drawn in float32, then cast."""
-        return self.project(jax.random.normal(key, shape)).astype(dtype)
+        return self.project(jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
     def _project(self, x: Array, axis_name: AxisName) -> Array:
         return polar(x, axis_name=axis_name)

@@ -13,7 +13,8 @@ iterations are on `n × n` matrices. In the order of the code:
 2. A few steps of majorise-minimise: `Q R + R Q = −(T + Tᵀ)`, `T = Q(K + S)`, `S += ωR`.
 3. The tangent block `X = skew((K + S) Q⁻¹)`, scaled into the unit ball, is completed
    to the best feasible `A = W X + G⊥ N^{1/2} (N^{1/2} C N^{1/2})^{-1/2} N^{1/2}`, with
-   `N = I − XᵀX`: tangent and of norm ≤ 1 whatever the accuracy of `S`.
+   `N = I − XᵀX`: tangent and of norm ≤ 1 whatever the accuracy of `S`, for a point
+   on the manifold.
 
 The dual problem: J. Bernstein, "Modular Manifolds", Thinking Machines Lab (2025). The
 fixed point of step 2: J. Su, "Muon on the Stiefel manifold", kexue.fm 11221 (2025).
@@ -64,7 +65,8 @@ def stiefel_spectral_direction(
     """Unit-spectral-norm tangent `A` with the largest inner product with `gradient`.
 
     Args:
-        point: `[m, n]` with orthonormal columns to 1e-6, `m ≥ n`, at least float32.
+        point: `[m, n]` with orthonormal columns to 1e-6, `m ≥ n`, at least float32. Off
+            the manifold the direction is neither tangent nor bounded; `tangency` tells.
         gradient: `[m, n]`, any scale.
         steps: majorise-minimise steps, ≥ 0. `None`: 1 for m ≥ 4n, 2 for m ≥ 2n, else 4.
             Square matrices and single columns have closed forms and ignore it.
@@ -76,7 +78,7 @@ def stiefel_spectral_direction(
         The direction with `‖A‖₂ ≤ 1`, its gap and its tangency. A zero gradient, or one
         normal to the manifold, gives zero; a non-finite one gives NaN.
 
-    Cost: about `11·m·n²` FLOPs and `5 + steps` eigendecompositions of `n × n`.
+    Cost: about `30·m·n²` FLOPs and `5 + max(steps, 1)` `n × n` eigendecompositions.
     """
     rows, columns = row_count(point, axis_name), point.shape[1]
     unit = normalize(gradient, axis_name)
@@ -96,8 +98,14 @@ def stiefel_spectral_direction(
     else:
         count = _default_steps(rows, columns) if steps is None else steps
         shift = _dual_solution(rotation, square, count)
-        tangent, factor, bound = _best_feasible(rotation, square, shift)
-        rest = matmul(normal_free, factor)
+        tangent, mixing, half, bound = _best_feasible(rotation, square, shift)
+        isometry = matmul(normal_free, mixing)
+        # In float32 its singular values may come out as 1.1: small eigenvalues of C are
+        # noise. (3s − s³)/2 maps [0, √3] into [0, 1], and what is near 1 to 1.
+        polish = (
+            1.5 * jnp.eye(columns, dtype=point.dtype) - gram(isometry, axis_name) / 2
+        )
+        rest = matmul(isometry, matmul(polish, half))
         rest -= matmul(point, inner(point, rest, axis_name))
         direction = matmul(point, tangent) + rest
 
@@ -166,8 +174,8 @@ def _dual_solution(rotation: Array, square: Array, steps: int) -> Array:
 
 def _best_feasible(
     rotation: Array, square: Array, shift: Array
-) -> tuple[Array, Array, Array]:
-    """Blocks of the feasible direction, `W·tangent + G⊥·factor`, and a dual bound."""
+) -> tuple[Array, Array, Array, Array]:
+    """Blocks of the feasible direction, `W·tangent + G⊥·mixing·half`; a dual bound."""
     trace = jnp.sum(rotation**2) + jnp.trace(square)
     moved = rotation + shift
     root, dual_value = _root(gram(moved) + square, 1e-4 * trace)
@@ -181,8 +189,7 @@ def _best_feasible(
     # Without the ridge rounding noise in C would be blown up to a direction.
     ridge = 1e-8 * trace * jnp.eye(len(square), dtype=square.dtype)
     inverse = _root(inside + ridge, jnp.zeros_like(trace))[0].power(-1.0)
-    factor = matmul(half, matmul(inverse, half))
-    return shrink * tangent, factor, (1 + 1e-4) * dual_value
+    return shrink * tangent, matmul(half, inverse), half, (1 + 1e-4) * dual_value
 
 
 def _tangency(point: Array, direction: Array, axis_name: AxisName) -> Array:

@@ -5,7 +5,12 @@ pytree or Optax. `axis_name` names the mesh axes over which the rows are split w
 function runs inside `jax.shard_map`.
 """
 
-from manifold_optax.linalg._coefficients import JORDAN, POLAR_EXPRESS, YOU
+from manifold_optax.linalg._coefficients import (
+    check_schedule,
+    JORDAN,
+    POLAR_EXPRESS,
+    YOU,
+)
 from manifold_optax.linalg._lyapunov import (
     solve_lyapunov,
     solve_lyapunov_in_basis,
@@ -32,6 +37,7 @@ __all__ = (
     "POLAR_EXPRESS",
     "YOU",
     "SpectralNorm",
+    "check_schedule",
     "dot",
     "frobenius_norm",
     "gram",

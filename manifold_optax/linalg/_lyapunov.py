@@ -26,7 +26,11 @@ def solve_lyapunov(a: Square, b: Square) -> Square:
                [0.25      , 0.16666667]], dtype=float32)
     """
     values, vectors = jnp.linalg.eigh(a)
-    return solve_lyapunov_in_basis(values, vectors, b)
+    # Eigenvalues below this are rounding noise of `a`, of either sign.
+    noise = 8 * a.shape[-1] * jnp.finfo(values.dtype).eps
+    floor = noise * jnp.max(jnp.abs(values), axis=-1, keepdims=True, initial=0)
+    cleaned = jnp.where(jnp.abs(values) > floor, values, 0)
+    return solve_lyapunov_in_basis(cleaned, vectors, b)
 
 
 def solve_lyapunov_in_basis(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix, Schedule
-from manifold_optax.linalg._coefficients import JORDAN
+from manifold_optax.linalg._coefficients import check_schedule, JORDAN
 from manifold_optax.linalg._reductions import normalize
 
 
@@ -39,6 +39,9 @@ def newton_schulz(
         An array like `x`. A zero matrix gives zero; a matrix with a NaN or an infinite
         entry gives NaN everywhere.
 
+    Raises:
+        ValueError: for a schedule that is not a tuple of rows of three numbers.
+
     Cost: `len(schedule) · (4·m·n·k + 2·k³)` FLOPs with `k = min(m, n)`.
 
     Example:
@@ -48,6 +51,7 @@ def newton_schulz(
 
     Source: K. Jordan et al., "Muon" (2024).
     """
+    check_schedule(schedule)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     operand = wide if compute_dtype is None else jnp.dtype(compute_dtype)
 

@@ -7,6 +7,7 @@ from manifold_optax.matrices._map import map_matrices, per_matrix, plan_matrices
 from manifold_optax.matrices._plan import Placement, Plan
 from manifold_optax.matrices._view import (
     Axes,
+    is_absent,
     LAST_TWO,
     leaf_path,
     Split,
@@ -21,6 +22,7 @@ __all__ = (
     "Plan",
     "Split",
     "View",
+    "is_absent",
     "leaf_path",
     "map_matrices",
     "per_matrix",

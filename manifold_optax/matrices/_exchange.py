@@ -8,6 +8,7 @@ what it returns travels to everyone inside the second all-to-all.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -119,9 +120,10 @@ def apply_at_owners(
     own = [jax.lax.dynamic_slice_in_dim(pad(c), first, slots) for c in carried]
     results, numbers = apply(tuple(whole), tuple(own))
 
-    back = [pieces.cut(y) for y in results]
+    wire = jnp.result_type(sent, *numbers)
+    back = [pieces.cut(y).astype(wire) for y in results]
     for c in numbers:
-        flat_numbers = c.reshape(slots, 1, -1).astype(sent.dtype)
+        flat_numbers = c.reshape(slots, 1, -1).astype(wire)
         shape = (slots, devices, flat_numbers.shape[-1])
         back.append(jnp.broadcast_to(flat_numbers, shape))
     if not back:
@@ -131,20 +133,14 @@ def apply_at_owners(
     )
     columns = returned[:count, 0]
     sizes = [b.shape[-1] for b in back]
-    parts = jnp.split(columns, list(_running(sizes)), axis=1)
-    shape = stacks[0].shape
-    outs = tuple(part.reshape(shape) for part in parts[: len(results)])
+    parts = jnp.split(columns, list(itertools.accumulate(sizes[:-1])), axis=1)
+    first_stack = stacks[0]
+    outs = tuple(
+        part.reshape(first_stack.shape).astype(first_stack.dtype)
+        for part in parts[: len(results)]
+    )
     numbers_out = tuple(
         part.reshape(c.shape).astype(c.dtype)
         for part, c in zip(parts[len(results) :], carried, strict=True)
     )
     return outs, numbers_out
-
-
-def _running(sizes: Sequence[int]) -> list[int]:
-    """Ends of all pieces but the last."""
-    ends, total = [], 0
-    for size in sizes[:-1]:
-        total += size
-        ends.append(total)
-    return ends

@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from manifold_optax._checks import require_floating, require_same_shapes
+from manifold_optax._checks import (
+    require_floating,
+    require_present,
+    require_same_shapes,
+)
 from manifold_optax._typing import ArrayTree, Kernel
 from manifold_optax.matrices._plan import (
     explicit_placement,
@@ -27,6 +30,7 @@ from manifold_optax.matrices._plan import (
 from manifold_optax.matrices._stack import Operands, run
 from manifold_optax.matrices._view import (
     Axes,
+    is_absent,
     LAST_TWO,
     leaf_path,
     per_matrix_shape,
@@ -48,6 +52,9 @@ def map_matrices(
     dtype: Any = None,
 ) -> tuple[tuple[ArrayTree, ...], tuple[ArrayTree, ...]]:
     """Applies `kernel` to every matrix of a tree.
+
+    Call it under `jax.jit`, as all transformations that go through it: outside every
+    call compiles its loop over the stack anew.
 
     Args:
         kernel: `(*matrices, *carried, axis_name=None) -> (matrices, carried)` for one
@@ -123,7 +130,11 @@ def per_matrix(
     """
 
     def of_leaf(keys: Any, leaf: Any) -> Array:
-        shape = per_matrix_shape(leaf, leaf_path(keys), axes)
+        path = leaf_path(keys)
+        require_floating(leaf, path)
+        if not math.prod(leaf.shape):
+            return jnp.full((0,), fill, jnp.float32)
+        shape = per_matrix_shape(leaf, path, axes)
         return jnp.full((*shape, *tail), fill, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
@@ -146,19 +157,16 @@ class _Block(NamedTuple):
     operands: Operands
 
 
-def _is_absent(node: Any) -> bool:
-    return node is None or isinstance(node, optax.MaskedNode)
-
-
 def _flatten(trees: Sequence[ArrayTree]) -> _Flat:
-    paired, treedef = jax.tree_util.tree_flatten_with_path(trees[0], is_leaf=_is_absent)
+    paired, treedef = jax.tree_util.tree_flatten_with_path(trees[0], is_leaf=is_absent)
     others = [_like(treedef, tree) for tree in trees[1:]]
     flat = _Flat([leaf for _, leaf in paired], treedef, {}, {})
     for index, (keys, first) in enumerate(paired):
-        if _is_absent(first):
+        if is_absent(first):
             continue
         path, arrays = leaf_path(keys), (first, *(other[index] for other in others))
         for array in arrays:
+            require_present(array, path)
             require_floating(array, path)
         require_same_shapes(arrays, path)
         if math.prod(first.shape):
@@ -254,8 +262,9 @@ def _spec(block: _Block, placement: Placement | None) -> PartitionSpec | None:
     automatic = jax.sharding.AxisType.Auto in sharding.mesh.axis_types
     if automatic and placement is not None:
         raise ValueError(
-            f"The placement has no specs, and {path!r} lies on a mesh of Auto axes, "
-            "whose layout is not visible; give specs=, the partition specs of params."
+            f"There are no specs, and {path!r} lies on a mesh with Auto axes, whose "
+            "layout is not visible: give placement=mo.sharding.owned(mesh, specs) with "
+            "the partition specs of the parameters."
         )
     return None if automatic else sharding.spec
 

@@ -5,6 +5,7 @@ can be printed and tested without a device.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -43,6 +44,10 @@ class Side:
         """All mesh axes that split this side."""
         return tuple(name for names in self.mesh_axes for name in names)
 
+    def size(self, view: View) -> int:
+        """Size of this side of a whole matrix."""
+        return math.prod(view.shape[axis] for axis in self.axes)
+
 
 @dataclasses.dataclass(frozen=True)
 class Member:
@@ -80,7 +85,7 @@ class Plan:
         """One line per stack: shape, dtype, number of matrices, recipe, leaves."""
         lines = []
         for group in self.groups:
-            count = sum(_count(member.view) for member in group.members)
+            count = sum(math.prod(m.view.batch_shape) for m in group.members)
             names = ", ".join(dict.fromkeys(m.view.path for m in group.members))
             where = group.recipe if self.known else "unknown"
             if group.exchange_axes:
@@ -122,7 +127,8 @@ def make_plan(
         member = Member(index, view, short, long, padded)
         recipe, names = _recipe(member, placement)
         layout = _layout(member) if recipe == "owned" else ()
-        key = (_size(view, short), _size(view, long), str(dtype), recipe, names, layout)
+        sizes = (short.size(view), long.size(view))
+        key = (*sizes, str(dtype), recipe, names, layout)
         grouped.setdefault(key, []).append(member)
     groups = tuple(
         Group(short, long, dtype, recipe, names, tuple(members))
@@ -159,6 +165,7 @@ def _recipe(
             f"The leaf {path!r} has spec {spec}; no placement covers an unconstrained "
             "axis. Give the axes that shard it, or None."
         )
+    _check_fits(member, placement.mesh)
     if member.view.window is not None and spec[member.view.window[0]] is not None:
         raise ValueError(
             f"The leaf {path!r} with spec {spec} is sharded along the axis on which it "
@@ -173,14 +180,26 @@ def _recipe(
             "sharding.owned, or shard the long side."
         )
     mesh = placement.mesh
-    unknown = [name for name in sharded if name not in mesh.axis_names]
-    if unknown:
-        raise ValueError(
-            f"The leaf {path!r} with spec {spec} names the mesh axes {unknown}, but "
-            f"the mesh of the placement has {mesh.axis_names}."
-        )
     ordered = tuple(name for name in mesh.axis_names if name in sharded)
     return placement.recipe, ordered
+
+
+def _check_fits(member: Member, mesh: AnyMesh) -> None:
+    """Raises ValueError for unknown mesh axes and for parts of unequal size."""
+    path, spec, shape = member.view.path, member.spec, member.view.shape
+    for size, names in zip(shape, map(_names, spec), strict=True):
+        unknown = [name for name in names if name not in mesh.axis_names]
+        if unknown:
+            raise ValueError(
+                f"The leaf {path!r} with spec {spec} names the mesh axes {unknown}, "
+                f"but the mesh of the placement has {mesh.axis_names}."
+            )
+        if size % math.prod(mesh.shape[name] for name in names):
+            raise ValueError(
+                f"The leaf {path!r} of shape {shape} with spec {spec} cannot be cut "
+                f"into equal parts on the mesh {dict(mesh.shape)}; pad it, or leave "
+                "the axis unsharded."
+            )
 
 
 def _layout(member: Member) -> tuple[Any, ...]:
@@ -195,20 +214,6 @@ def _names(entry: Any) -> tuple[str, ...]:
     if entry is None or entry is PartitionSpec.UNCONSTRAINED:
         return ()
     return (entry,) if isinstance(entry, str) else tuple(entry)
-
-
-def _size(view: View, side: Side) -> int:
-    size = 1
-    for axis in side.axes:
-        size *= view.shape[axis]
-    return size
-
-
-def _count(view: View) -> int:
-    count = 1
-    for size in view.batch_shape:
-        count *= size
-    return count
 
 
 def explicit_placement(leaves: Sequence[Any]) -> Placement | None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Kernel
@@ -57,7 +57,31 @@ def run(
         out_specs=[specs_like(outputs, i) for i in range(len(blocks))],
         check_vma=False,
     )
-    return sharded(list(blocks))
+    there = [specs_like(0, i).carried for i in range(len(blocks))]
+    back = [tuple(jax.typeof(c).sharding.spec for c in b.carried) for b in blocks]
+    results = sharded(_place(blocks, there, plan.mesh))
+    return _place(results, back, plan.mesh)
+
+
+def _place(
+    blocks: Sequence[Operands], specs: Sequence[Sequence[PartitionSpec]], mesh: Any
+) -> list[Operands]:
+    """`blocks` with their carried arrays laid out by `specs`, on Explicit meshes.
+
+    They come as `init` made them, most often replicated, and leave so again, so that a
+    state has one layout. On Auto meshes the compiler does this.
+    """
+    if AxisType.Explicit not in mesh.axis_types:
+        return list(blocks)
+
+    def lay_out(block: Operands, specs: Sequence[PartitionSpec]) -> Operands:
+        carried = tuple(
+            jax.sharding.reshard(c, NamedSharding(mesh, spec))
+            for c, spec in zip(block.carried, specs, strict=True)
+        )
+        return block._replace(carried=carried)
+
+    return [lay_out(block, s) for block, s in zip(blocks, specs, strict=True)]
 
 
 def _run_group(

@@ -79,9 +79,20 @@ class View:
 
 
 def leaf_path(keys: Sequence[Any]) -> str:
-    """Normalised path of a leaf: `layers/0/kernel`, without the `value` of Flax nnx."""
-    path = jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
-    return path.removesuffix("/value")
+    """Normalised path of a leaf: `layers/0/kernel`, without the `value` of Flax nnx.
+
+    Only the attribute `value` that nnx appends to a variable goes; a dictionary's key
+    `"value"` (of attention) stays.
+    """
+    keys = tuple(keys)
+    if len(keys) > 1 and keys[-1] == jax.tree_util.GetAttrKey("value"):
+        keys = keys[:-1]
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def is_absent(node: Any) -> bool:
+    """Whether a tree has no array at `node`: `None` or `optax.MaskedNode`."""
+    return node is None or isinstance(node, optax.MaskedNode)
 
 
 def views_of(leaf: Any, path: str, axes: Axes) -> tuple[View, ...]:
@@ -92,6 +103,11 @@ def views_of(leaf: Any, path: str, axes: Axes) -> tuple[View, ...]:
         ValueError: for a leaf whose rank or sizes do not fit `axes`.
     """
     require_floating(leaf, path)
+    if not isinstance(axes, Split | optax.contrib.MuonDimensionNumbers):
+        raise TypeError(
+            "axes must be an optax.contrib.MuonDimensionNumbers or a mo.Split, one for "
+            f"all leaves of the group, got {axes!r}; several need optax.partition."
+        )
     if not isinstance(axes, Split):
         return (_view_of(leaf.shape, path, axes, None),)
     require_rank(leaf, 2, path)

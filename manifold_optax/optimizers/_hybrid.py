@@ -16,9 +16,10 @@ def hybrid(
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer for a whole model: `optax.partition` by two labels.
 
-    `hybrid(muon(0.02))` is the drop-in for `optax.contrib.muon(0.02)`, with one
-    difference: nothing is labelled by its rank alone. What the labels cannot tell is an
-    error that names the parameter.
+    `hybrid(muon(0.02))` stands where `optax.contrib.muon(0.02)` stood, with two
+    differences: nothing is labelled by its rank alone (what the labels cannot tell is
+    an error that names the parameter), and the other parameters have a learning rate of
+    their own (Optax gives them Muon's by default).
 
     Args:
         matrices: for the leaves labelled `"matrix"`.

@@ -5,9 +5,14 @@ from typing import Any
 import optax
 
 from manifold_optax import transforms
+from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Frobenius, Sphere
 from manifold_optax.matrices import Axes, LAST_TWO, Placement
-from manifold_optax.optimizers._links import momentum_link, refuse_weight_decay
+from manifold_optax.optimizers._links import (
+    learning_rate_link,
+    momentum_link,
+    refuse_weight_decay,
+)
 
 
 def hyperspherical_descent(
@@ -27,7 +32,7 @@ def hyperspherical_descent(
     of learning rate `η` turns a matrix by the angle `atan(η)`.
 
     Args:
-        learning_rate: number > 0 or schedule; the step in units of the radius.
+        learning_rate: number ≥ 0 or schedule; the step in units of the radius.
         manifold: `Sphere(radius)`; `None`: radius 1. `Sphere("kept")` keeps the norm
             that each matrix has.
         momentum: decay of the average in [0, 1); `None`: none, as published.
@@ -56,6 +61,7 @@ def hyperspherical_descent(
     """
     refuse_weight_decay("hyperspherical_descent", weight_decay)
     manifold = Sphere() if manifold is None else manifold
+    require_instance("manifold of hyperspherical_descent", manifold, Sphere)
     direction = transforms.steepest(
         manifold, Frobenius(), axes=axes, placement=placement
     )
@@ -63,6 +69,6 @@ def hyperspherical_descent(
     return optax.named_chain(
         *momentum_link(momentum, nesterov=nesterov),
         ("direction", direction),
-        ("learning_rate", optax.scale_by_learning_rate(learning_rate)),
+        learning_rate_link(learning_rate),
         ("retraction", retraction),
     )

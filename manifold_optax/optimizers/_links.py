@@ -1,10 +1,12 @@
 """The links that the presets share."""
 
+import math
 from typing import Any, TypeAlias
 
 import optax
 
 from manifold_optax import transforms
+from manifold_optax._checks import require_in_range
 
 Link: TypeAlias = tuple[str, optax.GradientTransformation]
 
@@ -17,6 +19,20 @@ def momentum_link(
         return ()
     link = transforms.momentum(momentum, nesterov=nesterov, debias=debias)
     return (("momentum", link),)
+
+
+def learning_rate_link(learning_rate: Any) -> Link:
+    """The link `"learning_rate"`, which turns the sign."""
+    require_in_range("learning_rate", learning_rate, 0.0, math.inf, schedule=True)
+    return ("learning_rate", optax.scale_by_learning_rate(learning_rate))
+
+
+def weight_decay_link(weight_decay: Any) -> tuple[Link, ...]:
+    """The link `"weight_decay"`, or none for `None`."""
+    if weight_decay is None:
+        return ()
+    require_in_range("weight_decay", weight_decay, 0.0, math.inf)
+    return (("weight_decay", optax.add_decayed_weights(weight_decay)),)
 
 
 def refuse_weight_decay(preset: str, weight_decay: Any) -> None:

@@ -7,7 +7,11 @@ import optax
 from manifold_optax import transforms
 from manifold_optax.geometry import Stiefel
 from manifold_optax.matrices import Axes, LAST_TWO, Placement
-from manifold_optax.optimizers._links import momentum_link, refuse_weight_decay
+from manifold_optax.optimizers._links import (
+    learning_rate_link,
+    momentum_link,
+    refuse_weight_decay,
+)
 
 
 def manifold_muon(
@@ -29,7 +33,7 @@ def manifold_muon(
     the chain.
 
     Args:
-        learning_rate: number > 0 or schedule; the spectral norm of the step in units of
+        learning_rate: number ≥ 0 or schedule; the spectral norm of the step in units of
             the manifold's scale. The published run uses 0.1 with a linear decay.
         manifold: `Stiefel(scale)`; `None`: scale 1.
         momentum: decay of the average in [0, 1); `None`: none, as published.
@@ -65,6 +69,6 @@ def manifold_muon(
     return optax.named_chain(
         *momentum_link(momentum, nesterov=nesterov),
         ("direction", direction),
-        ("learning_rate", optax.scale_by_learning_rate(learning_rate)),
+        learning_rate_link(learning_rate),
         ("retraction", retraction),
     )

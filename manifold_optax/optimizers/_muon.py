@@ -8,7 +8,11 @@ from manifold_optax import transforms
 from manifold_optax._typing import Schedule
 from manifold_optax.linalg import JORDAN
 from manifold_optax.matrices import Axes, LAST_TWO, Placement
-from manifold_optax.optimizers._links import momentum_link
+from manifold_optax.optimizers._links import (
+    learning_rate_link,
+    momentum_link,
+    weight_decay_link,
+)
 
 
 def muon(
@@ -29,10 +33,10 @@ def muon(
     vectors and embeddings: `hybrid(muon(0.02))`.
 
     Args:
-        learning_rate: number > 0 or schedule.
+        learning_rate: number ≥ 0 or schedule.
         momentum: decay of the average in [0, 1), `None` for none.
         nesterov: whether the average looks one step ahead.
-        weight_decay: decoupled, multiplied with the learning rate; ≥ 0.
+        weight_decay: ≥ 0, decoupled, times the learning rate; `None` for no link.
         schedule: coefficients of `orthogonalize_via_newton_schulz`.
         scale: rule of `scale_by_shape`; `"rms"` carries AdamW's learning rates over.
         axes: which axes of a leaf are the matrix; all others are batch axes.
@@ -60,6 +64,6 @@ def muon(
         *momentum_link(momentum, nesterov=nesterov, debias=True),
         ("orthogonalize", orthogonalize),
         ("scale_by_shape", transforms.scale_by_shape(scale, axes=axes)),
-        ("weight_decay", optax.add_decayed_weights(weight_decay)),
-        ("learning_rate", optax.scale_by_learning_rate(learning_rate)),
+        *weight_decay_link(weight_decay),
+        learning_rate_link(learning_rate),
     )

@@ -7,7 +7,11 @@ import optax
 from manifold_optax import transforms
 from manifold_optax.geometry import Euclidean, Max
 from manifold_optax.matrices import Axes, LAST_TWO, Placement
-from manifold_optax.optimizers._links import momentum_link
+from manifold_optax.optimizers._links import (
+    learning_rate_link,
+    momentum_link,
+    weight_decay_link,
+)
 
 
 def sign_descent(
@@ -24,10 +28,10 @@ def sign_descent(
     The chain is `momentum → direction → weight_decay → learning_rate`.
 
     Args:
-        learning_rate: number > 0 or schedule; the step of each entry.
+        learning_rate: number ≥ 0 or schedule; the step of each entry.
         momentum: decay of the average in [0, 1), `None` for none.
         nesterov: whether the average looks one step ahead.
-        weight_decay: decoupled, multiplied with the learning rate; ≥ 0.
+        weight_decay: ≥ 0, decoupled, times the learning rate; `None` for no link.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
 
@@ -50,6 +54,6 @@ def sign_descent(
     return optax.named_chain(
         *momentum_link(momentum, nesterov=nesterov),
         ("direction", direction),
-        ("weight_decay", optax.add_decayed_weights(weight_decay)),
-        ("learning_rate", optax.scale_by_learning_rate(learning_rate)),
+        *weight_decay_link(weight_decay),
+        learning_rate_link(learning_rate),
     )

@@ -5,7 +5,11 @@ from typing import Any, NamedTuple
 import optax
 from jaxtyping import Array
 
-from manifold_optax._checks import require_params, require_static_steps
+from manifold_optax._checks import (
+    require_instance,
+    require_params,
+    require_static_steps,
+)
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Stiefel, stiefel_spectral_direction
 from manifold_optax.matrices import (
@@ -48,7 +52,10 @@ def dual_ascent_spectral(
     Replaces the update `G` at the parameter `W` by the `A` that maximises `⟨A, G⟩` over
     `WᵀA + AᵀW = 0`, `‖A‖₂ ≤ 1` (`‖A‖₂ ≤ s` on the manifold of scale `s`). The solver
     is scale-invariant and starts cold at every step, so it keeps no dual variable; see
-    `geometry.stiefel_spectral_direction` for the algorithm.
+    `geometry.stiefel_spectral_direction` for the algorithm. (`steepest(manifold,
+    Spectral())` is the same direction without steps, certificate and state.) The
+    parameters must lie on the manifold: project them first. A `tangency` above 1e-4
+    says that they do not.
 
     Args:
         manifold: `Stiefel(scale)`; `None`: scale 1.
@@ -65,9 +72,9 @@ def dual_ascent_spectral(
     Raises:
         ValueError: for negative steps; at update, if `params` is None or a leaf is not
             a batch of matrices.
-        TypeError: for steps that are not a static int.
+        TypeError: for steps that are not a static int, or another manifold.
 
-    Cost: about `11·m·n²` FLOPs and 6 to 9 eigendecompositions of the short side.
+    Cost: about `30·m·n²` FLOPs and 6 to 9 eigendecompositions of the short side.
 
     Example:
         >>> tx = dual_ascent_spectral(certify=True)
@@ -81,6 +88,7 @@ def dual_ascent_spectral(
     """
     require_static_steps("steps", steps)
     manifold = Stiefel() if manifold is None else manifold
+    require_instance("manifold of dual_ascent_spectral", manifold, Stiefel)
 
     def kernel(
         update: Matrix,
@@ -110,7 +118,7 @@ def dual_ascent_spectral(
     ) -> tuple[ArrayTree, DualAscentState]:
         del extra_args
         require_params(params, "dual_ascent_spectral")
-        sizes = sizes_at(manifold, params, axes)
+        sizes = sizes_at(manifold, updates, params, axes)
         (found,), numbers = map_matrices(
             kernel,
             (updates, divide_leaves(params, sizes)),

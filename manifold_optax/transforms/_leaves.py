@@ -5,13 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array
 
-from manifold_optax._checks import require_floating
+from manifold_optax._checks import require_floating, require_present
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import divide, Manifold
-from manifold_optax.matrices import Axes, leaf_path, View, views_of
+from manifold_optax.matrices import Axes, is_absent, leaf_path, View, views_of
 
 
 def map_leaves(fn: Callable[..., Any], tree: ArrayTree, *rest: ArrayTree) -> ArrayTree:
@@ -22,13 +21,13 @@ def map_leaves(fn: Callable[..., Any], tree: ArrayTree, *rest: ArrayTree) -> Arr
     """
 
     def of_leaf(keys: Any, leaf: Any, *others: Any) -> Any:
-        if _is_absent(leaf):
+        if is_absent(leaf):
             return leaf
         path = leaf_path(keys)
         require_floating(leaf, path)
         return fn(path, leaf, *others)
 
-    return jax.tree_util.tree_map_with_path(of_leaf, tree, *rest, is_leaf=_is_absent)
+    return jax.tree_util.tree_map_with_path(of_leaf, tree, *rest, is_leaf=is_absent)
 
 
 def fill_absent(tree: ArrayTree, old: ArrayTree) -> ArrayTree:
@@ -40,19 +39,28 @@ def fill_absent(tree: ArrayTree, old: ArrayTree) -> ArrayTree:
     return jax.tree.map(choose, tree, old, is_leaf=lambda node: node is None)
 
 
-def sizes_at(manifold: Manifold, points: ArrayTree, axes: Axes) -> ArrayTree:
-    """Size of the manifold at each leaf: a number, or an array to broadcast with it."""
-    return map_leaves(
-        lambda path, leaf: per_block(
-            leaf,
-            path,
-            axes,
-            lambda view: manifold.scale_of(
-                view.block(leaf), view.fan_out, view.fan_in, view.matrix_axes
-            ),
-        ),
-        points,
-    )
+def sizes_at(
+    manifold: Manifold, updates: ArrayTree, points: ArrayTree, axes: Axes
+) -> ArrayTree:
+    """Size of the manifold at each point that has an update.
+
+    A size is a number, or an array to broadcast with its leaf.
+    """
+
+    def size(path: str, update: Array, point: Array) -> float | Array:
+        del update
+        require_present(point, path)
+        require_floating(point, path)
+        if point.size == 0:
+            return 1.0
+
+        def of_view(view: View) -> float | Array:
+            block = view.block(point)
+            return manifold.scale_of(block, view.fan_out, view.fan_in, view.matrix_axes)
+
+        return per_block(point, path, axes, of_view)
+
+    return map_leaves(size, updates, points)
 
 
 def per_block(
@@ -73,7 +81,11 @@ def per_block(
 
 def divide_leaves(tree: ArrayTree, sizes: ArrayTree) -> ArrayTree:
     """Each leaf by its size, in at least float32; by 1 where the size is 0."""
-    return map_leaves(lambda _, leaf, size: divide(leaf, size), tree, sizes)
+
+    def quotient(size: Any, leaf: Any) -> Any:
+        return leaf if is_absent(size) else divide(leaf, size)
+
+    return jax.tree.map(quotient, sizes, tree, is_leaf=is_absent)
 
 
 def multiply_leaves(tree: ArrayTree, sizes: ArrayTree, like: ArrayTree) -> ArrayTree:
@@ -84,7 +96,3 @@ def multiply_leaves(tree: ArrayTree, sizes: ArrayTree, like: ArrayTree) -> Array
         return (leaf * size).astype(other.dtype)
 
     return map_leaves(multiply, tree, sizes, like)
-
-
-def _is_absent(node: Any) -> bool:
-    return node is None or isinstance(node, optax.MaskedNode)

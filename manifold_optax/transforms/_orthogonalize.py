@@ -6,7 +6,7 @@ from typing import Any
 import optax
 
 from manifold_optax._typing import ArrayTree, AxisName, Matrix, Schedule
-from manifold_optax.linalg import JORDAN, newton_schulz
+from manifold_optax.linalg import check_schedule, JORDAN, newton_schulz
 from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
 
 
@@ -36,6 +36,7 @@ def orthogonalize_via_newton_schulz(
         leave in the dtype in which they came.
 
     Raises:
+        ValueError: for a schedule that is not a tuple of rows of three numbers.
         ValueError, TypeError: at update, for a leaf that is not a batch of matrices of
             real floating dtype, naming it.
 
@@ -44,6 +45,7 @@ def orthogonalize_via_newton_schulz(
 
     Source: K. Jordan et al., "Muon" (2024).
     """
+    check_schedule(schedule)
 
     def kernel(x: Matrix, axis_name: AxisName = None) -> Any:
         orthogonalize = functools.partial(newton_schulz, compute_dtype=compute_dtype)

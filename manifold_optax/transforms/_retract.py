@@ -2,14 +2,16 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
-from manifold_optax._checks import require_params
+from manifold_optax._checks import require_instance, require_params
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Manifold, Stiefel
 from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
 from manifold_optax.transforms._leaves import (
     divide_leaves,
+    map_leaves,
     multiply_leaves,
     sizes_at,
 )
@@ -48,7 +50,7 @@ def project(
     def kernel(point: Matrix, axis_name: AxisName = None) -> Any:
         return (unit.project(point, axis_name=axis_name),), ()
 
-    sizes = sizes_at(manifold, params, axes)
+    sizes = sizes_at(manifold, params, params, axes)
     (points,), _ = map_matrices(
         kernel, (divide_leaves(params, sizes),), axes=axes, placement=placement
     )
@@ -77,7 +79,9 @@ def retract(
     Returns:
         A stateless transformation that needs `params`. Updates leave in the dtype of
         the parameter; computed in at least float32. Stored in bfloat16 the parameters
-        stay on a Stiefel manifold only to about 3e-3.
+        stay on a Stiefel manifold only to about 3e-3. Where gradients have another
+        dtype than parameters, wrappers that want one dtype on both sides
+        (`optax.apply_if_finite`) need the gradients cast first.
 
     Raises:
         ValueError: at update, if `params` is None or a leaf is not a batch of matrices.
@@ -102,7 +106,13 @@ def retract(
     ) -> tuple[ArrayTree, Any]:
         del extra_args
         require_params(params, "retract")
-        sizes = sizes_at(manifold, params, axes)
+        sizes = sizes_at(manifold, updates, params, axes)
+        # Results come in the dtype of the first tree, which must hold a parameter's.
+        updates = map_leaves(
+            lambda _, u, p: u.astype(jnp.promote_types(u.dtype, p.dtype)),
+            updates,
+            params,
+        )
         (steps,), _ = map_matrices(
             kernel,
             (divide_leaves(updates, sizes), divide_leaves(params, sizes)),
@@ -134,7 +144,7 @@ def retract_polar(
         What `retract` returns.
 
     Raises:
-        TypeError: for a manifold that is not `Stiefel`.
+        TypeError: for a manifold that is not `Stiefel` (`retract` takes all).
         ValueError: at update, as `retract` does.
 
     Example:
@@ -143,9 +153,5 @@ def retract_polar(
     Source: Absil, Mahony, Sepulchre (2008), section 4.1.1.
     """
     manifold = Stiefel() if manifold is None else manifold
-    if not isinstance(manifold, Stiefel):
-        raise TypeError(
-            f"retract_polar is for Stiefel manifolds, got {manifold}; use "
-            "retract(manifold), which works for all."
-        )
+    require_instance("manifold of retract_polar", manifold, Stiefel)
     return retract(manifold, axes=axes, placement=placement)

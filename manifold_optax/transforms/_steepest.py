@@ -68,7 +68,7 @@ def steepest(
             )
             return found, state
         require_params(params, f"steepest({manifold}, {norm})")
-        sizes = sizes_at(manifold, params, axes)
+        sizes = sizes_at(manifold, updates, params, axes)
         points = divide_leaves(params, sizes)
         (found,), _ = map_matrices(
             kernel, (updates, points), axes=axes, placement=placement

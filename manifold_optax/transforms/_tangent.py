@@ -49,7 +49,7 @@ def tangent_project(
     ) -> tuple[ArrayTree, Any]:
         del extra_args
         require_params(params, "tangent_project")
-        points = divide_leaves(params, sizes_at(manifold, params, axes))
+        points = divide_leaves(params, sizes_at(manifold, updates, params, axes))
         (updates,), _ = map_matrices(
             kernel, (updates, points), axes=axes, placement=placement
         )

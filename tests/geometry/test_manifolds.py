@@ -11,16 +11,6 @@ from hypothesis import given, HealthCheck, settings, strategies as st
 import oracles
 from manifold_optax import Euclidean, Sphere, Stiefel
 
-MANIFOLDS = (
-    Euclidean(),
-    Sphere(1.0),
-    Sphere(2.5),
-    Sphere("rms"),
-    Sphere("kept"),
-    Stiefel(1.0),
-    Stiefel(0.5),
-    Stiefel("rms"),
-)
 TALL, SQUARE, WIDE_BATCH = (8, 5), (5, 5), (2, 3, 7)
 # Rounding of float64, eps = 2e-16, in products of matrices of norm at most 10 and in an
 # iteration as sensitive as the condition, which can be 1e3 (seen: 1.4e-14).
@@ -34,9 +24,22 @@ law = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 seeds = st.integers(0, 2**32 - 1)
-CASES = [(m, shape) for m in MANIFOLDS for shape in (TALL, WIDE_BATCH)]
 everywhere = pytest.mark.parametrize(
-    ("manifold", "shape"), [*CASES, (Stiefel(), SQUARE)], ids=str
+    ("manifold", "shape"),
+    [
+        (Euclidean(), TALL),
+        (Sphere(1.0), SQUARE),
+        (Sphere(2.5), WIDE_BATCH),
+        (Sphere("rms"), TALL),
+        (Sphere("kept"), WIDE_BATCH),
+        (Stiefel(1.0), TALL),
+        (Stiefel(1.0), SQUARE),
+        (Stiefel(1.0), WIDE_BATCH),
+        (Stiefel(0.5), TALL),
+        (Stiefel("rms"), WIDE_BATCH),
+        (Stiefel("rms"), TALL),
+    ],
+    ids=str,
 )
 
 
@@ -191,9 +194,7 @@ def test_retraction(x64, manifold, shape, seed):
     ("manifold", "shape"),
     [
         (Sphere("kept"), WIDE_BATCH),
-        (Sphere(2.5), TALL),
         (Stiefel("rms"), WIDE_BATCH),
-        (Stiefel(0.5), TALL),
     ],
     ids=str,
 )
@@ -210,23 +211,30 @@ def test_float32_reaches_its_rounding(manifold, shape):
         assert distance(manifold, end.astype(np.float64), size) <= 1e-6
 
 
-@everywhere
+@pytest.mark.parametrize(
+    ("manifold", "shape"),
+    [
+        (Euclidean(), TALL),
+        (Sphere("kept"), TALL),
+        (Sphere("rms"), WIDE_BATCH),
+        (Stiefel(0.5), TALL),
+    ],
+    ids=str,
+)
 def test_random_point(manifold, shape):
     key, other = jax.random.split(jax.random.key(0))
     if manifold.size == "kept":
         with pytest.raises(ValueError, match="takes its radius from the incoming"):
             manifold.random_point(key, shape)
         return
-    point = manifold.random_point(key, shape)
+    draw_point = jax.jit(manifold.random_point, static_argnums=(1, 2))
+    point = draw_point(key, shape, jnp.float32)
     assert point.shape == shape
     assert point.dtype == jnp.float32
-    np.testing.assert_array_equal(point, manifold.random_point(key, shape))
-    assert float(jnp.abs(point - manifold.random_point(other, shape)).max()) > 0.01
+    np.testing.assert_array_equal(point, draw_point(key, shape, jnp.float32))
+    another = draw_point(other, shape, jnp.float32)
+    assert float(jnp.abs(point - another).max()) > 0.01
     for matrix in np.asarray(point, np.float64).reshape(-1, *shape[-2:]):
         # Rounding of float32, as after any projection (seen: 6e-7).
         assert distance(manifold, matrix, size_of(manifold, matrix)) <= 1e-6
-    rounded = manifold.random_point(key, shape, jnp.bfloat16)
-    assert rounded.dtype == jnp.bfloat16
-    if not isinstance(manifold, Euclidean):
-        # Drawn in float32 whatever the dtype.
-        np.testing.assert_array_equal(rounded, point.astype(jnp.bfloat16))
+    assert draw_point.eval_shape(key, shape, jnp.bfloat16).dtype == jnp.bfloat16

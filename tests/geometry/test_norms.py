@@ -11,7 +11,7 @@ from manifold_optax import Frobenius, Max, Spectral
 
 EPS = float(np.finfo(np.float32).eps)
 NORMS = (Frobenius(), Max(), Spectral())
-SHAPES = ((8, 5), (5, 8), (2, 6, 6))
+SHAPES = ((8, 5), (2, 5, 8))
 
 law = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
@@ -70,7 +70,7 @@ def test_any_scale(norm, shape):
         exact = definition(norm, x * scale)
         np.testing.assert_allclose(value, exact[0], rtol=16 * EPS)
         np.testing.assert_allclose(dual_value, exact[1], rtol=16 * EPS)
-        plain = norm.steepest(jnp.asarray(x, jnp.float32))
+        plain = compiled(norm, *2 * [jnp.asarray(x, jnp.float32)])[2]
         # The input is rounded anew; a polar factor magnifies that by the condition of
         # the matrix, below 30 here.
         np.testing.assert_allclose(steepest, plain, atol=128 * EPS)
@@ -104,7 +104,7 @@ def test_bfloat16(norm):
 def test_spectral_direction_of_low_rank_is_a_partial_isometry(rank):
     rng = np.random.default_rng(rank)
     g = rng.standard_normal((8, rank)) @ rng.standard_normal((rank, 5))
-    found = np.asarray(Spectral().steepest(jnp.asarray(g, jnp.float32)))
+    found = compiled(Spectral(), *2 * [jnp.asarray(g, jnp.float32)])[2]
     # Condition below 10 on the range (seen: 4e-7).
     np.testing.assert_allclose(found, oracles.polar(g), atol=48 * EPS)
 

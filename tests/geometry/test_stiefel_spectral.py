@@ -14,21 +14,23 @@ import pytest
 import oracles
 from manifold_optax import geometry
 
-SQUARE = ((64, 64), (65, 65))
-# All kinds at these shapes are fast; of the others those that are hardest, and the rest
-# at night.
-FAST = ((64, 10), (96, 64), (128, 64), *SQUARE)
-HARD = {
-    (72, 64): ("power", "low_rank_noise"),
-    (66, 64): ("power", "rank_one"),
-    (512, 128): ("power", "low_rank_noise"),
-    (3072, 128): ("gaussian", "low_rank_noise"),
+ALL = oracles.GRADIENT_KINDS
+# The kinds that are tried by day; at night all are, at every shape.
+BY_DAY = {
+    (64, 10): ALL,
+    (128, 64): ALL,
+    (96, 64): ("power", "low_rank_noise", "rank_one"),
+    (72, 64): ("low_rank_noise",),
+    (66, 64): ("power",),
+    (64, 64): ALL,
+    (65, 65): (),
+    (512, 128): ("low_rank_noise",),
+    (3072, 128): ("low_rank_noise",),
 }
 CASES = [
-    pytest.param(kind, *shape, marks=() if fast else pytest.mark.slow)
-    for shape in (*FAST, *HARD)
-    for kind in oracles.GRADIENT_KINDS
-    for fast in [shape in FAST or kind in HARD[shape]]
+    pytest.param(kind, *shape, marks=() if kind in kinds else pytest.mark.slow)
+    for shape, kinds in BY_DAY.items()
+    for kind in ALL
 ]
 
 solve = jax.jit(geometry.stiefel_spectral_direction, static_argnames="certify")
@@ -80,7 +82,14 @@ def test_promises_on_synthetic_gradients(kind, m, n):
     assert_promises(*problem(kind, m, n), share=0.97 if near_square else 0.99)
 
 
-@pytest.mark.parametrize("name", ["128x64", "64x32", "32x10"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "128x64",
+        pytest.param("64x32", marks=pytest.mark.slow),
+        pytest.param("32x10", marks=pytest.mark.slow),
+    ],
+)
 def test_promises_on_real_momentum(name):
     assert_promises(*momentum_cases()[name], share=0.99)
 
@@ -116,10 +125,18 @@ def test_promises_when_the_rotation_is_unrelated_to_the_rest(kind, ratio):
     assert_promises(w, rest / np.linalg.norm(rest) + rotation, share=0.99)
 
 
-@pytest.mark.parametrize("shape", [(64, 10), (64, 64), (20, 1)])
+@pytest.mark.parametrize("kind", ["gaussian", "power"])
+def test_promises_when_the_normal_part_is_large(kind):
+    w, g = problem(kind, 64, 10)
+    multiplier = oracles.sym(np.random.default_rng(1).standard_normal((10, 10)))
+    # 3e3 times the tangent part, of which float32 keeps four digits.
+    normal = w @ multiplier * 3e3 * np.linalg.norm(g) / np.linalg.norm(multiplier)
+    assert_promises(w, g + normal, share=0.99)
+
+
+@pytest.mark.parametrize("shape", [(64, 10), (64, 64)])
 def test_the_gap_is_never_negative(shape):
-    kinds = [k for k in oracles.GRADIENT_KINDS if shape[1] > 1 or k != "readout"]
-    for kind in kinds:
+    for kind in oracles.GRADIENT_KINDS:
         for seed in range(4):
             w, g = problem(kind, *shape, seed=seed)
             found = solve(

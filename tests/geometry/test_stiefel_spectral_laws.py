@@ -182,15 +182,15 @@ def test_more_steps_come_nearer(kind):
     best = oracles.stiefel_spectral_optimum(w, g).upper
     missing = []
     # The default at this shape is 4.
-    for steps in (0, 1, 2, None):
+    for steps in (0, 2, None):
         a = direction(w, g, steps=steps)
         # The final step is feasible whatever the accuracy of the dual.
         assert np.linalg.norm(w.T @ a + a.T @ w) <= 1e-5 * np.linalg.norm(a)
         assert np.linalg.norm(a, 2) <= 1.001
         missing.append(1 - np.sum(a * g) / best)
-    # MATH 4.3 has 2e-3 after two steps at 96 x 64 (seen here: 3e-2 to 1e-4).
+    # MATH 4.3 has 2e-3 after two steps at 96 x 64 (seen here: 3e-2, 5e-4 and 2e-4).
     assert missing == sorted(missing, reverse=True)
-    assert missing[2] <= 5e-3
+    assert missing[1] <= 5e-3
     assert missing[-1] <= 1e-3
 
 
@@ -200,10 +200,11 @@ def test_steps_do_not_matter_to_closed_forms():
 
 
 @pytest.mark.parametrize("kind", oracles.GRADIENT_KINDS)
-def test_float64_is_nearer(x64, kind):
+def test_float64_is_nearer(request, kind):
     w, g = problem(kind, 64, 10)
-    wide = solve(jnp.asarray(w), jnp.asarray(g), certify=True)
     narrow = run(w, g)
+    request.getfixturevalue("x64")
+    wide = solve(jnp.asarray(w), jnp.asarray(g), certify=True)
     a = np.asarray(wide.direction)
     assert a.dtype == np.float64
     # Rounding of float64 (seen: 1.3e-15, and 1.3e-7 inside the ball).
@@ -220,7 +221,8 @@ def test_optimality_conditions(x64):
     # MATH 4.8 (8): with X = W^T A and N = I - X^T X the solution Q of Q N Q = C also
     # solves X Q + Q X = 2 K. N is definite where m is much larger than n.
     w, g = problem("gaussian", 64, 10)
-    a = np.asarray(solve(jnp.asarray(w), jnp.asarray(g), steps=4).direction)
+    found = solve(jnp.asarray(w), jnp.asarray(g), certify=True)
+    a = np.asarray(found.direction)
     x, k = w.T @ a, oracles.skew(w.T @ g)
     rest = g - w @ (w.T @ g)
     values, vectors = np.linalg.eigh(np.eye(10) - x.T @ x)
@@ -228,9 +230,9 @@ def test_optimality_conditions(x64):
     inverse = (vectors / np.sqrt(values)) @ vectors.T
     values, vectors = np.linalg.eigh(half @ (rest.T @ rest) @ half)
     q = inverse @ ((vectors * np.sqrt(values)) @ vectors.T) @ inverse
-    # The direction is 1e-5 inside the ball, where it would be on its surface, and four
-    # steps leave as much again (seen: 1.6e-5).
-    assert relative(x @ q + q @ x, 2 * k) <= 1e-4
+    # The one step of m >= 4 n leaves 4e-4; more leave 1.2e-5, for the direction is 1e-5
+    # inside the ball.
+    assert relative(x @ q + q @ x, 2 * k) <= 2e-3
 
 
 def test_vmap_is_the_loop():

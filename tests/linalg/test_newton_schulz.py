@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import manifold_optax as mo
 import oracles
 from manifold_optax import linalg
 from manifold_optax.linalg._coefficients import RANK_ROW, TAYLOR_ROW
@@ -155,11 +156,12 @@ def test_a_batch_is_its_slices():
     np.testing.assert_allclose(found, slices, atol=ROUNDING)
 
 
-def test_no_steps_only_normalise():
-    x = gaussian((24, 8))
-    # A division and a norm: some eps.
-    expected = x / np.linalg.norm(x)
-    np.testing.assert_allclose(run(jnp.asarray(x), ()), expected, rtol=8 * EPS)
+@pytest.mark.parametrize("schedule", [(), ((1.0, 2.0),), ((1.0, 2.0, float("nan")),)])
+def test_what_is_no_schedule_is_refused(schedule, unhooked):
+    with pytest.raises(ValueError, match=r"tuple of rows \(a, b, c\)"):
+        mo.orthogonalize_via_newton_schulz(schedule)
+    with pytest.raises(ValueError, match=r"tuple of rows \(a, b, c\)"):
+        linalg.newton_schulz(jnp.ones((4, 2)), schedule)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,24 @@ def test_presets_train_sharded(
     assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("spec", [P("x", None, None), P("x", "y", None)])
+def test_numbers_of_batch_sharded_matrices_start_replicated(
+    spec: P, rng: np.random.Generator
+) -> None:
+    mesh = mesh_of(AxisType.Explicit)
+    point = mo.initializers.stiefel()(jax.random.key(0), (2, 16, 8))
+    gradient = jnp.asarray(rng.standard_normal((2, 16, 8)), jnp.float32)
+    tx = mo.dual_ascent_spectral(certify=True)
+    alone = {"w": point}
+    expected = jax.jit(tx.update)({"w": gradient}, tx.init(alone), alone)
+    put = lambda x: {"w": jax.device_put(x, NamedSharding(mesh, spec))}
+    params, state = put(point), tx.init(put(point))
+    for _ in range(2):
+        actual = jax.jit(tx.update)(put(gradient), state, params)
+        state = actual[1]
+    assert_close(actual, expected)
+
+
 def test_uncovered_shardings_name_the_leaf(rng: np.random.Generator) -> None:
     mesh = mesh_of(AxisType.Explicit)
     x = jnp.asarray(rng.standard_normal((64, 16)), jnp.float32)
@@ -78,11 +96,12 @@ def test_uncovered_shardings_name_the_leaf(rng: np.random.Generator) -> None:
     for spec, message in (
         (P(P.UNCONSTRAINED, None), "unconstrained"),
         (P("x", None, None), "more entries"),
+        (P(None, ("x", "y")), "equal parts"),
     ):
         with pytest.raises(ValueError, match=f"{message}.*'w'|'w'.*{message}"):
             map_matrices(
                 kernels.newton_schulz,
-                ({"w": x},),
+                ({"w": x[:, :12]},),
                 placement=mo.sharding.owned(mesh, {"w": spec}),
             )
     turned = {"w": jax.device_put(x, NamedSharding(mesh, P("x", None)))}

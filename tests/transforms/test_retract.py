@@ -174,7 +174,7 @@ def test_retract_polar_is_retract_of_stiefel(rng):
 
 
 def test_retract_polar_of_another_manifold_is_an_error(unhooked):
-    with pytest.raises(TypeError, match=r"retract\(manifold\), which works for all"):
+    with pytest.raises(TypeError, match=r"retract_polar must be a Stiefel, got Sphere"):
         mo.retract_polar(mo.Sphere())
 
 
