@@ -82,6 +82,7 @@ def test_others_are_left_to_adamw():
     assert float(jnp.abs(mine["kernel"] - other["kernel"]).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_manifold_for_the_matrices():
     labels = mo.label_by_path({r"^layers/\d/kernel$": "matrix"}, default="other")
     tx = mo.hybrid(mo.manifold_muon(0.1, manifold=mo.Stiefel("rms")), labels=labels)
