@@ -53,7 +53,7 @@ def trajectory(tx, params, grads):
         (
             FEW,
             {"schedule": mo.linalg.YOU, "scale": "rms"},
-            {"ns_coeffs": "dion", "consistent_rms": 0.2},
+            {"ns_coeffs": mo.linalg.YOU, "consistent_rms": 0.2},
         ),
     ],
     ids=["default", "plain", "decays", "you_rms"],

@@ -120,8 +120,9 @@ def test_the_numbers_of_a_split_stand_in_the_order_of_its_blocks(rng):
     for at, of in pairs:
         _, _, state = solve(at, of, certify=True, steps=0)
         gaps.append(state.gap["w"])
-    # The bound has a kink where rounding of the solution, 1e-5, shows more.
-    np.testing.assert_allclose(together.gap["w"], gaps, rtol=0, atol=3e-4)
+    # The bound has a kink where rounding of the solution, 1e-5, shows more (seen: 6e-4
+    # with jax 0.8.0).
+    np.testing.assert_allclose(together.gap["w"], gaps, rtol=0, atol=2e-3)
     # So that another order would not have passed.
     assert np.min(np.abs(np.diff(np.sort(gaps)))) > 1e-2
 
