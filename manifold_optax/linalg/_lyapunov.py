@@ -1,10 +1,14 @@
 """The Lyapunov equation with a symmetric positive semidefinite coefficient."""
 
+import math
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manifold_optax._typing import Square
-from manifold_optax.linalg._reductions import matmul
+from manifold_optax.linalg._reductions import matmul, symmetric
 
 
 def solve_lyapunov(a: Square, b: Square) -> Square:
@@ -41,3 +45,51 @@ def solve_lyapunov_in_basis(
     rotated = matmul(vectors.mT, matmul(b, vectors))
     x = jnp.where(sums > 0, rotated / jnp.where(sums > 0, sums, 1), 0)
     return matmul(vectors, matmul(x, vectors.mT))
+
+
+def lyapunov_by_products(a: Square, b: Square, *, rough: bool = False) -> Square:
+    """Solution `x` of `a x + x a = b` by matrix products alone.
+
+    `x = ∫ exp(−ta) b exp(−ta) dt` over `t > 0`, by the trapezoid rule in `log t`; the
+    exponentials come from one another by squaring. The rule converges exponentially in
+    the ratio of neighbouring nodes: 1e-5 for 2, 4e-3 for 4 (`|Γ(1 + 2πi/log ratio)|`).
+
+    Args:
+        a: `[*batch, n, n]`, symmetric positive definite, eigenvalues in [δ, 1].
+        b: `[*batch, n, n]`, symmetric.
+        rough: whether the ratio is 4 and the range of `t` shorter; enough where `x` is
+            the step of an iteration that corrects itself.
+
+    Returns:
+        `x` like `b`, symmetric. The last node is `t = 2⁵` (2⁴ if rough; 2¹⁵ and 2¹⁴ in
+        float64): components of two eigenvalues that sum to less than its inverse come
+        out too small, with the right sign.
+
+    Cost: 37 products of `n × n` matrices in float32 (rough: 21), 67 (41) in float64.
+
+    Example:
+        >>> a = jnp.diag(jnp.array([0.25, 0.75]))
+        >>> jnp.rint(60 * lyapunov_by_products(a, jnp.ones((2, 2))))
+        Array([[120.,  60.],
+               [ 60.,  40.]], dtype=float32)
+    """
+    last = 15 if b.dtype == jnp.float64 else 5
+    squarings, exponent = (2, -4) if rough else (1, -6)
+    terms = (last - exponent) // squarings + 1
+    first, weight = 2.0**exponent, squarings * math.log(2)
+    step = first * a
+    # Two terms of the exponential: exact to 6e-7 at t = 2⁻⁶, to 4e-5 at 2⁻⁴.
+    decay = jnp.eye(a.shape[-1], dtype=a.dtype) - step + matmul(step, step) / 2
+
+    def add_term(_: Any, state: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+        total, decay, time = state
+        total = total + weight * time * matmul(decay, matmul(b, decay))
+        for _ in range(squarings):
+            decay = matmul(decay, decay)
+        return total, decay, time * 2**squarings
+
+    # What lies before the first node is its tail, ∫ b dt, as the rule sums it.
+    tail = first / (2**squarings - 1) * weight
+    state = (tail * b, decay, jnp.asarray(first, b.dtype))
+    total, *_ = jax.lax.fori_loop(0, terms, add_term, state)
+    return symmetric(total)

@@ -1,5 +1,6 @@
-"""The largest singular value by power iteration, and the sum of all of them."""
+"""The largest singular value, iterated or bounded, and the sum of all of them."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix
-from manifold_optax.linalg._reductions import inner, matmul, max_abs, nonzero
+from manifold_optax.linalg._reductions import (
+    gram,
+    inner,
+    matmul,
+    max_abs,
+    nonzero,
+    row_count,
+)
 
 
 class SpectralNorm(NamedTuple):
@@ -72,6 +80,77 @@ def spectral_norm(
     norm = jnp.sqrt(inner(u, u, axis_name))
     left = (u / nonzero(norm))[..., 0]
     return SpectralNorm((scale * norm)[..., 0, 0], left, v[..., 0])
+
+
+def spectral_norm_bound(
+    x: Matrix, *, doublings: int = 5, axis_name: AxisName = None
+) -> PerMatrix:
+    """A number that the spectral norm `‖x‖₂` does not exceed, and nearly reaches.
+
+    The Schatten norm `(Σ σᵢᵖ)^(1/p)` for `p = 2^(doublings + 2)`, from repeated squares
+    of the Gram matrix, plus an allowance for the rounding of every product. It errs
+    on the safe side, as a certificate must, where `spectral_norm` is a lower bound.
+
+    Args:
+        x: `[*batch, m, n]`, real floating, any scale from 1e-30 to 1e30 in float32;
+            computed in at least float32.
+        doublings: number of squarings, ≥ 0. With `k = min(m, n)` the bound is at most
+            `k^(1/p)` times the norm (all singular values equal: 1.056 for 5 doublings
+            and `k = 1024`), and much nearer if few are close to the largest.
+        axis_name: mesh axes over which the rows of `x` are split, inside `shard_map`;
+            then `x` should have at least as many rows, in all, as columns.
+
+    Returns:
+        `[*batch]`, at least float32; 0 for zero, NaN for a non-finite matrix. The
+        allowance for rounding is below 1 % up to 1024 × 1024 in float32.
+
+    Raises:
+        ValueError: for negative `doublings`.
+
+    Cost: `2·m·n·k + 2·doublings·k³` FLOPs.
+
+    Example:
+        >>> spectral_norm_bound(jnp.diag(jnp.array([3.0, 1.0]))).round(2)
+        Array(3., dtype=float32)
+
+    Source: R. Horn, C. Johnson, "Matrix Analysis" (Cambridge, 2013), section 5.6; the
+    allowance: N. Higham, T. Mary, "A new approach to probabilistic rounding error
+    analysis" (SIAM J. Sci. Comput. 41, 2019), theorem 3.1.
+    """
+    if doublings < 0:
+        raise ValueError(f"doublings must be at least 0, got {doublings}.")
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    scale = max_abs(y, axis_name)
+    y = y / nonzero(scale)
+    tall = axis_name is not None or x.shape[-2] >= x.shape[-1]
+    y = y if tall else y.mT
+    eps = float(jnp.finfo(y.dtype).eps)
+    square = gram(y, axis_name)
+    trace = jnp.trace(square, axis1=-2, axis2=-1)[..., None, None]
+    rounding = _rounding(row_count(y, axis_name), eps) * trace
+    # norms[j] · (a bound for squares[j] / norms[j]) bounds the norm of squares[j], and
+    # the root of that of the next square bounds the one in brackets; the last is 1.
+    norms = [jnp.linalg.norm(square, axis=(-2, -1), keepdims=True)]
+    for _ in range(doublings):
+        square = square / nonzero(norms[-1])
+        square = matmul(square, square)
+        norms.append(jnp.linalg.norm(square, axis=(-2, -1), keepdims=True))
+    bound = jnp.ones_like(scale)
+    for norm in reversed(norms[1:]):
+        bound = jnp.sqrt(norm * bound + _rounding(square.shape[-1], eps))
+    bound = jnp.sqrt(norms[0] * bound + rounding)
+    # A few dozen roundings of numbers, and the sums of squares in the norms.
+    slack = 1 + 32 * eps + _rounding(square.shape[-1] ** 2, eps)
+    return (scale * bound * slack)[..., 0, 0]
+
+
+def _rounding(length: int, eps: float) -> float:
+    """Error of a product of sums of `length` terms, relative to `‖left‖_F·‖right‖_F`.
+
+    It is `4·√length` half rounding units: a few times what is seen, and exceeded with
+    a probability below 1e-3 where the errors are independent.
+    """
+    return 2 * math.sqrt(length) * eps
 
 
 def nuclear_norm(x: Matrix) -> PerMatrix:

@@ -5,14 +5,23 @@ from typing import Any
 
 import optax
 
+from manifold_optax._checks import require_one_of
 from manifold_optax._typing import ArrayTree, AxisName, Matrix, Schedule
-from manifold_optax.linalg import check_schedule, JORDAN, newton_schulz
+from manifold_optax.linalg import (
+    check_schedule,
+    FORMS,
+    JORDAN,
+    newton_schulz,
+    PRECONDITIONERS,
+)
 from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
 
 
 def orthogonalize_via_newton_schulz(
     schedule: Schedule = JORDAN,
     *,
+    form: str = "auto",
+    preconditioner: str = "frobenius",
     axes: Axes = LAST_TWO,
     placement: Placement | None = None,
     compute_dtype: Any = None,
@@ -26,6 +35,10 @@ def orthogonalize_via_newton_schulz(
 
     Args:
         schedule: rows of polynomial coefficients, one per step.
+        form: `"direct"`, `"gram"` (on the small Gram matrix, with restarts), or
+            `"auto"`, the one with fewer FLOPs; see `linalg.newton_schulz`.
+        preconditioner: the norm that matrices are divided by, `"frobenius"` or the
+            tighter `"schatten"`.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
         compute_dtype: dtype of the operands of the products, e.g. `jnp.bfloat16`; sums
@@ -36,7 +49,8 @@ def orthogonalize_via_newton_schulz(
         leave in the dtype in which they came.
 
     Raises:
-        ValueError: for a schedule that is not a tuple of rows of three numbers.
+        ValueError: for a schedule that is not a tuple of rows of three numbers, or an
+            unknown form or preconditioner.
         ValueError, TypeError: at update, for a leaf that is not a batch of matrices of
             real floating dtype, naming it.
 
@@ -46,10 +60,18 @@ def orthogonalize_via_newton_schulz(
     Source: K. Jordan et al., "Muon" (2024).
     """
     check_schedule(schedule)
+    require_one_of("form", form, FORMS)
+    require_one_of("preconditioner", preconditioner, PRECONDITIONERS)
+    orthogonalize = functools.partial(
+        newton_schulz,
+        schedule=schedule,
+        form=form,
+        preconditioner=preconditioner,
+        compute_dtype=compute_dtype,
+    )
 
     def kernel(x: Matrix, axis_name: AxisName = None) -> Any:
-        orthogonalize = functools.partial(newton_schulz, compute_dtype=compute_dtype)
-        return (orthogonalize(x, schedule, axis_name=axis_name),), ()
+        return (orthogonalize(x, axis_name=axis_name),), ()
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any

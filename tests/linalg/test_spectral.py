@@ -1,4 +1,4 @@
-"""spectral_norm and nuclear_norm against NumPy's SVD."""
+"""spectral_norm, its bound, and nuclear_norm against NumPy's SVD."""
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ SHAPES = ((24, 8), (8, 24), (9, 1))
 
 spectral_norm = jax.jit(linalg.spectral_norm, static_argnames="steps")
 nuclear_norm = jax.jit(linalg.nuclear_norm)
+bound_of = jax.jit(linalg.spectral_norm_bound, static_argnames="doublings")
 
 
 def gaussian(shape, seed=0):
@@ -166,3 +167,55 @@ def test_nuclear_norm_of_nothing_zero_and_nan():
     assert float(nuclear_norm(jnp.zeros((5, 3)))) == 0
     assert jnp.isnan(nuclear_norm(jnp.full((5, 3), jnp.nan)))
     assert nuclear_norm(jnp.ones((5, 3), jnp.bfloat16)).dtype == jnp.float32
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.sampled_from(SHAPES),
+    ratio=st.sampled_from([0.1, 0.9, 0.999, 1.0]),
+    exponent=st.integers(-29, 29),
+)
+def test_the_bound_is_never_below_the_norm(seed, shape, ratio, exponent):
+    long, short = max(shape), min(shape)
+    x = decaying(long, short, ratio, seed)[0].reshape(shape)
+    for matrix in (x, gaussian(shape, seed), np.ones(shape), np.abs(x)):
+        scaled = (matrix * 10.0**exponent).astype(np.float32)
+        norm = values_of(scaled)[0]
+        found = float(bound_of(jnp.asarray(scaled)))
+        # Not a tolerance: at or above (seen: at least 4e-6 above).
+        assert found >= norm
+        # The documented looseness at the exponent p = 128, and 1e-3 for rounding.
+        assert found <= norm * (short ** (1 / 128) + 1e-3)
+
+
+def test_the_bound_tightens_with_every_doubling():
+    x = jnp.asarray(decaying(24, 8, 1.0)[0], jnp.float32)
+    for doublings in (0, 1, 3):
+        found = float(bound_of(x, doublings=doublings))
+        # All singular values are 1: the bound is attained (seen: 1e-5 above it).
+        assert found == pytest.approx(8 ** (1 / 2 ** (doublings + 2)), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (512, 32)])
+def test_the_bound_holds_for_larger_sums(shape):
+    for x in (gaussian(shape), np.ones(shape, np.float32), np.eye(*shape, dtype="f4")):
+        assert float(bound_of(jnp.asarray(x), doublings=8)) >= values_of(x)[0]
+
+
+def test_the_bound_of_batches_zero_nan_and_split_rows():
+    x = np.stack([gaussian((24, 8)), np.zeros((24, 8)), np.full((24, 8), np.nan)])
+    found = bound_of(jnp.asarray(x, jnp.float32))
+    assert found.shape == (3,)
+    assert found[1] == 0
+    assert np.isnan(found[2])
+    assert bound_of.eval_shape(jnp.ones((3, 2), jnp.bfloat16)).dtype == jnp.float32
+    split = jax.jit(
+        jax.vmap(
+            lambda part: linalg.spectral_norm_bound(part, axis_name="x"), axis_name="x"
+        )
+    )(jnp.asarray(x[0].reshape(4, 6, 8), jnp.float32))
+    # The same sums in another order.
+    np.testing.assert_allclose(split, np.full(4, found[0]), rtol=32 * EPS)
+    with pytest.raises(ValueError, match="doublings must be at least 0, got -1"):
+        linalg.spectral_norm_bound(jnp.ones((3, 2)), doublings=-1)

@@ -54,3 +54,25 @@ def test_products_in_bfloat16_are_near_those_in_float32(rng):
     difference = np.abs(half - plain).max()
     # 2⁻⁹ per operand, amplified by the five rows; and it must not be ignored.
     assert 1e-4 < difference < 0.1
+
+
+def test_form_and_preconditioner_reach_the_iteration(rng):
+    x = draw(rng, 12, 3)
+    for form in ("direct", "gram"):
+        for preconditioner in ("frobenius", "schatten"):
+            options = {"form": form, "preconditioner": preconditioner}
+            expected = mo.linalg.newton_schulz(x, **options)
+            # Compiled and not: rounding in another order (seen: 7e-7).
+            found = orthogonalized(x, **options)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    frobenius, schatten = (
+        orthogonalized(x, preconditioner=name) for name in ("frobenius", "schatten")
+    )
+    # Another norm puts the values elsewhere on the polynomial: by far no rounding.
+    assert np.abs(frobenius - schatten).max() > 1e-3
+
+
+@pytest.mark.parametrize("option", ["form", "preconditioner"])
+def test_unknown_choices_are_refused_before_the_first_update(option):
+    with pytest.raises(ValueError, match=f"{option} must be one of .*; got 'fast'"):
+        mo.orthogonalize_via_newton_schulz(**{option: "fast"})
