@@ -1,12 +1,18 @@
-"""Norms of a step: Frobenius, largest entry, spectral."""
+"""Norms of a whole matrix: Frobenius, spectral, RMS→RMS."""
 
 import dataclasses
 
 import jax.numpy as jnp
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix
-from manifold_optax.geometry._base import Norm
-from manifold_optax.linalg import frobenius_norm, normalize, nuclear_norm, polar
+from manifold_optax.geometry._base import Norm, widen
+from manifold_optax.linalg import (
+    frobenius_norm,
+    normalize,
+    nuclear_norm,
+    polar,
+    row_count,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Frobenius(Norm):
 
     def value(self, x: Matrix) -> PerMatrix:
         """Frobenius norm of each matrix, `[*batch]`."""
-        return frobenius_norm(_widen(x))[..., 0, 0]
+        return frobenius_norm(widen(x))[..., 0, 0]
 
     def dual_value(self, gradient: Matrix) -> PerMatrix:
         """Frobenius norm of each matrix, `[*batch]`."""
@@ -28,30 +34,7 @@ class Frobenius(Norm):
 
     def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
         """`g / ‖g‖_F`."""
-        return normalize(_widen(gradient), axis_name).astype(gradient.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class Max(Norm):
-    """`max |x|`, dual `Σ |g|`; steepest: the sign.
-
-    Example:
-        >>> Max().steepest(jnp.array([[3.0, -4.0]]))
-        Array([[ 1., -1.]], dtype=float32)
-    """
-
-    def value(self, x: Matrix) -> PerMatrix:
-        """Largest modulus of each matrix, `[*batch]`."""
-        return jnp.max(jnp.abs(_widen(x)), axis=(-2, -1), initial=0)
-
-    def dual_value(self, gradient: Matrix) -> PerMatrix:
-        """Sum of the moduli of each matrix, `[*batch]`."""
-        return jnp.sum(jnp.abs(_widen(gradient)), axis=(-2, -1))
-
-    def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
-        """`sign(g)`, 0 where the gradient is 0."""
-        del axis_name
-        return jnp.sign(gradient)
+        return normalize(widen(gradient), axis_name).astype(gradient.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +48,7 @@ class Spectral(Norm):
 
     def value(self, x: Matrix) -> PerMatrix:
         """Largest singular value of each matrix, `[*batch]`; by LAPACK."""
-        values = jnp.linalg.svd(_widen(x), compute_uv=False)
+        values = jnp.linalg.svd(widen(x), compute_uv=False)
         return jnp.max(values, axis=-1, initial=0)
 
     def dual_value(self, gradient: Matrix) -> PerMatrix:
@@ -77,5 +60,43 @@ class Spectral(Norm):
         return polar(gradient, axis_name=axis_name)
 
 
-def _widen(x: Matrix) -> Matrix:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+@dataclasses.dataclass(frozen=True)
+class RmsToRms(Norm):
+    """`√(n/m)·‖x‖₂` for `m × n`; dual `√(m/n)·‖g‖_*`; steepest: `√(m/n)·polar(g)`.
+
+    The largest gain of the linear map `fan_in → fan_out` where input and output are
+    measured by their root mean square. A wide matrix is not the transpose of a tall one
+    here: rows are fan-out.
+
+    Example:
+        >>> RmsToRms().value(jnp.array([[3.0], [4.0], [0.0], [0.0]]))
+        Array(2.5, dtype=float32)
+
+    Source: G. Yang, J. Simon, J. Bernstein, "A Spectral Condition for Feature Learning"
+    (arXiv 2310.17813, 2023).
+    """
+
+    @property
+    def transposable(self) -> bool:
+        """False: the norms of `x` and `xᵀ` differ by the factor `m/n`."""
+        return False
+
+    def value(self, x: Matrix) -> PerMatrix:
+        """Spectral norm times `√(n/m)`, `[*batch]`; by LAPACK."""
+        return Spectral().value(x) / rms_gain(x)
+
+    def dual_value(self, gradient: Matrix) -> PerMatrix:
+        """Nuclear norm times `√(m/n)`, `[*batch]`; by LAPACK."""
+        return rms_gain(gradient) * nuclear_norm(gradient)
+
+    def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
+        """Polar factor of `g` times `√(m/n)`."""
+        wide = widen(gradient)
+        direction = rms_gain(gradient, axis_name) * polar(wide, axis_name=axis_name)
+        return direction.astype(gradient.dtype)
+
+
+def rms_gain(x: Matrix, axis_name: AxisName = None) -> float:
+    """`√(m/n)`: the spectral norm of a matrix whose RMS→RMS norm is 1."""
+    rows, columns = row_count(x, axis_name), x.shape[-1]
+    return (rows / columns) ** 0.5 if rows and columns else 1.0

@@ -53,6 +53,7 @@ def steepest(
     """
     direction = steepest_direction(manifold, norm)
     flat = isinstance(manifold, Euclidean)
+    transposable = manifold.transposable and norm.transposable
 
     def kernel(update: Matrix, *point: Matrix, axis_name: AxisName = None) -> Any:
         base = point[0] if point else update
@@ -64,14 +65,22 @@ def steepest(
         del extra_args
         if flat:
             (found,), _ = map_matrices(
-                kernel, (updates,), axes=axes, placement=placement
+                kernel,
+                (updates,),
+                axes=axes,
+                transposable=transposable,
+                placement=placement,
             )
             return found, state
         require_params(params, f"steepest({manifold}, {norm})")
         sizes = sizes_at(manifold, updates, params, axes)
         points = divide_leaves(params, sizes)
         (found,), _ = map_matrices(
-            kernel, (updates, points), axes=axes, placement=placement
+            kernel,
+            (updates, points),
+            axes=axes,
+            transposable=transposable,
+            placement=placement,
         )
         return multiply_leaves(found, sizes, like=updates), state
 

@@ -19,7 +19,8 @@ def tangent_project(
 ) -> optax.GradientTransformationExtraArgs:
     """Projects each update onto the tangent space of `manifold` at the parameter.
 
-    The projection is orthogonal in the Frobenius inner product. After a momentum link
+    The projection is orthogonal in the Frobenius inner product; at the boundary of a
+    `Ball` or `Band` it keeps what a step against the update may do. After a momentum
     it also transports the average to the current tangent space.
 
     Args:
@@ -42,7 +43,10 @@ def tangent_project(
     unit = manifold.unit()
 
     def kernel(update: Matrix, point: Matrix, axis_name: AxisName = None) -> Any:
-        return (unit.to_tangent(point, update, axis_name=axis_name),), ()
+        # The step goes against the update, which matters to the tangent cone of a set
+        # with a boundary.
+        step = unit.to_tangent(point, -update, axis_name=axis_name)
+        return (-step,), ()
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
@@ -51,7 +55,11 @@ def tangent_project(
         require_params(params, "tangent_project")
         points = divide_leaves(params, sizes_at(manifold, updates, params, axes))
         (updates,), _ = map_matrices(
-            kernel, (updates, points), axes=axes, placement=placement
+            kernel,
+            (updates, points),
+            axes=axes,
+            transposable=manifold.transposable,
+            placement=placement,
         )
         return updates, state
 

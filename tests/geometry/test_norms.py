@@ -7,10 +7,29 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import oracles
-from manifold_optax import Frobenius, Max, Spectral
+from manifold_optax.geometry import (
+    ColumnRms,
+    Frobenius,
+    L1,
+    Max,
+    PNorm,
+    RmsToRms,
+    RowRms,
+    Spectral,
+)
 
 EPS = float(np.finfo(np.float32).eps)
-NORMS = (Frobenius(), Max(), Spectral())
+NORMS = (
+    Frobenius(),
+    Max(),
+    L1(),
+    PNorm(1.5),
+    PNorm(4.0),
+    Spectral(),
+    RmsToRms(),
+    RowRms(),
+    ColumnRms(),
+)
 SHAPES = ((8, 5), (2, 5, 8))
 
 law = settings(max_examples=25, deadline=None, derandomize=True)
@@ -27,15 +46,36 @@ def compute(norm, x, g):
 compiled = jax.jit(compute, static_argnums=0)
 
 
+def lines(x, axis):
+    """Largest root mean square of a line, and the sum of the lengths times √size."""
+    lengths = np.sqrt((x**2).sum(axis=axis))
+    root = np.sqrt(x.shape[axis])
+    return lengths.max(axis=-1) / root, lengths.sum(axis=-1) * root
+
+
 def definition(norm, x):
     """Norm and dual norm of each matrix, by NumPy."""
     values = np.linalg.svd(x, compute_uv=False)
-    if isinstance(norm, Spectral):
-        return values.max(axis=-1), values.sum(axis=-1)
-    if isinstance(norm, Max):
-        return np.abs(x).max(axis=(-2, -1)), np.abs(x).sum(axis=(-2, -1))
-    length = np.sqrt((x**2).sum(axis=(-2, -1)))
-    return length, length
+    sizes = np.abs(x).reshape(*x.shape[:-2], -1)
+    ratio = np.sqrt(x.shape[-2] / x.shape[-1])
+    match norm:
+        case Spectral():
+            return values.max(axis=-1), values.sum(axis=-1)
+        case RmsToRms():
+            return values.max(axis=-1) / ratio, values.sum(axis=-1) * ratio
+        case Max():
+            return sizes.max(axis=-1), sizes.sum(axis=-1)
+        case L1():
+            return sizes.sum(axis=-1), sizes.max(axis=-1)
+        case RowRms():
+            return lines(x, -1)
+        case ColumnRms():
+            return lines(x, -2)
+        case _:
+            p = norm.p if isinstance(norm, PNorm) else 2
+            q = p / (p - 1)
+            norms = [(sizes**r).sum(axis=-1) ** (1 / r) for r in (p, q)]
+            return norms[0], norms[1]
 
 
 def inner(x, y):

@@ -1,0 +1,122 @@
+"""Matrices with mutually orthogonal columns of any length."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from manifold_optax._typing import AxisName, Matrix
+from manifold_optax.geometry._base import Manifold
+from manifold_optax.geometry._lines import line_dot, line_norm, normalize_lines
+from manifold_optax.linalg import (
+    gram,
+    inner,
+    matmul,
+    max_abs,
+    nonzero,
+    polar,
+    row_count,
+    symmetric,
+)
+
+_ROUNDS = 4
+"""Alternations of `project`: near the manifold the first one is exact to rounding."""
+
+_SHORTEST = 1e-3
+"""Square of the relative column length below which weights grow: √1e-3 ≈ 0.03."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiagonalGram(Manifold):
+    """Matrices whose Gram matrix `WᵀW` is diagonal: orthogonal columns, free lengths.
+
+    It contains every multiple of its points, so it has one size only. `project` is a
+    descent towards the nearest point, `W = Q·diag(s)`, that alternates between the best
+    `Q` (a polar factor) and the best lengths `s`; it keeps points of the manifold, so
+    that it is a retraction.
+
+    Raises:
+        ValueError: at the first matrix with more columns (fan-in) than rows (fan-out),
+            where orthogonal columns would have to be zero.
+
+    Example:
+        >>> point = DiagonalGram().random_point(jax.random.key(0), (5, 3))
+        >>> bool(DiagonalGram().residual(point) < 1e-6)
+        True
+
+    Source: the Gram-space table of the Tilde group (2026).
+    """
+
+    @property
+    def size(self) -> float:
+        """Always 1: every multiple of a point is a point."""
+        return 1.0
+
+    @property
+    def transposable(self) -> bool:
+        """False: columns become rows."""
+        return False
+
+    def unit(self) -> "DiagonalGram":
+        """Itself."""
+        return self
+
+    def random_point(
+        self, key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32
+    ) -> Matrix:
+        """Projection of a Gaussian matrix; drawn in float32, then cast."""
+        return self.project(jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+    def _project(self, x: Array, axis_name: AxisName) -> Array:
+        _check_tall(x, axis_name)
+        scale = nonzero(max_abs(x, axis_name))
+        x = x / scale
+
+        def alternate(_: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            lengths = jnp.abs(state[1])
+            # Any weights keep orthogonal columns; these are the lengths (the best ones)
+            # down to where the polar factor would take a short column for no column.
+            relative = lengths / nonzero(jnp.max(lengths, axis=-1, keepdims=True))
+            weights = jnp.maximum(relative, _SHORTEST / nonzero(relative))
+            weighted = jnp.where(relative > 0, x * weights, jnp.zeros_like(x))
+            basis = polar(weighted, axis_name=axis_name)
+            return basis, line_dot(basis, x, "columns", axis_name)
+
+        start = x, line_norm(x, "columns", axis_name)
+        basis, lengths = jax.lax.fori_loop(0, _ROUNDS, alternate, start)
+        return scale * basis * lengths
+
+    def _to_tangent(self, point: Array, vector: Array, axis_name: AxisName) -> Array:
+        multiplier = normal_multiplier(point, vector, axis_name)
+        return vector - matmul(point, multiplier)
+
+    def _residual(self, x: Array, axis_name: AxisName) -> Array:
+        _check_tall(x, axis_name)
+        cosines = off_diagonal(
+            gram(normalize_lines(x, "columns", axis_name), axis_name)
+        )
+        return jnp.max(jnp.abs(cosines), axis=(-2, -1), initial=0)
+
+
+def normal_multiplier(point: Array, vector: Array, axis_name: AxisName) -> Array:
+    """The symmetric `S` with zero diagonal for which `vector − W S` is tangent."""
+    squares = line_dot(point, point, "columns", axis_name)
+    overlap = off_diagonal(2 * symmetric(inner(point, vector, axis_name)))
+    return overlap / nonzero(squares + squares.mT)
+
+
+def off_diagonal(x: Array) -> Array:
+    """`x` with zeros on the diagonal."""
+    identity = jnp.eye(x.shape[-1], dtype=x.dtype)
+    return x * (1 - jnp.broadcast_to(identity, x.shape))
+
+
+def _check_tall(x: Array, axis_name: AxisName) -> None:
+    rows, columns = row_count(x, axis_name), x.shape[-1]
+    if rows < columns:
+        raise ValueError(
+            f"DiagonalGram needs fan_out ≥ fan_in, got {rows} × {columns}: not all of "
+            "more columns than rows can be orthogonal without being zero."
+        )

@@ -1,0 +1,80 @@
+"""The tangent cone of the matrices whose singular values lie in an interval.
+
+Where singular values sit at an end of the interval, a displacement `A` may not push
+them out: with `U`, `V` the singular vectors at the upper end `sym(UᵀAV)` has no
+positive eigenvalue, with those at the lower end no negative one. All other parts of `A`
+are free. The map `A ↦ sym(UᵀAV)` and its adjoint `Y ↦ UYVᵀ` compose to the identity on
+symmetric matrices, which makes the projection onto the cone explicit.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from manifold_optax._typing import AxisName
+from manifold_optax.linalg import gram, inner, matmul, nonzero, symmetric
+
+_ACTIVE = 1e-4
+"""Relative distance at which a singular value counts as one at the end.
+
+A clip in float32 leaves 1e-6, a small step of Muon moves by 1e-3.
+"""
+
+
+class Faces(NamedTuple):
+    """Singular vectors at the two ends; those between have zero left vectors."""
+
+    left: Array
+    right: Array
+    upper: Array
+    """`[*batch, n, n]`, 1 where both singular values are at the upper end, else 0."""
+    lower: Array
+
+    def overlap(self, x: Array, axis_name: AxisName) -> Array:
+        """`sym(UᵀxV)`."""
+        return symmetric(inner(self.left, matmul(x, self.right), axis_name))
+
+    def adjoint(self, y: Array) -> Array:
+        """`U y Vᵀ`."""
+        return matmul(self.left, matmul(y, self.right.mT))
+
+    def outward(self, y: Array) -> Array:
+        """Part of a symmetric `y` that leads out: its projection on the polar cone."""
+        return _positive(y * self.upper) - _positive(-y * self.lower)
+
+
+def active_faces(
+    point: Array, low: float, high: float, axis_name: AxisName = None
+) -> Faces:
+    """Faces of `{low ≤ σ ≤ high}` at a tall `point`."""
+    values, right = jnp.linalg.eigh(gram(point, axis_name))
+    sigma = jnp.sqrt(jnp.maximum(values, 0))[..., None, :]
+    above = sigma >= (1 - _ACTIVE) * high
+    # A lower end of 0 is no constraint: singular values are not negative.
+    below = (sigma <= (1 + _ACTIVE) * low) & (low > 0)
+    left = matmul(point, right) / nonzero(sigma)
+    left = jnp.where(above | below, left, jnp.zeros_like(left))
+    return Faces(left, right, _mask(above, values), _mask(below, values))
+
+
+def project_onto_cone(
+    point: Array, vector: Array, interval: tuple[float, float], axis_name: AxisName
+) -> Array:
+    """Nearest displacement to `vector` that stays in the set, to first order."""
+    if axis_name is None and point.shape[-2] < point.shape[-1]:
+        return project_onto_cone(point.mT, vector.mT, interval, None).mT
+    if 0 in point.shape:
+        return vector
+    faces = active_faces(point, *interval, axis_name)
+    return vector - faces.adjoint(faces.outward(faces.overlap(vector, axis_name)))
+
+
+def _positive(y: Array) -> Array:
+    values, vectors = jnp.linalg.eigh(y)
+    return matmul(vectors * jnp.maximum(values, 0)[..., None, :], vectors.mT)
+
+
+def _mask(active: Array, like: Array) -> Array:
+    pairs = active & active.mT
+    return pairs.astype(like.dtype)
