@@ -23,7 +23,17 @@ PACKAGES = [
     "manifold_optax.transforms",
 ]
 
-PRESETS = ("hyperspherical_descent", "manifold_muon", "muon", "sign_descent")
+PRESETS = (
+    "hyperball",
+    "hyperspherical_descent",
+    "manifold_muon",
+    "muon",
+    "normuon",
+    "scion",
+    "sign_descent",
+    "spectral_sphere",
+    "spel",
+)
 
 
 def public(module):

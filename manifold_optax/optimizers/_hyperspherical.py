@@ -34,8 +34,9 @@ def hyperspherical_descent(
     Args:
         learning_rate: number ≥ 0 or schedule; the step in units of the radius.
         manifold: `Sphere(radius)`; `None`: radius 1. `Sphere("kept")` keeps the norm
-            that each matrix has.
-        momentum: decay of the average in [0, 1); `None`: none, as published.
+            that each matrix has; a zero matrix then stays zero.
+        momentum: decay of the average in [0, 1), or a transformation in its place,
+            e.g. `momentum(0.9, transport=manifold)`; `None`: none, as published.
         nesterov: whether the average looks one step ahead.
         weight_decay: must be `None`; here so that asking for it is an error that says
             why.

@@ -14,9 +14,11 @@ Link: TypeAlias = tuple[str, optax.GradientTransformation]
 def momentum_link(
     momentum: Any, *, nesterov: bool, debias: bool = False
 ) -> tuple[Link, ...]:
-    """The link `"momentum"`, or none for `None`."""
+    """The link `"momentum"`: of a decay, a transformation as it is, none for `None`."""
     if momentum is None:
         return ()
+    if isinstance(momentum, optax.GradientTransformation):
+        return (("momentum", momentum),)
     link = transforms.momentum(momentum, nesterov=nesterov, debias=debias)
     return (("momentum", link),)
 

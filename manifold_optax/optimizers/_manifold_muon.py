@@ -28,19 +28,21 @@ def manifold_muon(
     """Manifold Muon for a group of matrices: all singular values stay equal.
 
     The chain is `momentum → direction → learning_rate → retraction`, with
-    `dual_ascent_spectral` as direction and `retract_polar` as retraction. Project the
+    `dual_ascent_spectral` as direction and the manifold's retraction. Project the
     parameters first (`mo.project(params, Stiefel())`), and let no transformation follow
     the chain.
 
     Args:
         learning_rate: number ≥ 0 or schedule; the spectral norm of the step in units of
             the manifold's scale. The published run uses 0.1 with a linear decay.
-        manifold: `Stiefel(scale)`; `None`: scale 1.
-        momentum: decay of the average in [0, 1); `None`: none, as published.
+        manifold: `Stiefel(scale, retraction)`; `None`: scale 1, polar.
+        momentum: decay of the average in [0, 1), or a transformation in its place,
+            e.g. `momentum(0.9, transport=manifold)`; `None`: none, as published.
         nesterov: whether the average looks one step ahead.
         weight_decay: must be `None`; here so that asking for it is an error that says
             why.
-        steps: steps of the dual solver; `None`: 1 to 4 by the shape.
+        steps: steps of the dual solver; `None`: by shape and backend. For a tolerance
+            or a certificate chain `dual_ascent_spectral` yourself.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
 
@@ -62,10 +64,11 @@ def manifold_muon(
     Source: J. Bernstein, "Modular Manifolds", Thinking Machines Lab (2025).
     """
     refuse_weight_decay("manifold_muon", weight_decay)
+    manifold = Stiefel() if manifold is None else manifold
     direction = transforms.dual_ascent_spectral(
         manifold, steps=steps, axes=axes, placement=placement
     )
-    retraction = transforms.retract_polar(manifold, axes=axes, placement=placement)
+    retraction = transforms.retract(manifold, axes=axes, placement=placement)
     return optax.named_chain(
         *momentum_link(momentum, nesterov=nesterov),
         ("direction", direction),

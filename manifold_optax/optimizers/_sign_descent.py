@@ -29,7 +29,8 @@ def sign_descent(
 
     Args:
         learning_rate: number ≥ 0 or schedule; the step of each entry.
-        momentum: decay of the average in [0, 1), `None` for none.
+        momentum: decay of the average in [0, 1), or a transformation in its place;
+            `None` for none.
         nesterov: whether the average looks one step ahead.
         weight_decay: ≥ 0, decoupled, times the learning rate; `None` for no link.
         axes: which axes of a leaf are the matrix; all others are batch axes.

@@ -1,13 +1,26 @@
 """Building blocks: Optax gradient transformations, to be chained."""
 
+from manifold_optax.transforms._decay import (
+    add_spectral_weight_decay,
+    shrink_norm,
+    ShrinkState,
+    SpectralDecayState,
+)
 from manifold_optax.transforms._dual_ascent import (
     dual_ascent_spectral,
     DualAscentState,
 )
 from manifold_optax.transforms._momentum import momentum, MomentumState
+from manifold_optax.transforms._normalize_rows import RowRmsState, scale_by_row_rms
 from manifold_optax.transforms._orthogonalize import orthogonalize_via_newton_schulz
-from manifold_optax.transforms._retract import project, retract, retract_polar
+from manifold_optax.transforms._retract import (
+    project,
+    retract,
+    retract_polar,
+    RetractState,
+)
 from manifold_optax.transforms._scale import scale_by_shape, SHAPE_RULES
+from manifold_optax.transforms._scale_by_size import scale_by_size
 from manifold_optax.transforms._steepest import steepest
 from manifold_optax.transforms._tangent import tangent_project
 
@@ -15,13 +28,21 @@ __all__ = (
     "SHAPE_RULES",
     "DualAscentState",
     "MomentumState",
+    "RetractState",
+    "RowRmsState",
+    "ShrinkState",
+    "SpectralDecayState",
+    "add_spectral_weight_decay",
     "dual_ascent_spectral",
     "momentum",
     "orthogonalize_via_newton_schulz",
     "project",
     "retract",
     "retract_polar",
+    "scale_by_row_rms",
     "scale_by_shape",
+    "scale_by_size",
+    "shrink_norm",
     "steepest",
     "tangent_project",
 )

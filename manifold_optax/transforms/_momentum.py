@@ -8,11 +8,15 @@ from jaxtyping import Array, Int32
 
 from manifold_optax._checks import (
     require_in_range,
+    require_params,
     require_present,
     require_same_shapes,
 )
 from manifold_optax._typing import ArrayTree
+from manifold_optax.geometry import Manifold
+from manifold_optax.matrices import Axes, LAST_TWO, Placement
 from manifold_optax.transforms._leaves import fill_absent, map_leaves
+from manifold_optax.transforms._tangent import tangent_project
 
 
 class MomentumState(NamedTuple):
@@ -25,7 +29,13 @@ class MomentumState(NamedTuple):
 
 
 def momentum(
-    decay: Any, *, nesterov: bool = True, debias: bool = False
+    decay: Any,
+    *,
+    nesterov: bool = True,
+    debias: bool = False,
+    transport: Manifold | None = None,
+    axes: Axes = LAST_TWO,
+    placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces each update by an exponential moving average of the updates.
 
@@ -40,20 +50,31 @@ def momentum(
     differs from it by 6 % in the second update. A leaf whose update is `None` keeps its
     average.
 
+    On a manifold the average is a sum of vectors of many tangent spaces. With
+    `transport` it is first projected onto the tangent space at the current parameters
+    (vector transport by projection), so that what was normal once does not come back
+    as a direction later.
+
     Args:
         decay: β in [0, 1); may be traced.
         nesterov: whether to look one step ahead.
         debias: whether to divide by the sum of the weights.
+        transport: manifold on which the parameters lie; the leaves must then be
+            matrices. `None`: the average stays as it is.
+        axes: for `transport`: which axes of a leaf are the matrix.
+        placement: for `transport`: which device computes which matrix.
 
     Returns:
-        A transformation with state `MomentumState`. Leaves of any shape and floating
-        dtype; the average is kept in at least float32, so bfloat16 gradients do not
-        stall it, and updates leave in the dtype in which they came. (float16 gradients
-        below 1e-5 lose digits on the way out: cast them to float32 first.)
+        A transformation with state `MomentumState`; it needs `params` for `transport`
+        only. Leaves of any shape and floating dtype; the average is kept in at least
+        float32, so bfloat16 gradients do not stall it, and updates leave in the dtype
+        in which they came. (float16 gradients below 1e-5 lose digits on the way out:
+        cast them to float32 first.)
 
     Raises:
         ValueError: for a concrete decay outside [0, 1); at update, for an update and an
-            average of different shapes.
+            average of different shapes, and with `transport` if `params` is None or a
+            leaf is not a batch of matrices.
         TypeError: at init and update, for a leaf that is not real floating.
 
     Example:
@@ -64,9 +85,13 @@ def momentum(
         {'w': Array([0.5, 0.5], dtype=float32)}
 
     Source: T. Dozat, "Incorporating Nesterov momentum into Adam" (2016), for the
-    debiased form.
+    debiased form; Absil, Mahony, Sepulchre (2008), section 8.1.3, for the transport by
+    projection.
     """
     require_in_range("decay", decay, 0.0, 1.0)
+    carrier = None
+    if transport is not None:
+        carrier = tangent_project(transport, axes=axes, placement=placement)
 
     def init_fn(params: ArrayTree) -> MomentumState:
         average = map_leaves(
@@ -78,7 +103,7 @@ def momentum(
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[ArrayTree, MomentumState]:
-        del params, extra_args
+        del extra_args
         count = jnp.asarray(optax.safe_increment(state.count))
         following = jnp.asarray(optax.safe_increment(count))
 
@@ -99,9 +124,19 @@ def momentum(
             mixed = decay * ahead + (1 - decay) * gradient if nesterov else now
             return mixed.astype(update.dtype)
 
-        average = fill_absent(
-            map_leaves(advance, updates, state.average), state.average
-        )
+        average = state.average
+        if carrier is not None:
+            require_params(params, "momentum with transport")
+            # Only where there is an update: the others keep their average.
+            held = map_leaves(_second_present, updates, average)
+            average, _ = carrier.update(held, optax.EmptyState(), params)
+        average = fill_absent(map_leaves(advance, updates, average), state.average)
         return map_leaves(read, updates, average), MomentumState(count, average)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _second_present(path: str, update: Array, average: Any) -> Array:
+    del update
+    require_present(average, path)
+    return average

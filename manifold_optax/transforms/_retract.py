@@ -1,11 +1,18 @@
 """Retractions: updates that land on a manifold; and the projection of whole trees."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int32
 
-from manifold_optax._checks import require_instance, require_params
+from manifold_optax._checks import (
+    require_instance,
+    require_params,
+    require_static_steps,
+)
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Manifold, Stiefel
 from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
@@ -52,14 +59,27 @@ def project(
 
     sizes = sizes_at(manifold, params, params, axes)
     (points,), _ = map_matrices(
-        kernel, (divide_leaves(params, sizes),), axes=axes, placement=placement
+        kernel,
+        (divide_leaves(params, sizes),),
+        axes=axes,
+        transposable=manifold.transposable,
+        placement=placement,
     )
     return multiply_leaves(points, sizes, like=params)
+
+
+class RetractState(NamedTuple):
+    """State of `retract`, where it depends on time."""
+
+    count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Number of updates so far."""
 
 
 def retract(
     manifold: Manifold,
     *,
+    every: int = 1,
+    size: Callable[[Any], Any] | None = None,
     axes: Axes = LAST_TWO,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -69,22 +89,33 @@ def retract(
     manifold (for `Sphere("kept")` onto the sphere through `param`). It must be the last
     transformation that changes updates: whatever comes later undoes it. A zero update
     brings a parameter that is off the manifold back to it; to freeze a parameter use
-    `optax.set_to_zero`, not a zero gradient.
+    `optax.set_to_zero`, not a zero gradient. With a set that has an inside, such as
+    `Ball(norm, radius)`, it clips after the step (the hard counterpart of
+    `shrink_norm`).
 
     Args:
         manifold: the constraint of every leaf; mix constraints with `optax.partition`.
+        every: retract the updates number `every`, `2·every`, … only, and let the others
+            pass; a static int ≥ 1. Between two retractions the parameters leave the
+            manifold by the second order of the steps.
+        size: Optax schedule `count -> factor > 0` of the manifold's size; the update
+            number `count` (from 0) lands on size `factor · size`. The links before this
+            one go on to measure in units of the unscheduled size. `None`: factor 1.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
 
     Returns:
-        A stateless transformation that needs `params`. Updates leave in the dtype of
+        A transformation that needs `params`; without state, or with `RetractState`
+        where `every` or `size` is given. Updates leave in the dtype of
         the parameter; computed in at least float32. Stored in bfloat16 the parameters
         stay on a Stiefel manifold only to about 3e-3. Where gradients have another
         dtype than parameters, wrappers that want one dtype on both sides
         (`optax.apply_if_finite`) need the gradients cast first.
 
     Raises:
-        ValueError: at update, if `params` is None or a leaf is not a batch of matrices.
+        TypeError: for `every` that is not a static int.
+        ValueError: for `every` below 1, or a schedule for a size that is `"kept"`; at
+            update, if `params` is None or a leaf is not a batch of matrices.
 
     Example:
         >>> tx = optax.chain(optax.sgd(0.1), retract(Sphere()))
@@ -94,34 +125,81 @@ def retract(
         >>> optax.apply_updates(params, updates)["w"].round(4)
         Array([[0.7071, 0.7071]], dtype=float32)
 
-    Source: Absil, Mahony, Sepulchre (2008), section 4.1.
+    Source: Absil, Mahony, Sepulchre (2008), section 4.1; the projection after the step
+    as a hard form of weight decay ("post-clip"): J. Su, kexue.fm 11729 (2026).
     """
-    unit = manifold.unit()
+    _check_times(manifold, every, size)
+    timed = every > 1 or size is not None
 
-    def kernel(update: Matrix, point: Matrix, axis_name: AxisName = None) -> Any:
-        return (unit.retract(point, update, axis_name=axis_name) - point,), ()
+    def land(updates: ArrayTree, params: ArrayTree, count: Any) -> ArrayTree:
+        sizes = sizes_at(manifold, updates, params, axes)
+        if size is not None:
+            factor = size(count)
+            sizes = jax.tree.map(lambda of_leaf: of_leaf * factor, sizes)
+        (steps,), _ = map_matrices(
+            _retraction_kernel(manifold.unit()),
+            (divide_leaves(updates, sizes), divide_leaves(params, sizes)),
+            axes=axes,
+            transposable=manifold.transposable,
+            placement=placement,
+        )
+        return multiply_leaves(steps, sizes, like=params)
+
+    def pass_on(updates: ArrayTree, params: ArrayTree, count: Any) -> ArrayTree:
+        del count
+        return map_leaves(lambda _, u, p: u.astype(p.dtype), updates, params)
+
+    def init_fn(params: ArrayTree) -> Any:
+        del params
+        return RetractState(jnp.zeros((), jnp.int32)) if timed else optax.EmptyState()
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[ArrayTree, Any]:
         del extra_args
         require_params(params, "retract")
-        sizes = sizes_at(manifold, updates, params, axes)
         # Results come in the dtype of the first tree, which must hold a parameter's.
         updates = map_leaves(
             lambda _, u, p: u.astype(jnp.promote_types(u.dtype, p.dtype)),
             updates,
             params,
         )
-        (steps,), _ = map_matrices(
-            kernel,
-            (divide_leaves(updates, sizes), divide_leaves(params, sizes)),
-            axes=axes,
-            placement=placement,
-        )
-        return multiply_leaves(steps, sizes, like=params), state
+        if not timed:
+            return land(updates, params, None), state
+        count = jnp.asarray(optax.safe_increment(state.count))
+        operands = (updates, params, state.count)
+        if every == 1:
+            return land(*operands), RetractState(count)
+        # A branch, not a `where`: between two retractions nothing is computed.
+        found = jax.lax.cond(count % every == 0, land, pass_on, *operands)
+        return found, RetractState(count)
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _retraction_kernel(unit: Manifold) -> Callable[..., Any]:
+    def kernel(update: Matrix, point: Matrix, axis_name: AxisName = None) -> Any:
+        return (unit.retract(point, update, axis_name=axis_name) - point,), ()
+
+    return kernel
+
+
+def _check_times(manifold: Manifold, every: int, size: Any) -> None:
+    require_static_steps("every", every)
+    if not every:
+        raise ValueError(f"every must be an int of at least 1, got {every!r}.")
+    if size is None:
+        return
+    if not callable(size):
+        raise TypeError(
+            f"size must be a schedule (count -> factor) or None, got {size!r}; a fixed "
+            "size belongs to the manifold, e.g. mo.Sphere(2.0)."
+        )
+    if manifold.size == "kept":
+        raise ValueError(
+            f"{manifold} takes its size from each parameter, so that a factor would "
+            "multiply it again at every step; give a radius, or leave size=None."
+        )
 
 
 def retract_polar(
@@ -145,7 +223,7 @@ def retract_polar(
 
     Raises:
         TypeError: for a manifold that is not `Stiefel` (`retract` takes all).
-        ValueError: at update, as `retract` does.
+        ValueError: for a manifold with another retraction; at update, as `retract`.
 
     Example:
         >>> tx = optax.chain(dual_ascent_spectral(), optax.sgd(0.1), retract_polar())
@@ -154,4 +232,9 @@ def retract_polar(
     """
     manifold = Stiefel() if manifold is None else manifold
     require_instance("manifold of retract_polar", manifold, Stiefel)
+    if manifold.retraction != "polar":
+        raise ValueError(
+            f"retract_polar retracts by the polar factor, but {manifold} names "
+            f"{manifold.retraction!r}; use mo.retract(manifold)."
+        )
     return retract(manifold, axes=axes, placement=placement)

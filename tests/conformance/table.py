@@ -16,6 +16,7 @@ import optax
 import pytest
 
 import manifold_optax as mo
+from manifold_optax.geometry import RowRms, SpectralSphere
 
 Tree = Any
 Tx = optax.GradientTransformationExtraArgs
@@ -53,6 +54,8 @@ class Case:
     """Labels the leaves by their paths, and takes all of them."""
     retracts: bool = False
     """Lands on the manifold; updates come in the dtype of the parameter."""
+    decays: bool = False
+    """Shrinks the parameters where the gradient is zero, each in its own way."""
     covered: bool = False
     """Its code is compiled in another case too: nightly only where that is dear."""
 
@@ -97,10 +100,18 @@ def _tangent(manifold: mo.Manifold) -> Case:
     return Case(name, mo.tangent_project, arguments, manifold=manifold)
 
 
-def _retract(name: str, manifold: mo.Manifold, start: mo.Manifold) -> Case:
-    arguments = {"manifold": manifold}
+def _retract(
+    name: str, manifold: mo.Manifold, start: mo.Manifold, **times: Any
+) -> Case:
+    arguments = {"manifold": manifold} | times
     facts = {"retracts": True, "covered": manifold != mo.Sphere("kept")}
     return Case(name, mo.retract, arguments, manifold=start, **facts)
+
+
+def _shrink(norm: mo.Norm) -> Case:
+    name = f"shrink_norm-{type(norm).__name__}"
+    facts = {"decays": True, "covered": norm != mo.Spectral()}
+    return Case(name, mo.shrink_norm, {"norm": norm}, {"rate": 0.1}, **facts)
 
 
 _STIEFEL, _SPHERE = mo.Stiefel("rms"), mo.Sphere(2.0)
@@ -117,6 +128,14 @@ CASES = (
         {"debias": True, "nesterov": False},
         {"decay": 0.9},
         **_MOMENTUM,
+        covered=True,
+    ),
+    Case(
+        "momentum-transport",
+        mo.momentum,
+        {"transport": _STIEFEL},
+        {"decay": 0.9},
+        manifold=_STIEFEL,
         covered=True,
     ),
     Case("orthogonalize", mo.orthogonalize_via_newton_schulz, **_FREE, covered=True),
@@ -143,7 +162,36 @@ CASES = (
     _steepest(_STIEFEL, mo.Frobenius(), covered=True),
     _steepest(_STIEFEL, mo.Spectral(), covered=True),
     *map(_scale, ("none", "width", "spectral", "rms")),
+    Case(
+        "scale_by_size",
+        mo.scale_by_size,
+        {"manifold": mo.Sphere("kept")},
+        covered=True,
+    ),
+    Case(
+        "scale_by_row_rms",
+        mo.scale_by_row_rms,
+        numbers={"decay": 0.95, "eps": 1e-8},
+        **_FREE,
+    ),
+    Case(
+        "add_spectral_weight_decay",
+        mo.add_spectral_weight_decay,
+        {"steps": 2},
+        {"weight_decay": 0.2},
+        decays=True,
+    ),
+    _shrink(mo.Spectral()),
+    _shrink(RowRms()),
     _retract("retract-Sphere", _SPHERE, _SPHERE),
+    _retract("retract-size", _SPHERE, _SPHERE, size=optax.constant_schedule(1.0)),
+    Case(
+        "retract-every",
+        mo.retract,
+        {"manifold": _STIEFEL, "every": 2},
+        manifold=_STIEFEL,
+        covered=True,
+    ),
     _retract("retract-Sphere-kept", mo.Sphere("kept"), _SPHERE),
     _retract("retract-Stiefel", _STIEFEL, _STIEFEL),
     Case(
@@ -168,6 +216,38 @@ CASES = (
         numbers=_RATES,
         manifold=mo.Sphere(),
         retracts=True,
+    ),
+    Case(
+        "spel",
+        mo.spel,
+        numbers=_RATES,
+        manifold=mo.Stiefel(),
+        retracts=True,
+        covered=True,
+    ),
+    Case(
+        "spectral_sphere",
+        mo.spectral_sphere,
+        {"manifold": SpectralSphere(2.0)},
+        _RATES,
+        manifold=SpectralSphere(2.0),
+        retracts=True,
+        covered=True,
+    ),
+    Case(
+        "hyperball",
+        mo.hyperball,
+        numbers=_RATES,
+        manifold=_SPHERE,
+        retracts=True,
+        covered=True,
+    ),
+    Case("scion", mo.scion, numbers=_DECAYED, covered=True),
+    Case(
+        "normuon",
+        mo.normuon,
+        numbers=_DECAYED | {"row_decay": 0.95},
+        covered=True,
     ),
     Case("sign_descent", mo.sign_descent, numbers=_DECAYED),
     Case("hybrid", hybrid, numbers=_DECAYED, whole_model=True),
@@ -221,6 +301,8 @@ def on_manifold(manifold: mo.Manifold, leaf: jax.Array) -> jax.Array:
     if isinstance(manifold, mo.Stiefel):
         left, _, right = np.linalg.svd(x, full_matrices=False)
         unit = left @ right
+    elif isinstance(manifold, SpectralSphere):
+        unit = x / np.linalg.norm(x, 2, axis=(-2, -1), keepdims=True)
     else:
         unit = x / np.linalg.norm(x, axis=(-2, -1), keepdims=True)
     return jnp.asarray(size * unit, leaf.dtype)

@@ -1,5 +1,7 @@
 """What the presets promise as chains: names, states, schedules, errors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,26 +9,52 @@ import optax
 import pytest
 
 import manifold_optax as mo
+from manifold_optax.geometry import SpectralSphere
 
 PRESETS = {
     "muon": mo.muon,
     "manifold_muon": mo.manifold_muon,
     "hyperspherical_descent": mo.hyperspherical_descent,
     "sign_descent": mo.sign_descent,
+    "spel": mo.spel,
+    # Its default radius depends on the shape; `point` has radius 1.
+    "spectral_sphere": functools.partial(mo.spectral_sphere, manifold=SpectralSphere()),
+    "hyperball": mo.hyperball,
+    "scion": mo.scion,
+    "normuon": mo.normuon,
 }
-ON_MANIFOLDS = ("manifold_muon", "hyperspherical_descent")
+# The published methods have none.
+WITHOUT_MOMENTUM = ("manifold_muon", "hyperspherical_descent")
+ON_MANIFOLDS = (*WITHOUT_MOMENTUM, "spel", "spectral_sphere", "hyperball")
+WITH_MOMENTUM = tuple(name for name in PRESETS)
 # Checkpoints are restored by these names: a change here breaks old ones.
 GOLDEN = {
     "muon": ["orthogonalize", "scale_by_shape", "weight_decay", "learning_rate"],
     "manifold_muon": ["direction", "learning_rate", "retraction"],
     "hyperspherical_descent": ["direction", "learning_rate", "retraction"],
     "sign_descent": ["direction", "weight_decay", "learning_rate"],
+    "spectral_sphere": ["direction", "learning_rate", "retraction"],
+    "spel": ["tangent", "direction", "size", "learning_rate", "retraction"],
+    "hyperball": ["inner", "direction", "size", "learning_rate", "retraction"],
+    "scion": ["direction", "weight_decay", "learning_rate"],
+    "normuon": [
+        "orthogonalize",
+        "normalize_rows",
+        "scale_by_shape",
+        "weight_decay",
+        "learning_rate",
+    ],
 }
 GOLDEN_LEAVES = {
     "muon": [],
     "manifold_muon": ["['direction'].gap['w']", "['direction'].tangency['w']"],
     "hyperspherical_descent": [],
     "sign_descent": [],
+    "spel": [],
+    "spectral_sphere": [],
+    "hyperball": [],
+    "scion": [],
+    "normuon": ["['normalize_rows'].mean_square['w']"],
 }
 MOMENTUM_LEAVES = ["['momentum'].count", "['momentum'].average['w']"]
 
@@ -80,9 +108,8 @@ def test_states_keep_structure_shape_and_dtype(name):
 
 @presets
 def test_defaults_of_momentum(name):
-    # The published methods on manifolds have none.
     has_momentum = "momentum" in PRESETS[name](0.1).init(point())
-    assert has_momentum == (name not in ON_MANIFOLDS)
+    assert has_momentum == (name not in WITHOUT_MOMENTUM)
 
 
 @presets
@@ -141,11 +168,18 @@ def test_learning_rate_must_not_be_negative(name, rate):
         PRESETS[name](rate)
 
 
-@pytest.mark.parametrize("name", ["muon", "sign_descent"])
+@pytest.mark.parametrize("name", ["muon", "sign_descent", "scion", "normuon"])
 @pytest.mark.parametrize("weight_decay", [-0.1, float("nan")])
 def test_weight_decay_must_not_be_negative(name, weight_decay):
     with pytest.raises(ValueError, match="weight_decay"):
         PRESETS[name](0.1, weight_decay=weight_decay)
+
+
+@pytest.mark.parametrize("name", WITH_MOMENTUM)
+def test_a_transformation_may_take_the_place_of_the_momentum(unhooked, name):
+    average = optax.trace(0.5)
+    state = PRESETS[name](0.1, momentum=average).init(point())
+    assert isinstance(state["momentum"], type(average.init(point())))
 
 
 def test_unknown_scale_names_the_choices():

@@ -124,3 +124,55 @@ def test_the_decay_may_be_traced():
 
     # The formula in one rounding more or less.
     chex.assert_trees_all_close(jax.jit(update)(0.5), update(0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_transport_projects_the_average_at_the_current_point(rng, nesterov):
+    decay, taken = 0.9, rng.standard_normal((3, 6, 3))
+    points = [oracles.stiefel_point(rng, 6, 3) for _ in taken]
+    tx = mo.momentum(decay, nesterov=nesterov, transport=mo.Stiefel())
+    state, update = tx.init({"w": jnp.zeros((6, 3))}), jax.jit(tx.update)
+    average = np.zeros((6, 3))
+    for point, gradient in zip(points, taken, strict=True):
+        average = decay * oracles.stiefel_tangent(point, average)
+        average += (1 - decay) * gradient
+        ahead = decay * average + (1 - decay) * gradient
+        params = {"w": jnp.asarray(point, jnp.float32)}
+        gradients = {"w": jnp.asarray(gradient, jnp.float32)}
+        updates, state = update(gradients, state, params)
+        expected = ahead if nesterov else average
+        # A few float32 roundings of entries of order 1.
+        np.testing.assert_allclose(updates["w"], expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(state.average["w"], average, rtol=0, atol=1e-6)
+
+
+def test_transport_leaves_out_what_has_no_update(rng):
+    params = {"a": jnp.eye(4, 2), "b": jnp.eye(4, 2), "c": optax.MaskedNode()}
+    tx = mo.momentum(0.5, transport=mo.Stiefel())
+    _, state = tx.update(params, tx.init(params), params)
+    updates, new = tx.update(params | {"b": None}, state, params)
+    assert updates["b"] is None
+    np.testing.assert_array_equal(new.average["b"], state.average["b"])
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+
+
+def test_transport_needs_parameters_that_are_matrices(unhooked):
+    tx = mo.momentum(0.5, transport=mo.Sphere())
+    params = {"w": jnp.ones((2, 2))}
+    with pytest.raises(
+        ValueError, match=r"momentum with transport needs .* parameters"
+    ):
+        tx.update(params, tx.init(params))
+    params = {"bias": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"'bias' of shape \(2,\)"):
+        tx.update(params, tx.init(params), params)
+
+
+def test_without_transport_the_parameters_do_not_matter():
+    params = {"w": jnp.ones((2, 2))}
+    plain = mo.momentum(0.5)
+    state = plain.init(params)
+    without_params = jax.make_jaxpr(lambda u, s, p: plain.update(u, s))
+    with_params = jax.make_jaxpr(plain.update)
+    arguments = params, state, params
+    assert str(with_params(*arguments)) == str(without_params(*arguments))

@@ -9,6 +9,7 @@ import pytest
 
 import manifold_optax as mo
 import oracles
+from manifold_optax.geometry import Ball, RmsToRms, RowRms
 from transforms.helpers import apply, blocks_of, draw, draw_pair
 
 # Distance from the manifold of entries of order 1 after one float32 retraction, one
@@ -190,3 +191,89 @@ def test_project_puts_every_matrix_on_the_manifold(rng, manifold):
         assert np.max(manifold.residual(found[name].mT)) < FLOOR
     # Once there, a projection corrects rounding only.
     chex.assert_trees_all_close(mo.project(found, manifold), found, atol=FLOOR)
+
+
+def test_every_other_update_passes(rng):
+    tx = mo.retract(mo.Sphere(2.0), every=2)
+    point, gradients = draw(rng, 6, 3), draw(rng, 4, 6, 3)
+    params = mo.project({"w": point}, mo.Sphere(2.0))
+    state, update = tx.init(params), jax.jit(tx.update)
+    assert jax.tree.map(jnp.shape, state) == mo.RetractState(())
+    for number, gradient in enumerate(gradients, start=1):
+        updates, state = update({"w": gradient.astype(jnp.bfloat16)}, state, params)
+        assert updates["w"].dtype == jnp.float32
+        if number % 2:
+            expected = gradient.astype(jnp.bfloat16).astype(jnp.float32)
+            np.testing.assert_array_equal(updates["w"], expected)
+        params = optax.apply_updates(params, updates)
+        on_the_sphere = float(mo.Sphere(2.0).residual(params["w"])) < FLOOR
+        assert on_the_sphere == (number % 2 == 0)
+    assert int(state.count) == 4
+
+
+def test_between_two_retractions_nothing_is_computed(rng):
+    params = {"w": draw(rng, 6, 3)}
+    tx = mo.retract(mo.Stiefel(), every=8)
+    program = jax.make_jaxpr(tx.update)(params, tx.init(params), params)
+    # All products stand inside the branch.
+    names = {equation.primitive.name for equation in program.eqns}
+    assert "cond" in names
+    assert "dot_general" not in names
+
+
+def test_a_schedule_scales_the_manifold(rng):
+    factor = optax.linear_schedule(1.0, 3.0, 2)
+    tx = mo.retract(mo.Stiefel("rms"), size=factor)
+    params = {"w": draw(rng, 6, 3)}
+    state, update = tx.init(params), jax.jit(tx.update)
+    for count in range(3):
+        updates, state = update({"w": draw(rng, 6, 3)}, state, params)
+        params = optax.apply_updates(params, updates)
+        values = singular_values(params["w"]) / np.sqrt(3 / 6)
+        # Float32 rounding of values up to 3, and of the update before it is added.
+        np.testing.assert_allclose(values, 1.0 + count, rtol=2e-6)
+    assert int(state.count) == 3
+
+
+@pytest.mark.parametrize("size", [None, optax.constant_schedule(1.0)])
+def test_with_the_size_unchanged_the_update_is_the_same(rng, size):
+    params, update = {"w": draw(rng, 6, 3)}, {"w": draw(rng, 6, 3)}
+    tx = mo.retract(mo.Sphere(2.0), every=1, size=size)
+    assert (tx.init(params) == optax.EmptyState()) == (size is None)
+    found, _ = jax.jit(tx.update)(update, tx.init(params), params)
+    expected = retracted(mo.Sphere(2.0), params["w"], update["w"])
+    # Under another schedule the compiler fuses differently.
+    np.testing.assert_allclose(found["w"], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "norm", [RmsToRms(), RowRms(), mo.Max()], ids=lambda norm: type(norm).__name__
+)
+def test_a_ball_clips_after_the_step(rng, norm):
+    point, update = draw(rng, 2, 6, 3), draw(rng, 2, 6, 3)
+    ball = Ball(norm, 0.7)
+    moved = point + retracted(ball, point, update)
+    # A kernel is [fan_in, fan_out].
+    assert np.max(norm.value(moved.mT)) <= 0.7 * (1 + 5e-6)
+    # What is inside stays inside, and moves freely.
+    free = retracted(ball, 1e-3 * point, 1e-3 * update)
+    np.testing.assert_allclose(free, 1e-3 * update, rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"every": 0}, ValueError, "every must be an int of at least 1, got 0"),
+        ({"every": -2}, ValueError, "every must be at least 0"),
+        ({"every": 2.0}, TypeError, r"static_args=\('every',\)"),
+        ({"size": 2.0}, TypeError, "size must be a schedule"),
+        (
+            {"manifold": mo.Sphere("kept"), "size": optax.constant_schedule(1.0)},
+            ValueError,
+            "multiply it again at every step",
+        ),
+    ],
+)
+def test_wrong_times_are_errors(unhooked, options, error, message):
+    with pytest.raises(error, match=message):
+        mo.retract(**{"manifold": mo.Sphere(), **options})

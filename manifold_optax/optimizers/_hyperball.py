@@ -1,0 +1,95 @@
+"""Hyperball: any direction, with the Frobenius norm of each matrix kept."""
+
+from typing import Any
+
+import optax
+
+from manifold_optax import transforms
+from manifold_optax._checks import require_instance
+from manifold_optax.geometry import Euclidean, Frobenius, Sphere
+from manifold_optax.matrices import Axes, LAST_TWO, Placement
+from manifold_optax.optimizers._links import (
+    learning_rate_link,
+    momentum_link,
+    refuse_weight_decay,
+)
+
+
+def hyperball(
+    learning_rate: Any,
+    *,
+    inner: optax.GradientTransformation | None = None,
+    manifold: Sphere | None = None,
+    momentum: Any = 0.95,
+    nesterov: bool = True,
+    weight_decay: None = None,
+    axes: Axes = LAST_TWO,
+    placement: Placement | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Hyperball for a group of matrices: another optimizer's direction on a sphere.
+
+    The chain is `momentum → inner → direction → size → learning_rate → retraction`:
+    `W ← R·norm(W − η·R·norm(u))`, with `norm(x) = x/‖x‖_F`, `u` the update of `inner`
+    and `R` the norm of `W`. A step turns a matrix by about `η`, whatever the size of
+    gradients and weights; there is no weight decay to balance it. The default, with
+    Muon's direction as `inner`, is known as MuonH.
+
+    `Sphere("kept")` holds the norm that each matrix has at initialisation. A matrix
+    that is zero there has no direction and stays zero: initialise it otherwise, give
+    it a `Sphere` with a number (which a first step reaches from zero), or another
+    optimizer. A kept norm is read from the parameters at each step: in float32 it comes
+    out the same (to 1e-6 after 10,000 steps), but with parameters in bfloat16 their
+    roundings add up to several per cent, and a number is the better choice (1e-4,
+    without a walk).
+
+    Args:
+        learning_rate: number ≥ 0 or schedule; the length of the step in units of the
+            radius. (From AdamW or Muon with decay: about `√(learning_rate·decay)`.)
+        inner: makes the direction from the average; `None`:
+            `orthogonalize_via_newton_schulz()`. With one that has its own averages, as
+            `optax.scale_by_adam()`, set `momentum=None`.
+        manifold: `Sphere(radius)`; `None`: `Sphere("kept")`.
+        momentum: decay of the average in [0, 1), or a transformation in its place;
+            `None` for none.
+        nesterov: whether the average looks one step ahead.
+        weight_decay: must be `None`; here so that asking for it is an error that says
+            why.
+        axes: which axes of a leaf are the matrix; all others are batch axes.
+        placement: which device computes which matrix; `None`: see `map_matrices`.
+
+    Returns:
+        A named chain; `update` needs `params`.
+
+    Raises:
+        TypeError: for a manifold that is not `Sphere`.
+        ValueError: for numbers out of range, a weight decay, or (at update) a leaf that
+            is not a batch of matrices, naming it.
+
+    Example:
+        >>> params = {"w": jnp.array([[3.0, 0.0], [0.0, 4.0]])}
+        >>> tx = hyperball(0.1)
+        >>> updates, _ = tx.update({"w": jnp.ones((2, 2))}, tx.init(params), params)
+        >>> jnp.linalg.norm(optax.apply_updates(params, updates)["w"]).round(4)
+        Array(5., dtype=float32)
+
+    Source: arXiv 2606.16899 (2026).
+    """
+    refuse_weight_decay("hyperball", weight_decay)
+    manifold = Sphere("kept") if manifold is None else manifold
+    require_instance("manifold of hyperball", manifold, Sphere)
+    if inner is None:
+        inner = transforms.orthogonalize_via_newton_schulz(
+            axes=axes, placement=placement
+        )
+    direction = transforms.steepest(
+        Euclidean(), Frobenius(), axes=axes, placement=placement
+    )
+    retraction = transforms.retract(manifold, axes=axes, placement=placement)
+    return optax.named_chain(
+        *momentum_link(momentum, nesterov=nesterov),
+        ("inner", inner),
+        ("direction", direction),
+        ("size", transforms.scale_by_size(manifold, axes=axes)),
+        learning_rate_link(learning_rate),
+        ("retraction", retraction),
+    )

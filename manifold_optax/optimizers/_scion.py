@@ -1,0 +1,78 @@
+"""Scion: steps to the corner of a norm ball, one norm per role of a layer."""
+
+from typing import Any
+
+import optax
+
+from manifold_optax import transforms
+from manifold_optax.geometry import Euclidean, Norm, RmsToRms
+from manifold_optax.matrices import Axes, LAST_TWO, Placement
+from manifold_optax.optimizers._links import (
+    learning_rate_link,
+    momentum_link,
+    weight_decay_link,
+)
+
+
+def scion(
+    learning_rate: Any,
+    *,
+    norm: Norm | None = None,
+    momentum: Any = 0.9,
+    nesterov: bool = False,
+    weight_decay: Any = 0.0,
+    axes: Axes = LAST_TWO,
+    placement: Placement | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Scion for a group of matrices: steps of fixed length in a norm of your choice.
+
+    The chain is `momentum → direction → weight_decay → learning_rate`: the direction is
+    the linear minimization oracle of the norm at the average. A model takes one per
+    role: `RmsToRms()` for hidden layers, `ColumnRms()` or `RmsToRms()` for the first
+    layer, `Max()` for the last (each times its own learning rate), joined by
+    `optax.partition` or `hybrid`.
+
+    Without weight decay it is the paper's unconstrained method. Its constrained method
+    over the ball of radius `ρ`, `W ← (1 − γ)·W − γ·ρ·direction`, is `learning_rate =
+    γ·ρ` with `weight_decay = 1/ρ`: then `‖W‖ ≤ max(‖W₀‖, ρ)` for every `γ` in [0, 1].
+
+    Args:
+        learning_rate: number ≥ 0 or schedule; the length of the step in the norm.
+        norm: of a step; `None`: `RmsToRms()`.
+        momentum: decay of the average in [0, 1), `None` for none; the paper's `α` is 1
+            minus it.
+        nesterov: whether the average looks one step ahead.
+        weight_decay: ≥ 0, decoupled, times the learning rate; `None` for no link.
+        axes: which axes of a leaf are the matrix; all others are batch axes.
+        placement: which device computes which matrix; `None`: see `map_matrices`.
+
+    Returns:
+        A named chain; `update` needs `params`.
+
+    Raises:
+        ValueError: for numbers out of range; at update, for a leaf that is not a batch
+            of matrices, naming it.
+
+    Example:
+        >>> params = {"hidden": jnp.ones((4, 4)), "head": jnp.ones((4, 2))}
+        >>> roles = {
+        ...     "inside": scion(0.1, weight_decay=0.5),
+        ...     "last": scion(1.0, norm=Max()),
+        ... }
+        >>> labels = label_by_path({"head": "last"}, default="inside")
+        >>> tx = optax.partition(roles, labels)
+        >>> updates, _ = tx.update(params, tx.init(params), params)
+        >>> updates["head"][0]
+        Array([-1., -1.], dtype=float32)
+
+    Source: T. Pethick et al., "Training Deep Learning Models with Norm-Constrained
+    LMOs" (arXiv 2502.07529, 2025), algorithms 1 and 2.
+    """
+    norm = RmsToRms() if norm is None else norm
+    direction = transforms.steepest(Euclidean(), norm, axes=axes, placement=placement)
+    return optax.named_chain(
+        *momentum_link(momentum, nesterov=nesterov),
+        ("direction", direction),
+        *weight_decay_link(weight_decay),
+        learning_rate_link(learning_rate),
+    )

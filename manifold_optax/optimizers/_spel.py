@@ -1,0 +1,82 @@
+"""SPEL: Muon's direction in the tangent space of the Stiefel manifold."""
+
+from typing import Any
+
+import optax
+
+from manifold_optax import transforms
+from manifold_optax._checks import require_instance
+from manifold_optax.geometry import Euclidean, Spectral, Stiefel
+from manifold_optax.matrices import Axes, LAST_TWO, Placement
+from manifold_optax.optimizers._links import (
+    learning_rate_link,
+    momentum_link,
+    refuse_weight_decay,
+)
+
+
+def spel(
+    learning_rate: Any,
+    *,
+    manifold: Stiefel | None = None,
+    momentum: Any = 0.9,
+    nesterov: bool = False,
+    weight_decay: None = None,
+    axes: Axes = LAST_TWO,
+    placement: Placement | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """SPEL for a group of matrices: two polar factors per step, no inner solver.
+
+    The chain is `momentum → tangent → direction → size → learning_rate → retraction`:
+    `W ← polar(W − η·polar(P_T(m)))`. The direction is the polar factor of the tangent
+    part of the average. For square matrices it is the steepest tangent direction, that
+    of `manifold_muon`; otherwise it leaves the tangent space somewhat, which the
+    retraction repairs, and is cheaper.
+
+    Args:
+        learning_rate: number ≥ 0 or schedule; the spectral norm of the step in units of
+            the manifold's scale.
+        manifold: `Stiefel(scale)`; `None`: scale 1.
+        momentum: decay of the average in [0, 1), or a transformation in its place;
+            `None` for none.
+        nesterov: whether the average looks one step ahead.
+        weight_decay: must be `None`; here so that asking for it is an error that says
+            why.
+        axes: which axes of a leaf are the matrix; all others are batch axes.
+        placement: which device computes which matrix; `None`: see `map_matrices`.
+
+    Returns:
+        A named chain; `update` needs `params`, on the manifold: project them first.
+
+    Raises:
+        TypeError: for a manifold that is not `Stiefel`.
+        ValueError: for numbers out of range, a weight decay, or (at update) a leaf that
+            is not a batch of matrices, naming it.
+
+    Example:
+        >>> params = project({"w": jnp.arange(8.0).reshape(4, 2) ** 2}, Stiefel())
+        >>> tx = spel(0.1)
+        >>> updates, _ = tx.update({"w": jnp.ones((4, 2))}, tx.init(params), params)
+        >>> w = optax.apply_updates(params, updates)["w"]
+        >>> bool(Stiefel().residual(w) < 1e-6)
+        True
+
+    Source: arXiv 2601.21487 (2026), the method with the spectral norm on the Stiefel
+    manifold.
+    """
+    refuse_weight_decay("spel", weight_decay)
+    manifold = Stiefel() if manifold is None else manifold
+    require_instance("manifold of spel", manifold, Stiefel)
+    tangent = transforms.tangent_project(manifold, axes=axes, placement=placement)
+    direction = transforms.steepest(
+        Euclidean(), Spectral(), axes=axes, placement=placement
+    )
+    retraction = transforms.retract_polar(manifold, axes=axes, placement=placement)
+    return optax.named_chain(
+        *momentum_link(momentum, nesterov=nesterov),
+        ("tangent", tangent),
+        ("direction", direction),
+        ("size", transforms.scale_by_size(manifold, axes=axes)),
+        learning_rate_link(learning_rate),
+        ("retraction", retraction),
+    )

@@ -1,0 +1,144 @@
+"""NorMuon's normalisation: every neuron moves by the same amount in the long run."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from manifold_optax._checks import require_in_range, require_present
+from manifold_optax._typing import ArrayTree
+from manifold_optax.geometry import Sphere
+from manifold_optax.linalg import nonzero
+from manifold_optax.matrices import Axes, LAST_TWO, View, views_of
+from manifold_optax.transforms._leaves import fill_absent, map_leaves
+
+
+class RowRmsState(NamedTuple):
+    """State of `scale_by_row_rms`."""
+
+    mean_square: ArrayTree
+    """Average of each row's mean square, float32; shaped like the parameter, with size
+    1 along the input axes (the number of blocks along a split one)."""
+
+
+def scale_by_row_rms(
+    decay: Any = 0.95,
+    *,
+    eps: Any = 1e-8,
+    axes: Axes = LAST_TWO,
+) -> optax.GradientTransformationExtraArgs:
+    """Divides each row by its root mean square over time; keeps the matrix's norm.
+
+    With `O` the update and one row per output neuron (per fan-out index, whatever the
+    array order):
+
+        V ← decay·V + (1 − decay)·mean over the row of O²
+        Ô = O / (√V + eps)
+        update = Ô · ‖O‖_F / ‖Ô‖_F
+
+    After orthogonalization the rows of a tall map have unequal norms, so that some
+    neurons hardly learn; this evens them out, as Adam does for entries. `V` starts at 0
+    without a correction: the factor would be the same for all rows, and the last line
+    takes it away.
+
+    Args:
+        decay: of the average, in [0, 1); may be traced.
+        eps: > 0, absolute; may be traced. It is meant for updates with entries of order
+            `1/√fan`, which is what the link has after orthogonalization.
+        axes: which axes of a leaf are fan-in and fan-out; all others are batch axes.
+
+    Returns:
+        A transformation with state `RowRmsState`. Updates leave in the dtype in which
+        they came; computed in at least float32. A zero row stays zero, a zero matrix
+        too. Entries must be below 1e18, whose square overflows.
+
+    Raises:
+        ValueError: for numbers out of range; at init and update, for a leaf that is not
+            a batch of matrices.
+
+    Example:
+        >>> tx = scale_by_row_rms()
+        >>> updates = {"w": jnp.array([[3.0, 0.1], [4.0, 0.0]])}  # [fan_in, fan_out]
+        >>> found, _ = tx.update(updates, tx.init(updates))
+        >>> jnp.linalg.norm(found["w"], axis=0).round(2)
+        Array([3.54, 3.54], dtype=float32)
+
+    Source: Z. Li et al., "NorMuon: Making Muon more efficient and scalable"
+    (arXiv 2510.05491, 2025), algorithm 1; the paper fixes the norm at
+    `0.2·√(fan_in·fan_out)`, which is `scale_by_shape("rms")` after this link.
+    """
+    require_in_range("decay", decay, 0.0, 1.0)
+    require_in_range("eps", eps, float(jnp.finfo("float32").tiny), float("inf"))
+
+    def init_fn(params: ArrayTree) -> RowRmsState:
+        def start(path: str, leaf: Array) -> Array:
+            views = views_of(leaf, path, axes)
+            wide = jnp.promote_types(leaf.dtype, jnp.float32)
+            return _join(views, [jnp.zeros(_row_shape(view), wide) for view in views])
+
+        return RowRmsState(map_leaves(start, params))
+
+    def advance(path: str, update: Array, average: Any) -> Array:
+        require_present(average, path)
+        if not update.size:
+            return average
+        parts = []
+        views = views_of(update, path, axes)
+        for position, view in enumerate(views):
+            square = jnp.square(view.block(update).astype(average.dtype))
+            mean = jnp.mean(square, axis=view.in_axes, keepdims=True)
+            old = _rows_of(average, view, position)
+            parts.append((decay * old + (1 - decay) * mean).astype(average.dtype))
+        return _join(views, parts)
+
+    def read(path: str, update: Array, average: Array) -> Array:
+        if not update.size:
+            return update
+        views = views_of(update, path, axes)
+        parts = []
+        for position, view in enumerate(views):
+            block = view.block(update).astype(average.dtype)
+            even = block / (jnp.sqrt(_rows_of(average, view, position)) + eps)
+            length = _norm(block, view) / nonzero(_norm(even, view))
+            parts.append((even * length).astype(update.dtype))
+        return _join(views, parts)
+
+    def update_fn(
+        updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[ArrayTree, RowRmsState]:
+        del params, extra_args
+        moved = map_leaves(advance, updates, state.mean_square)
+        average = fill_absent(moved, state.mean_square)
+        return map_leaves(read, updates, average), RowRmsState(average)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _norm(block: Array, view: View) -> Array:
+    """Frobenius norm of each matrix, with the axes kept; scale-safe."""
+    size = Sphere("kept").scale_of(block, view.fan_out, view.fan_in, view.matrix_axes)
+    return jnp.asarray(size)
+
+
+def _row_shape(view: View) -> tuple[int, ...]:
+    return tuple(
+        1 if axis in view.in_axes else size for axis, size in enumerate(view.shape)
+    )
+
+
+def _rows_of(average: Array, view: View, position: int) -> Array:
+    """The part of the state that belongs to the block at `position`."""
+    if view.window is None:
+        return average
+    axis, start, stop = view.window
+    if axis in view.in_axes:
+        start, stop = position, position + 1
+    return jax.lax.slice_in_dim(average, start, stop, axis=axis)
+
+
+def _join(views: Sequence[View], parts: Sequence[Array]) -> Array:
+    window = views[0].window
+    return parts[0] if window is None else jnp.concatenate(parts, axis=window[0])

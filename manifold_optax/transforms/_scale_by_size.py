@@ -1,0 +1,50 @@
+"""Scale of an update by the size of the manifold at its parameter."""
+
+from typing import Any
+
+import optax
+
+from manifold_optax._checks import require_params
+from manifold_optax._typing import ArrayTree
+from manifold_optax.geometry import Manifold
+from manifold_optax.matrices import Axes, LAST_TWO
+from manifold_optax.transforms._leaves import multiply_leaves, sizes_at
+
+
+def scale_by_size(
+    manifold: Manifold, *, axes: Axes = LAST_TWO
+) -> optax.GradientTransformationExtraArgs:
+    """Multiplies each update by the size of `manifold` at its parameter.
+
+    After a direction of length 1 it makes the learning rate a step in units of the
+    size, as `steepest` does by itself. For `Sphere("kept")` the size is the Frobenius
+    norm of the parameter, so that steps are relative to the weights.
+
+    Args:
+        manifold: whose radius or scale.
+        axes: which axes of a leaf are the matrix; all others are batch axes.
+
+    Returns:
+        A stateless transformation that needs `params`; updates keep their dtype. The
+        norm of a zero matrix is 0, and so is its update then.
+
+    Raises:
+        ValueError: at update, if `params` is None or a leaf is not a batch of matrices.
+
+    Example:
+        >>> tx = scale_by_size(Sphere("kept"))
+        >>> params = {"w": jnp.array([[3.0, 4.0]])}
+        >>> updates = {"w": jnp.array([[1.0, 0.0]])}
+        >>> tx.update(updates, tx.init(params), params)[0]
+        {'w': Array([[5., 0.]], dtype=float32)}
+    """
+
+    def update_fn(
+        updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[ArrayTree, Any]:
+        del extra_args
+        require_params(params, "scale_by_size")
+        sizes = sizes_at(manifold, updates, params, axes)
+        return multiply_leaves(updates, sizes, like=updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
