@@ -1,7 +1,6 @@
 """Points and gradients on which the Stiefel solvers are compared, in float64."""
 
 import importlib.util
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,54 +83,6 @@ def skew_dominant_cases() -> Iterator[Case]:
 def momentum_cases(steps: int = 40) -> Iterator[Case]:
     """Momentum of each layer of `NETWORKS` on digits; a layer of both comes twice."""
     for sizes in NETWORKS:
-        for name, point, momentum in network_momentum(sizes, steps):
+        for name, point, momentum in oracles.momentum_gradients(sizes, steps):
             title = f"{name} momentum {'-'.join(map(str, sizes))}"
             yield Case(title, "momentum", point, momentum)
-
-
-def network_momentum(
-    sizes: tuple[int, ...], steps: int = 40
-) -> list[tuple[str, Array, Array]]:
-    """Momentum of a ReLU network on scikit-learn's digits, batches of 128.
-
-    The 64 pixels are lifted to sizes[0] random features. Training is momentum-SGD
-    (0.95), each kernel [inputs, outputs] put back on the Stiefel manifold by `polar`.
-    """
-    # Not at the top: scikit-learn is optional, and only this generator needs it.
-    from sklearn.datasets import load_digits  # noqa: PLC0415
-
-    rng = np.random.default_rng(0)
-    pixels, labels = load_digits(return_X_y=True)
-    lifted = np.maximum(pixels @ rng.standard_normal((64, sizes[0])), 0)
-    # Unit mean square: orthonormal kernels keep the scale from layer to layer.
-    inputs = lifted / np.sqrt(np.mean(lifted**2))
-    targets = np.eye(10)[labels]
-    shapes = list(itertools.pairwise(sizes))
-    kernels = [oracles.stiefel_point(rng, *shape) for shape in shapes]
-    momenta = [np.zeros(shape) for shape in shapes]
-    for step in range(steps):
-        batch = rng.choice(len(inputs), size=128, replace=False)
-        gradients = network_gradients(kernels, inputs[batch], targets[batch])
-        pairs = zip(momenta, gradients, strict=True)
-        momenta = [0.95 * m + 0.05 * g for m, g in pairs]
-        if step < steps - 1:
-            pairs = zip(kernels, momenta, strict=True)
-            kernels = [oracles.polar(w - m) for w, m in pairs]
-    names = [f"{m}x{n}" for m, n in shapes]
-    return list(zip(names, kernels, momenta, strict=True))
-
-
-def network_gradients(kernels: list[Array], x: Array, targets: Array) -> list[Array]:
-    """Gradients of the mean softmax cross-entropy of a ReLU network without bias."""
-    activations = [x]
-    for kernel in kernels[:-1]:
-        activations.append(np.maximum(activations[-1] @ kernel, 0))
-    logits = activations[-1] @ kernels[-1]
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    delta = (weights / weights.sum(axis=1, keepdims=True) - targets) / len(x)
-    gradients = []
-    for kernel, activation in zip(kernels[::-1], activations[::-1], strict=True):
-        gradients.append(activation.T @ delta)
-        # A ReLU passes the gradient where its own output is positive.
-        delta = (delta @ kernel.T) * (activation > 0)
-    return gradients[::-1]

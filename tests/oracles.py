@@ -4,6 +4,7 @@ Conventions: a matrix `w` [m, n] is tall (m >= n) with orthonormal columns, and 
 direction is one of ascent, <direction, g> >= 0; a step moves against it.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -274,26 +275,26 @@ def gradient(kind: str, rng: np.random.Generator, m: int, n: int) -> Array:
     raise ValueError(f"kind must be one of {GRADIENT_KINDS}; got {kind!r}")
 
 
-def momentum_gradients(steps: int = 40) -> list[tuple[str, Array, Array]]:
-    """Momentum of an MLP 128-64-32-10 on scikit-learn's digits, batches of 128.
+def momentum_gradients(
+    sizes: Sequence[int] = (128, 64, 32, 10), steps: int = 40
+) -> list[tuple[str, Array, Array]]:
+    """Momentum of a ReLU network on scikit-learn's digits, batches of 128.
 
-    The 64 pixels are lifted to 128 random features. Training is momentum-SGD (0.95),
-    each kernel [inputs, outputs] put back on the Stiefel manifold by `polar`.
-
-    Returns:
-        (name, w, momentum) of each kernel at the last step; the same at every call.
+    The 64 pixels are lifted to sizes[0] random features. Training is momentum-SGD
+    (0.95), each kernel [inputs, outputs] put back on the Stiefel manifold by `polar`.
+    Returned is (name, w, momentum) of each kernel at the last step.
     """
     # Not at the top: scikit-learn is optional, and only this generator needs it.
     from sklearn.datasets import load_digits  # noqa: PLC0415
 
     rng = np.random.default_rng(0)
     pixels, labels = load_digits(return_X_y=True)
-    lifted = np.maximum(pixels @ rng.standard_normal((64, 128)), 0)
+    lifted = np.maximum(pixels @ rng.standard_normal((64, sizes[0])), 0)
     # Unit mean square: orthonormal kernels keep the scale from layer to layer.
     inputs = lifted / np.sqrt(np.mean(lifted**2))
     targets = np.eye(10)[labels]
 
-    shapes = ((128, 64), (64, 32), (32, 10))
+    shapes = list(itertools.pairwise(sizes))
     kernels = [stiefel_point(rng, *shape) for shape in shapes]
     momenta = [np.zeros(shape) for shape in shapes]
     for step in range(steps):

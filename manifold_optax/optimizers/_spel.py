@@ -31,7 +31,9 @@ def spel(
     `W ← polar(W − η·polar(P_T(m)))`. The direction is the polar factor of the tangent
     part of the average. For square matrices it is the steepest tangent direction, that
     of `manifold_muon`; otherwise it leaves the tangent space somewhat, which the
-    retraction repairs, and is cheaper.
+    retraction repairs. Made tangent and scaled into the unit ball it attains 95 % of
+    the steepest direction's inner product in the geometric mean of 44 mixed cases, 87 %
+    at worst (`docs/stiefel_solver.md`), for a third of the work.
 
     Args:
         learning_rate: number ≥ 0 or schedule; the spectral norm of the step in units of
@@ -71,7 +73,7 @@ def spel(
     direction = transforms.steepest(
         Euclidean(), Spectral(), axes=axes, placement=placement
     )
-    retraction = transforms.retract_polar(manifold, axes=axes, placement=placement)
+    retraction = transforms.retract(manifold, axes=axes, placement=placement)
     return optax.named_chain(
         *momentum_link(momentum, nesterov=nesterov),
         ("tangent", tangent),

@@ -61,22 +61,50 @@ def stack(manifold):
 @everywhere
 def test_feasible_and_nearly_optimal_by_an_independent_bound(manifold):
     points, gradients, found = stack(manifold)
-    # Measured: 2.1e-2, of rows for a Gaussian gradient; 3e-3 and less otherwise.
-    tolerance = 4e-2
+    # Measured: 1.4e-3, of rows for low rank with noise; 6e-6 and less otherwise.
+    tolerance = 3e-3
     directions = np.asarray(found.direction, np.float64)
     for w, g, a, gap in zip(points, gradients, directions, found.gap, strict=True):
         normals = normals_at(manifold, w)
         # Rounding of float32 in a unit direction and a unit normal.
         for normal in normals:
-            assert abs(np.sum(a * normal)) <= 32 * EPS * np.linalg.norm(normal)
-        assert np.linalg.norm(a, 2) == pytest.approx(1, abs=16 * EPS)
+            assert abs(np.sum(a * normal)) <= 8 * EPS * np.linalg.norm(normal)
+        assert np.linalg.norm(a, 2) == pytest.approx(1, abs=8 * EPS)
         best = optimum_orthogonal_to(normals, g)
         value = np.sum(a * g)
         assert (1 - tolerance) * best <= value <= (1 + 16 * EPS) * best
         # The certificate never promises more than is there; the oracle errs by 1e-5.
         assert float(gap) >= max(0, 1 - value / best - 1e-5)
-        # Nor much less: the ridge and the rounding of the bound (measured: 2.2e-3).
-        assert float(gap) <= max(tolerance, 1 - value / best + 4e-3)
+        # Nor much less: the dual is as far from its optimum (measured: 2.6e-4).
+        assert float(gap) <= 1 - value / best + 1e-3
+
+
+@pytest.mark.parametrize("manifold", [Oblique(), DiagonalGram()], ids=str)
+def test_square_matrices_the_hardest_are_solved_to_a_hundredth(manifold):
+    rng = np.random.default_rng(7)
+    shape = 32, 32
+    points = [point_on(manifold, rng, shape) for _ in oracles.GRADIENT_KINDS]
+    gradients = [oracles.gradient(k, rng, *shape) for k in oracles.GRADIENT_KINDS]
+    found = run(manifold, np.stack(points), np.stack(gradients))
+    # By the certificate, which the independent bound has proved to be one.
+    assert float(found.gap.max()) <= 1e-2
+
+
+def test_more_steps_close_the_gap(unhooked):
+    """A threshold that adapts could cycle; it settles."""
+    manifold, rng = DiagonalGram(), np.random.default_rng(8)
+    pair = point_on(manifold, rng), oracles.gradient("low_rank_noise", rng, *SHAPE)
+    w, g = (jnp.asarray(x, jnp.float32) for x in pair)
+
+    # Traced, against three compilations; the hook asks for a number.
+    @jax.jit
+    def gap_after(steps):
+        return gram_spectral_direction(manifold, w, g, steps=steps).gap
+
+    first, some, many = (float(gap_after(steps)) for steps in (0, 40, 400))
+    assert first > some > many
+    # What is left is the rounding of the bound: 128 rounding units.
+    assert many <= 256 * EPS
 
 
 @everywhere
@@ -90,13 +118,27 @@ def test_scale_zero_normal_and_nan(manifold):
     points[:] = points[0]
     found = run(manifold, points, np.stack(cases))
     plain, small, large, zero, nothing, bad = np.asarray(found.direction)
-    # Scales that are no powers of two round the gradient anew; an iteration that has
-    # not converged magnifies that (seen: 2.1e-3 in one entry).
-    np.testing.assert_allclose(small, plain, atol=1e-2)
-    np.testing.assert_allclose(large, plain, atol=1e-2)
+    # Scales that are no powers of two round the gradient anew (seen: 1.3e-6).
+    np.testing.assert_allclose(small, plain, atol=1e-5)
+    np.testing.assert_allclose(large, plain, atol=1e-5)
     assert not zero.any()
     assert not nothing.any()
     assert np.isnan(bad).all()
+
+
+def test_rows_may_be_split():
+    rng = np.random.default_rng(9)
+    pair = point_on(DiagonalGram(), rng), rng.standard_normal(SHAPE)
+    w, g = (jnp.asarray(x, jnp.float32) for x in pair)
+
+    def local(w, g):
+        return gram_spectral_direction(DiagonalGram(), w, g, axis_name="rows")
+
+    parts = (x.reshape(4, 2, 5) for x in (w, g))
+    split = jax.jit(jax.vmap(local, axis_name="rows"))(*parts).direction
+    whole = compiled(DiagonalGram(), w, g).direction
+    # Sums in another order (seen: 6 rounding units).
+    np.testing.assert_allclose(split.reshape(SHAPE), whole, atol=64 * EPS)
 
 
 def test_wide_matrices_turn_rows_into_columns():
