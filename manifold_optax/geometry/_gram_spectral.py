@@ -39,10 +39,9 @@ from manifold_optax.geometry._certified import (
 from manifold_optax.geometry._diagonal_gram import DiagonalGram
 from manifold_optax.geometry._oblique import Oblique
 from manifold_optax.linalg import (
+    contraction,
     dot,
     frobenius_norm,
-    gram,
-    matmul,
     nonzero,
     normalize,
     polar,
@@ -121,9 +120,9 @@ def gram_spectral_direction(
 
     def advance(step: Any, state: _State) -> _State:
         rising = state.tangent + (free + state.normal) / nonzero(state.threshold)
-        contraction = _contraction(rising, axis_name)
-        found = to_tangent(contraction)
-        change, outside = found - state.tangent, contraction - found
+        clipped = contraction(rising, axis_name=axis_name)
+        found = to_tangent(clipped)
+        change, outside = found - state.tangent, clipped - found
         factor = _balance(outside, change, step, axis_name)
         return _State(
             state.tangent + _RELAXATION * change,
@@ -139,18 +138,6 @@ def gram_spectral_direction(
     last = polar(shifted, axis_name=axis_name)
     upper = jnp.minimum(dot(shifted, last, axis_name), length)
     return certify(state.found, free, upper, nothing, axis_name)
-
-
-def _contraction(x: Array, axis_name: AxisName) -> Array:
-    """`x` with its singular values clipped at 1, by its Gram matrix.
-
-    Squaring loses small singular values only, which are multiplied by 1.
-    """
-    if axis_name is None and x.shape[-2] < x.shape[-1]:
-        return _contraction(x.mT, None).mT
-    values, vectors = jnp.linalg.eigh(gram(x, axis_name))
-    factors = 1 / jnp.sqrt(jnp.maximum(values, 1))[..., None, :]
-    return matmul(x, matmul(vectors * factors, vectors.mT))
 
 
 def _balance(outside: Array, change: Array, step: Any, axis_name: AxisName) -> Array:

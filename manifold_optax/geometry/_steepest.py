@@ -31,8 +31,8 @@ Euclidean           any          that of the norm                sign descent (M
 Sphere              Spectral*    root of a dual in one number    Muon on the sphere
 SpectralSphere      Spectral*    root of a dual in one number    spectral sphere (SSO)
 Stiefel             Spectral*    solution of the dual problem    manifold Muon
-Oblique             Spectral*    reweighted least squares
-DiagonalGram        Spectral*    reweighted least squares
+Oblique             Spectral*    Douglas–Rachford splitting
+DiagonalGram        Spectral*    Douglas–Rachford splitting
 Ball(Spectral*)     Spectral*    ADMM; inside: polar factor      Muon, norm capped
 Band                Spectral*    ADMM; inside: polar factor
 Ball(norm)          the same     that of the norm, of the part   Frobenius, RowRms,

@@ -52,7 +52,11 @@ from manifold_optax.linalg._spectral import (
     spectral_norm_bound,
     SpectralNorm,
 )
-from manifold_optax.linalg._spectral_clip import soft_cap, spectral_clip
+from manifold_optax.linalg._spectral_clip import (
+    contraction,
+    soft_cap,
+    spectral_clip,
+)
 from manifold_optax.linalg._square_root import (
     eigh_root,
     EighRoot,
@@ -79,6 +83,7 @@ __all__ = (
     "ProductRoot",
     "SpectralNorm",
     "check_schedule",
+    "contraction",
     "dot",
     "eigh_root",
     "frobenius_norm",

@@ -127,18 +127,18 @@ def test_scale_zero_normal_and_nan(manifold):
 
 
 def test_rows_may_be_split():
-    rng = np.random.default_rng(9)
-    pair = point_on(DiagonalGram(), rng), rng.standard_normal(SHAPE)
-    w, g = (jnp.asarray(x, jnp.float32) for x in pair)
+    points, gradients, found = stack(DiagonalGram())
 
     def local(w, g):
-        return gram_spectral_direction(DiagonalGram(), w, g, axis_name="rows")
+        return gram_spectral_direction(DiagonalGram(), w, g, axis_name="rows").direction
 
-    parts = (x.reshape(4, 2, 5) for x in (w, g))
-    split = jax.jit(jax.vmap(local, axis_name="rows"))(*parts).direction
-    whole = compiled(DiagonalGram(), w, g).direction
-    # Sums in another order (seen: 6 rounding units).
-    np.testing.assert_allclose(split.reshape(SHAPE), whole, atol=64 * EPS)
+    parts = (
+        jnp.asarray(x, jnp.float32).reshape(-1, 4, 2, 5) for x in (points, gradients)
+    )
+    mapped = jax.vmap(local, in_axes=1, out_axes=1, axis_name="rows")
+    split = jax.jit(mapped)(*parts).reshape(found.direction.shape)
+    # Sums in another order, which steps that have not converged magnify (seen: 97).
+    np.testing.assert_allclose(split, found.direction, atol=512 * EPS)
 
 
 def test_wide_matrices_turn_rows_into_columns():

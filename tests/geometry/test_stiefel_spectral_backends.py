@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 import oracles
 from manifold_optax import geometry
@@ -161,6 +162,40 @@ def test_products_in_float64(x64):
         found = run(*problem(kind, 40, 10), jnp.float64, backend="products", steps=8)
         # The ridge of 1e-4 of the largest root (seen: 2e-4).
         assert 0 <= float(found.gap) <= 1e-3
+
+
+@pytest.mark.parametrize("backend", geometry.BACKENDS)
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**16),
+    kind=st.sampled_from(oracles.GRADIENT_KINDS),
+    exponent=st.integers(-60, 50),
+    normal=st.floats(0.0, 3.0),
+)
+def test_laws(backend, seed, kind, exponent, normal):
+    w, g = problem(kind, 24, 16, seed)
+    rng = np.random.default_rng(seed)
+    found = run(w, g, backend=backend)
+    direction = np.asarray(found.direction, np.float64)
+    value = np.sum(direction * g)
+    assert 0 <= float(found.gap) <= 2e-2
+    assert value > 0
+
+    # Scale: powers of two change no bit.
+    scaled = run(w, np.ldexp(np.float32(g), exponent), backend=backend)
+    np.testing.assert_array_equal(scaled.direction, found.direction)
+
+    # Normal space, rotations of the rows and of the columns: the same value. A kink of
+    # the dual may move the direction itself, within what the gap allows.
+    left = np.linalg.qr(rng.standard_normal((24, 24)))[0]
+    right = np.linalg.qr(rng.standard_normal((16, 16)))[0]
+    multiplier = oracles.sym(rng.standard_normal((16, 16)))
+    shifted = g + normal * np.linalg.norm(g) / 16 * (w @ multiplier)
+    turned = left @ w @ right, left @ shifted @ right
+    other = np.asarray(run(*turned, backend=backend).direction, np.float64)
+    change = np.sum((left.T @ other @ right.T) * g) / value - 1
+    # Rounding, magnified at kinks by the float32 Gram matrices of `products`.
+    assert abs(change) <= {"eigh": 2e-4, "products": 5e-3}[backend]
 
 
 def test_unknown_backend_names_the_choices():

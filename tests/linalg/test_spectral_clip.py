@@ -170,3 +170,13 @@ def test_bounds_that_are_none_are_refused():
     for bound in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="bound must be above 0 and finite, got"):
             linalg.soft_cap(x, bound)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (3, 5, 5)], ids=str)
+def test_contraction_is_the_clip_from_above(rng, shape):
+    x = rng.standard_normal(shape)
+    left, values, right = np.linalg.svd(x, full_matrices=False)
+    expected = (left * np.minimum(values, 1.5)[..., None, :]) @ right
+    found = linalg.contraction(jnp.asarray(x, jnp.float32), 1.5)
+    # A Gram matrix in float32 (seen: 1e-6).
+    np.testing.assert_allclose(found, expected, atol=1e-5)
