@@ -17,7 +17,7 @@ from manifold_optax import geometry, linalg
 # (point, gradient) -> (direction, the solver's own gap or NaN)
 Method = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
-BACKENDS = ("eigh", "products")
+BACKENDS = geometry.BACKENDS
 
 
 class Gap(NamedTuple):

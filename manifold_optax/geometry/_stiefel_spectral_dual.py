@@ -63,19 +63,20 @@ class Direction(NamedTuple):
 
 
 def backend(name: str, dtype: Any) -> Backend:
-    """`"eigh"` or `"products"`, for gradients of a dtype."""
+    """One of the `BACKENDS` of `_stiefel_spectral`, for gradients of a dtype."""
+    wide = name != "products"
+    # Gradients in float32 carry noise of 1e-7, whose square is what C sees.
+    ridge = (1e-11 if dtype == jnp.float32 else 1e-13) if wide else 1e-8
     if name == "eigh":
 
         def root(square: Array, floor: Any) -> Root:
             return eigh_root(square, epsilon=1e-5, floor=floor)
 
-        # Gradients in float32 carry noise of 1e-7, whose square is what C sees.
-        ridge = 1e-11 if dtype == jnp.float32 else 1e-13
-        return Backend(root, root, _clip_exactly, True, ridge)
+        return Backend(root, root, _clip_exactly, wide, ridge)
 
-    # Rounding in M moves its roots by the square root of a rounding unit, 2e-4 of the
-    # largest one; ten times that keeps the iteration on definite matrices.
-    narrow = dtype == jnp.float32
+    # Rounding in M moves its roots by the square root of a rounding unit, in float32
+    # 2e-4 of the largest one; ten times that keeps the iteration on definite matrices.
+    narrow = dtype == jnp.float32 and not wide
     epsilon, rows = (2e-3, 5) if narrow else (1e-4, 8)
 
     def by_products(rows: int) -> Callable[[Array, Any], Root]:
@@ -84,7 +85,7 @@ def backend(name: str, dtype: Any) -> Backend:
         )
 
     exact = by_products(rows + 1)
-    return Backend(by_products(rows), exact, _clip_softly, False, 1e-8)
+    return Backend(by_products(rows), exact, _clip_softly, wide, ridge)
 
 
 def solve(

@@ -74,7 +74,8 @@ def dual_ascent_spectral(
             fixed number of steps. Matrices that are solved together on an accelerator
             stop together.
         backend: `"eigh"` (eigendecompositions in float64), `"products"` (products
-            alone), `None`: the first on a CPU, the second elsewhere.
+            alone), `"products64"` (products in float64, for accelerators that are as
+            fast in it); `None`: the first on a CPU, the second elsewhere.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
         certify: whether to fill the state's `gap`, at the cost of two more small

@@ -31,9 +31,14 @@ BY_NIGHT = [
     pytest.param(*shape, marks=pytest.mark.slow if number > 2 else ())
     for number, shape in enumerate(SIZES)
 ]
-# Largest certified gap in float32 over the mixed cases. Seen: 1.2e-3 (eigh) and 4.4e-3
-# (products); the bound is 1e-2 for the default.
-LARGEST = {"eigh": 3e-3, "products": 1e-2}
+# Largest certified gap in float32 over the mixed cases (seen: 1.2e-3, 4.4e-3, 1.5e-3);
+# the bound is 1e-2 for the default.
+LARGEST = {"eigh": 3e-3, "products": 1e-2, "products64": 3e-3}
+# The last one's code is that of the second, its dtype that of the first.
+backends = pytest.mark.parametrize(
+    "backend",
+    ["eigh", "products", pytest.param("products64", marks=pytest.mark.slow)],
+)
 
 
 def problem(kind, m, n, seed=0):
@@ -58,7 +63,7 @@ def lowered(**options):
     return jax.jit(direction).lower(w, g)
 
 
-@pytest.mark.parametrize("backend", geometry.BACKENDS)
+@backends
 @pytest.mark.parametrize(("m", "n"), BY_NIGHT)
 def test_mixed_cases_are_certified(backend, m, n):
     for kind in KINDS:
@@ -86,13 +91,14 @@ def test_backends_agree_with_an_independent_optimum(kind):
         assert -2e-4 <= true_gap <= float(found.gap) + 1e-6
 
 
-def test_products_call_no_decomposition():
-    text = lowered(backend="products").compile().as_text()
+@pytest.mark.parametrize("backend", ["products", "products64"])
+def test_products_call_no_decomposition(backend):
+    text = lowered(backend=backend).compile().as_text()
     assert "custom-call" not in text
     assert "dot(" in text
 
 
-@pytest.mark.parametrize("backend", geometry.BACKENDS)
+@backends
 def test_products_are_of_full_precision_whatever_the_default(backend):
     with jax.default_matmul_precision("bfloat16"):
         text = lowered(backend=backend, certify=True).as_text()
@@ -119,7 +125,7 @@ def test_a_loose_tolerance_stops_early_and_a_limit_holds():
     assert float(limited.gap) == pytest.approx(float(start.gap), rel=1e-3)
 
 
-@pytest.mark.parametrize("backend", geometry.BACKENDS)
+@backends
 def test_tolerance_with_gradients_that_have_no_direction(backend):
     w, g = problem("gaussian", 24, 16)
     options = {"backend": backend, "tolerance": 1e-2}
@@ -129,7 +135,7 @@ def test_tolerance_with_gradients_that_have_no_direction(backend):
     assert np.isnan(np.asarray(run(w, bad, **options).direction)).all()
 
 
-@pytest.mark.parametrize("backend", geometry.BACKENDS)
+@backends
 def test_one_bad_matrix_leaves_the_others_alone(backend):
     cases = [problem(kind, 24, 16) for kind in KINDS]
     w, g = (np.stack(arrays) for arrays in zip(*cases, strict=True))
@@ -164,7 +170,7 @@ def test_products_in_float64(x64):
         assert 0 <= float(found.gap) <= 1e-3
 
 
-@pytest.mark.parametrize("backend", geometry.BACKENDS)
+@backends
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**16),
@@ -195,10 +201,10 @@ def test_laws(backend, seed, kind, exponent, normal):
     other = np.asarray(run(*turned, backend=backend).direction, np.float64)
     change = np.sum((left.T @ other @ right.T) * g) / value - 1
     # Rounding, magnified at kinks by the float32 Gram matrices of `products`.
-    assert abs(change) <= {"eigh": 2e-4, "products": 5e-3}[backend]
+    assert abs(change) <= (5e-3 if backend == "products" else 5e-4)
 
 
 def test_unknown_backend_names_the_choices():
     w, g = problem("gaussian", 6, 3)
-    with pytest.raises(ValueError, match=r"'eigh', 'products'; got 'svd'"):
+    with pytest.raises(ValueError, match=r"'products64'; got 'svd'"):
         run(w, g, backend="svd")
