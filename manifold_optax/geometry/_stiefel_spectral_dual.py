@@ -6,9 +6,10 @@ With `K` skew and `C` positive semidefinite, for symmetric `S`:
 
 It is solved by majorise-minimise steps: `Q R + R Q = −(T + Tᵀ)`, `T = Q(K + S)`, and
 `S + R` minimises the majorant `½ tr(Q⁻¹ M(S) + Q)`. The steps are over-relaxed and
-extrapolated. Every `S` gives a feasible direction, every `Q(S)` an upper bound.
+extrapolated with the weights of Nesterov's method. Every `S` gives a feasible
+direction, every `Q(S)` an upper bound.
 
-Two backends share this code; they differ in how a root is taken and in the dtype.
+The backends share this code; they differ in how a root is taken and in the dtype.
 """
 
 from collections.abc import Callable
@@ -59,7 +60,7 @@ class Direction(NamedTuple):
     value: Array
     """Inner product with the gradient."""
     shift: Array
-    """The dual point `S`; `dual_value` makes an upper bound of it."""
+    """A dual point `S`; `dual_value` makes an upper bound of it."""
 
 
 def backend(name: str, dtype: Any) -> Backend:
@@ -88,62 +89,58 @@ def backend(name: str, dtype: Any) -> Backend:
     return Backend(by_products(rows), exact, _clip_softly, wide, ridge)
 
 
-def solve(
-    rotation: Array,
-    square: Array,
-    *,
-    steps: int,
-    tolerance: float | None,
-    backend: Backend,
-) -> Direction:
-    """Best direction after `steps` steps, or as soon as it is within `tolerance`.
+def solve(rotation: Array, square: Array, *, steps: int, backend: Backend) -> Direction:
+    """Direction after a fixed number of steps.
 
     Args:
         rotation: `K`, skew, `[n, n]`, of the gradient of unit norm.
         square: `C`, symmetric positive semidefinite, `[n, n]`.
-        steps: number of steps; with a tolerance the largest number.
-        tolerance: gap between value and bound, relative to the bound, at which to stop.
+        steps: number of steps, ≥ 0.
         backend: how roots are taken.
     """
-    small = jnp.sum(rotation**2)
-    floor = 1e-4 * small / jnp.sqrt(1.0 * len(rotation))
+    problem = _Problem(rotation, square, backend)
+    state = problem.start()
+    if steps == 0:
+        return problem.direction_at(state.base)
+    # The last point is not extrapolated, and its rough root is not needed.
+    advance = lambda _, state: problem.advance(state)
+    state = jax.lax.fori_loop(0, steps - 1, advance, state)
+    return problem.direction_at(problem.step_from(state))
 
-    def root_at(shift: Array) -> Root:
-        return backend.rough_root(gram(rotation + shift) + square, floor)
 
-    def step_from(state: _State) -> Array:
-        change = _improvement(rotation, state.base, state.root, rough=True)
-        return state.base + _RELAXATION * change
+def solve_within(
+    rotation: Array, square: Array, *, tolerance: float, steps: int, backend: Backend
+) -> Direction:
+    """Best direction found when it is within `tolerance` of the best bound found.
 
-    def advance(step: Any, state: _State) -> _State:
-        """One step, and the extrapolation from which the next one starts."""
-        reached = step_from(state)
-        weight = (step / (step + 2)).astype(reached.dtype)
-        base = reached + weight * (reached - state.reached)
-        return _State(base, reached, root_at(base))
+    Args:
+        rotation: as for `solve`.
+        square: as for `solve`.
+        tolerance: gap between value and bound, relative to the bound, at which to stop.
+        steps: largest number of steps.
+        backend: how roots are taken.
+    """
+    problem = _Problem(rotation, square, backend)
 
-    def direction_at(shift: Array) -> Direction:
-        return _best_feasible(rotation, square, shift, backend)
+    def unfinished(carry: tuple[Any, _State, Direction, Array]) -> Array:
+        step, _, best, upper = carry
+        return (step < steps) & (upper - best.value > tolerance * upper)
 
-    state = _start(rotation, square, floor, root_at, backend)
-    if tolerance is None:
-        if steps == 0:
-            return direction_at(state.base)
-        # The last point is not extrapolated, and its rough root is not needed.
-        state = jax.lax.fori_loop(0, steps - 1, advance, state)
-        return direction_at(step_from(state))
+    def refine(carry: tuple[Any, _State, Direction, Array]) -> Any:
+        step, state, best, upper = carry
+        state = problem.advance(state)
+        found = problem.direction_at(state.reached)
+        bound = dual_value(rotation, square, state.reached)
+        better, tighter = found.value > best.value, bound < upper
+        shift = jnp.where(tighter, state.reached, best.shift)
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
+        best = best._replace(shift=shift)
+        return step + 1, state, best, jnp.where(tighter, bound, upper)
 
-    def unfinished(carry: tuple[Any, _State, Direction]) -> Array:
-        step, _, found = carry
-        upper = dual_value(rotation, square, found.shift)
-        return (step < steps) & (upper - found.value > tolerance * upper)
-
-    def refine(carry: tuple[Any, _State, Direction]) -> Any:
-        step, state, _ = carry
-        state = advance(step, state)
-        return step + 1, state, direction_at(state.base)
-
-    carry = (jnp.asarray(0), state, direction_at(state.base))
+    state = problem.start()
+    first = problem.direction_at(state.base)
+    bound = dual_value(rotation, square, state.base)
+    carry = (jnp.asarray(0), state, first, bound)
     return jax.lax.while_loop(unfinished, refine, carry)[2]
 
 
@@ -154,30 +151,60 @@ class _State(NamedTuple):
     """`S` that the last step reached."""
     root: Root
     """`Q(base)`."""
+    age: Array
+    """Steps since the extrapolation began."""
 
 
-def _start(
-    rotation: Array,
-    square: Array,
-    floor: Array,
-    root_at: Callable[[Array], Root],
-    backend: Backend,
-) -> _State:
-    """Zero, or the solution to first order in `K`: whichever has the lower dual value.
+class _Problem(NamedTuple):
+    rotation: Array
+    square: Array
+    backend: Backend
 
-    To first order `Q` is `C^{1/2}`, and the step from there is the solution. It is
-    the better start unless `K` outweighs `C` in the directions that count.
-    """
-    zero = jnp.zeros_like(square)
-    first = backend.rough_root(square, floor)
-    perturbed = _improvement(rotation, zero, first, rough=False)
-    plain_root, perturbed_root = root_at(zero), root_at(perturbed)
-    better = perturbed_root.trace < plain_root.trace
-    shift = jnp.where(better, perturbed, zero)
-    root = jax.tree.map(
-        lambda p, q: jnp.where(better, p, q), perturbed_root, plain_root
-    )
-    return _State(shift, shift, root)
+    def start(self) -> _State:
+        """Zero, or the solution to first order in `K`: the one of lower dual value.
+
+        To first order `Q` is `C^{1/2}`, and the step from there is the solution. It is
+        the better start unless `K` outweighs `C` in the directions that count.
+        """
+        zero = jnp.zeros_like(self.square)
+        first = self.backend.rough_root(self.square, self._floor)
+        perturbed = _improvement(self.rotation, zero, first, rough=False)
+        plain_root, perturbed_root = self.root_at(zero), self.root_at(perturbed)
+        better = perturbed_root.trace < plain_root.trace
+        shift, root = jax.tree.map(
+            lambda p, q: jnp.where(better, p, q),
+            (perturbed, perturbed_root),
+            (zero, plain_root),
+        )
+        return _State(shift, shift, root, jnp.zeros_like(root.trace))
+
+    def root_at(self, shift: Array) -> Root:
+        """Rough `Q(shift)`."""
+        square = gram(self.rotation + shift) + self.square
+        return self.backend.rough_root(square, self._floor)
+
+    def step_from(self, state: _State) -> Array:
+        """The over-relaxed step."""
+        change = _improvement(self.rotation, state.base, state.root, rough=True)
+        return state.base + _RELAXATION * change
+
+    def advance(self, state: _State) -> _State:
+        """One step, and the extrapolation from which the next one starts."""
+        reached = self.step_from(state)
+        weight = state.age / (state.age + 2)
+        base = reached + weight * (reached - state.reached)
+        root = self.root_at(base)
+        # Where the value rises the extrapolation starts anew: on kinks it can diverge.
+        age = jnp.where(root.trace > state.root.trace, 0, state.age + 1)
+        return _State(base, reached, root, age)
+
+    def direction_at(self, shift: Array) -> Direction:
+        """The tangent block that `S` implies, completed to the best feasible one."""
+        return _best_feasible(self.rotation, self.square, shift, self.backend)
+
+    @property
+    def _floor(self) -> Array:
+        return 1e-4 * jnp.sum(self.rotation**2) / jnp.sqrt(1.0 * len(self.rotation))
 
 
 def _improvement(rotation: Array, shift: Array, root: Root, *, rough: bool) -> Array:
