@@ -43,7 +43,16 @@ SIZES = (
     (3072, 128),
 )
 COST_SIZES = ((256, 128), (512, 128), (3072, 128))
-TIME_SIZES = ((64, 10), (128, 64), (512, 128), (1024, 256), (3072, 128))
+TIME_SIZES = (
+    (64, 10),
+    (128, 64),
+    (256, 64),
+    (256, 128),
+    (512, 128),
+    (512, 256),
+    (1024, 256),
+    (3072, 128),
+)
 SCALES = tuple(10.0**k for k in range(-3, 4))
 # The published 100 steps cost 10 times these ten: every step does the same.
 TIMED_STEPS = 10

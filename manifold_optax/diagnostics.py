@@ -54,4 +54,6 @@ def collect(state: ArrayTree) -> dict[str, dict[str, Array]]:
 def _is_field(path: tuple[Any, ...], value: Any) -> bool:
     """Whether a match is the field of a state, and not a parameter of that name."""
     del value
-    return isinstance(path[-1], optax.tree_utils.NamedTupleKey)
+    key = path[-1]
+    named = isinstance(key, optax.tree_utils.NamedTupleKey)
+    return named and key.tuple_name.endswith("State")

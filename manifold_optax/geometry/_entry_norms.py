@@ -29,9 +29,9 @@ class Max(Norm):
         return jnp.sum(jnp.abs(widen(gradient)), axis=(-2, -1))
 
     def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
-        """`sign(g)`, 0 where the gradient is 0."""
+        """`sign(g)`, 0 where the gradient is 0, NaN where it is not finite."""
         del axis_name
-        return jnp.sign(gradient)
+        return jnp.where(jnp.isfinite(gradient), jnp.sign(gradient), jnp.nan)
 
 
 @dataclasses.dataclass(frozen=True)

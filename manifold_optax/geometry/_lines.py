@@ -41,10 +41,14 @@ def line_norm(x: Array, of: Lines, axis_name: AxisName = None) -> Array:
 
 
 def normalize_lines(x: Array, of: Lines, axis_name: AxisName = None) -> Array:
-    """Each line divided by its norm, scale-safe; a zero line stays zero."""
+    """Each line divided by its norm, scale-safe.
+
+    A zero line stays zero, one with a non-finite entry becomes NaN.
+    """
     # Twice: a norm that is not a normal number of the dtype is rounded coarsely.
     x = x / nonzero(line_norm(x, of, axis_name))
-    return x / nonzero(line_norm(x, of, axis_name))
+    norm = line_norm(x, of, axis_name)
+    return x / jnp.where(norm == 0, 1, norm)
 
 
 def _axis(of: Lines) -> int:

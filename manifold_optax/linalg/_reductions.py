@@ -63,9 +63,10 @@ def frobenius_norm(x: Matrix, axis_name: AxisName = None) -> Float[Array, "*batc
 
 
 def normalize(x: Matrix, axis_name: AxisName = None) -> Matrix:
-    """`x / ‖x‖_F`, scale-safe; zero stays zero, a non-finite matrix non-finite."""
+    """`x / ‖x‖_F`, scale-safe; zero stays zero, a non-finite matrix becomes NaN."""
     x = x / nonzero(max_abs(x, axis_name))
-    return x / nonzero(jnp.sqrt(dot(x, x, axis_name)))
+    norm = jnp.sqrt(dot(x, x, axis_name))
+    return x / jnp.where(norm == 0, 1, norm)
 
 
 def nonzero(scale: Array) -> Array:

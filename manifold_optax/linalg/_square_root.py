@@ -1,4 +1,4 @@
-"""Square root of a positive semidefinite matrix, with its inverse and Lyapunov solver.
+"""Square root of a positive semidefinite matrix, with its inverse and Lyapunov map.
 
 Two ways to the same three things. `eigh_root` takes an eigendecomposition, the fast way
 on a CPU; `product_root` takes matrix products alone, the fast way on an accelerator,
@@ -13,10 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manifold_optax._typing import Schedule
-from manifold_optax.linalg._lyapunov import (
-    lyapunov_by_products,
-    solve_lyapunov_in_basis,
-)
+from manifold_optax.linalg._lyapunov import lyapunov_by_products
 from manifold_optax.linalg._polar_express import polar_express
 from manifold_optax.linalg._reductions import matmul, symmetric
 
@@ -42,10 +39,13 @@ class EighRoot(NamedTuple):
         """`tr Q`."""
         return jnp.sum(self.values)
 
-    def solve_lyapunov(self, b: Array, *, rough: bool = False) -> Array:
-        """Solution `r` of `Q r + r Q = b`; always exact."""
+    def symmetrize(self, h: Array, *, rough: bool = False) -> Array:
+        """Symmetric solution `r` of `Q r + r Q = Q h + hᵀ Q`; always exact."""
         del rough
-        return solve_lyapunov_in_basis(self.values, self.vectors, b)
+        rotated = matmul(self.vectors.T, matmul(h, self.vectors))
+        shares = self.values[:, None] / (self.values[:, None] + self.values[None])
+        r = shares * rotated
+        return matmul(self.vectors, matmul(r + r.T, self.vectors.T))
 
 
 class ProductRoot(NamedTuple):
@@ -61,10 +61,11 @@ class ProductRoot(NamedTuple):
         """`tr Q`."""
         return jnp.trace(self.matrix)
 
-    def solve_lyapunov(self, b: Array, *, rough: bool = False) -> Array:
-        """Solution `r` of `Q r + r Q = b` for symmetric `b`; `rough`: to 1 %."""
-        x = lyapunov_by_products(self.matrix / self.bound, b, rough=rough)
-        return x / self.bound
+    def symmetrize(self, h: Array, *, rough: bool = False) -> Array:
+        """Symmetric solution `r` of `Q r + r Q = Q h + hᵀ Q`; `rough`: to 1 %."""
+        moved = matmul(self.matrix, h)
+        unit = self.matrix / self.bound
+        return lyapunov_by_products(unit, moved + moved.T, rough=rough) / self.bound
 
 
 def eigh_root(

@@ -90,7 +90,7 @@ def dual_ascent_spectral(
             at update, if `params` is None or a leaf is not a batch of matrices.
         TypeError: for steps that are not a static int, or another manifold.
 
-    Cost: `22·m·n²` FLOPs, and on the short side `5 + steps` eigendecompositions or
+    Cost: `22·m·n²` FLOPs, and on the short side `4 + steps` eigendecompositions or
     `160 + 42·steps` products.
 
     Example:

@@ -14,7 +14,7 @@ from manifold_optax._checks import (
     require_static_steps,
 )
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
-from manifold_optax.geometry import Manifold, Stiefel
+from manifold_optax.geometry import Ball, Band, Manifold, Stiefel
 from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
 from manifold_optax.transforms._leaves import (
     divide_leaves,
@@ -98,9 +98,10 @@ def retract(
         every: retract the updates number `every`, `2·every`, … only, and let the others
             pass; a static int ≥ 1. Between two retractions the parameters leave the
             manifold by the second order of the steps.
-        size: Optax schedule `count -> factor > 0` of the manifold's size; the update
-            number `count` (from 0) lands on size `factor · size`. The links before this
-            one go on to measure in units of the unscheduled size. `None`: factor 1.
+        size: Optax schedule `count -> factor > 0` of the bound of a `Ball` or `Band`:
+            the update number `count` (from 0) lands within `factor` times the bound.
+            The links before this one do not know of it; give them `Euclidean()`
+            directions (as `muon` has). `None`: factor 1.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
 
@@ -114,7 +115,8 @@ def retract(
 
     Raises:
         TypeError: for `every` that is not a static int.
-        ValueError: for `every` below 1, or a schedule for a size that is `"kept"`; at
+        ValueError: for `every` below 1, or above where the manifold must be at hand
+            (`"kept"`, `"isometry"`); for a schedule of the size of another manifold; at
             update, if `params` is None or a leaf is not a batch of matrices.
 
     Example:
@@ -188,6 +190,16 @@ def _check_times(manifold: Manifold, every: int, size: Any) -> None:
     require_static_steps("every", every)
     if not every:
         raise ValueError(f"every must be an int of at least 1, got {every!r}.")
+    if every > 1 and manifold.size == "kept":
+        raise ValueError(
+            f"{manifold} reads its radius from the parameters, which grow between two "
+            f"retractions; give a radius, or leave every=1; got every={every}."
+        )
+    if every > 1 and getattr(manifold, "retraction", None) == "isometry":
+        raise ValueError(
+            f"{manifold} retracts steps from points on the manifold only, which there "
+            f"are not with every={every}; use retraction='polar'."
+        )
     if size is None:
         return
     if not callable(size):
@@ -195,10 +207,10 @@ def _check_times(manifold: Manifold, every: int, size: Any) -> None:
             f"size must be a schedule (count -> factor) or None, got {size!r}; a fixed "
             "size belongs to the manifold, e.g. mo.Sphere(2.0)."
         )
-    if manifold.size == "kept":
+    if not isinstance(manifold, Ball | Band):
         raise ValueError(
-            f"{manifold} takes its size from each parameter, so that a factor would "
-            "multiply it again at every step; give a radius, or leave size=None."
+            f"A schedule of the size is for mo.Ball and mo.Band: on {manifold} the "
+            "links before this one would measure at another size than the point has."
         )
 
 

@@ -184,7 +184,12 @@ CASES = (
     _shrink(mo.Spectral()),
     _shrink(RowRms()),
     _retract("retract-Sphere", _SPHERE, _SPHERE),
-    _retract("retract-size", _SPHERE, _SPHERE, size=optax.constant_schedule(1.0)),
+    _retract(
+        "retract-size",
+        mo.Ball(mo.Frobenius(), 2.0),
+        _SPHERE,
+        size=optax.constant_schedule(1.0),
+    ),
     Case(
         "retract-every",
         mo.retract,

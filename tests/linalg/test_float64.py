@@ -58,3 +58,18 @@ def test_unbatched_arguments_stay_so():
     product = in_float64(lambda x, y: x @ y)
     found = jax.vmap(jax.jit(product), in_axes=(0, None))(jnp.ones((3, 2)), jnp.ones(2))
     np.testing.assert_array_equal(found, [2, 2, 2])
+
+
+def test_gradients_are_those_of_float64(x):
+    def length(x):
+        return jnp.sqrt(jnp.sum(x**2))
+
+    expected = x[0, 0] / jnp.linalg.norm(x[0, 0])
+    for gradient in (
+        jax.grad(in_float64(length))(x[0, 0]),
+        jax.jit(jax.grad(jax.jit(in_float64(length))))(x[0, 0]),
+        jax.vmap(jax.grad(jax.jit(in_float64(length))))(x[0])[0],
+    ):
+        assert gradient.dtype == jnp.float32
+        # One rounding of entries below 1 (seen: 0).
+        np.testing.assert_allclose(gradient, expected, atol=1e-7)
