@@ -161,22 +161,26 @@ class _Problem(NamedTuple):
     backend: Backend
 
     def start(self) -> _State:
-        """Zero, or the solution to first order in `K`: the one of lower dual value.
+        """The solution to first order in `K`, or zero if its dual value is lower.
 
         To first order `Q` is `C^{1/2}`, and the step from there is the solution. It is
         the better start unless `K` outweighs `C` in the directions that count.
         """
-        zero = jnp.zeros_like(self.square)
         first = self.backend.rough_root(self.square, self._floor)
-        perturbed = -first.symmetrize(self.rotation)
-        plain_root, perturbed_root = self.root_at(zero), self.root_at(perturbed)
-        better = perturbed_root.trace < plain_root.trace
-        shift, root = jax.tree.map(
-            lambda p, q: jnp.where(better, p, q),
-            (perturbed, perturbed_root),
-            (zero, plain_root),
-        )
-        return _State(shift, shift, root, jnp.zeros_like(root.trace))
+        shift = -first.symmetrize(self.rotation)
+        root = self.root_at(shift)
+        perturbed = _State(shift, shift, root, jnp.zeros_like(root.trace))
+        # The slope of the value towards zero. By convexity zero is better by this at
+        # most; where it was by much, this was above 6 % of the value.
+        slope = jnp.sum(shift * matmul(self.rotation + shift, root.inverse))
+
+        def compare() -> _State:
+            zero = jnp.zeros_like(shift)
+            plain = _State(zero, zero, self.root_at(zero), perturbed.age)
+            better = root.trace < plain.root.trace
+            return jax.tree.map(lambda p, q: jnp.where(better, p, q), perturbed, plain)
+
+        return jax.lax.cond(slope > 0.06 * root.trace, compare, lambda: perturbed)
 
     def root_at(self, shift: Array) -> Root:
         """Rough `Q(shift)`."""

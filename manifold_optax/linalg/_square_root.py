@@ -104,24 +104,27 @@ def product_root(
         rows: number of rows, ≥ 1.
         floor: a magnitude below which `square` counts as small.
 
-    Cost: `4·rows − 1` products of `n × n` matrices.
+    Cost: `4·rows − 2` products of `n × n` matrices.
     """
     identity = jnp.eye(len(square), dtype=square.dtype)
     magnitude = jnp.maximum(jnp.maximum(jnp.linalg.norm(square), floor), 1e-30)
     scaled = square / magnitude
     # Schatten 4-norm of the root, ≥ its spectral norm. The rows rise steeply beyond
     # s = 1: 1e-4 keeps rounding away from there. (The floor is for a zero matrix.)
-    top = 1.0001 * jnp.sqrt(jnp.linalg.norm(matmul(scaled, scaled)))
-    top = jnp.maximum(top, 1e-2)
-    start = (scaled / top + epsilon**2 * identity) / (1 + epsilon**2)
+    power = matmul(scaled, scaled)
+    top = jnp.maximum(1.0001 * jnp.sqrt(jnp.linalg.norm(power)), 1e-2)
+    scaled, power, ridge = scaled / top, power / top**2, epsilon**2
+    start = (scaled + ridge * identity) / (1 + ridge)
+    power = (power + 2 * ridge * scaled + ridge**2 * identity) / (1 + ridge) ** 2
 
     inverse, remaining = identity, start
     for row, (a, b, c) in enumerate(_rows(rows, epsilon)):
-        factor = a * identity + b * remaining + c * matmul(remaining, remaining)
+        power = matmul(remaining, remaining) if row else power
+        factor = a * identity + b * remaining + c * power
         inverse = matmul(inverse, factor) if row else factor
         if row < rows - 1:
             remaining = symmetric(matmul(matmul(factor, remaining), factor))
-    size = jnp.sqrt(magnitude * top) * math.sqrt(1 + epsilon**2)
+    size = jnp.sqrt(magnitude * top) * math.sqrt(1 + ridge)
     root = symmetric(matmul(start, inverse))
     return ProductRoot(size * root, symmetric(inverse) / size, size)
 
