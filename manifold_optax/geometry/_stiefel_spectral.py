@@ -149,15 +149,15 @@ def default_steps(rows: int, columns: int, backend: str) -> int:
     """Steps by shape: the nearer to square, the harder; what the cost leaves room for.
 
     Measured on momentum of networks (`docs/stiefel_solver.md`), in float64: four steps
-    give gaps of 1e-3 for m ≥ 4n, and two or four of 2e-3 for m ≥ 2n, where the
-    published method is to be undercut fifteen times in CPU time. In float32 products
-    rounding stops at 2e-3 to 2e-2: two steps come near that.
+    give gaps of 1e-3 for m ≥ 4n and of 2e-3 for m ≥ 2n. There the sizes of 64 to 191
+    get two, for up to 1e-2: with more, eigendecompositions would cost above a tenth to
+    a fifteenth of the published method. In float32 products rounding stops at 2e-3 to
+    2e-2: two steps come near that.
     """
-    if rows >= 2 * columns:
-        if backend == "products":
-            return 2
-        return 4 if rows >= 4 * columns or columns >= 192 else 2
-    return 4 if backend == "products" else 8
+    if rows < 2 * columns:
+        return 4 if backend == "products" else 8
+    costly = rows < 4 * columns and 64 <= columns < 192
+    return 2 if costly or backend == "products" else 4
 
 
 def _default_backend() -> str:

@@ -39,8 +39,10 @@ _RELAXATION = 1.3
 class Backend(NamedTuple):
     """How roots are taken."""
 
+    plain_root: Callable[[Array, Any], Root]
+    """`(square, floor) -> root`, for the start at zero."""
     rough_root: Callable[[Array, Any], Root]
-    """`(square, floor) -> root`, for the steps."""
+    """The same, for the steps."""
     root: Callable[[Array, Any], Root]
     """The same, for what the direction is made of."""
     into_ball: Callable[[Array], tuple[Array, Array]]
@@ -73,7 +75,7 @@ def backend(name: str, dtype: Any) -> Backend:
         def root(square: Array, floor: Any) -> Root:
             return eigh_root(square, epsilon=1e-5, floor=floor)
 
-        return Backend(root, root, _shrink, wide, ridge)
+        return Backend(_root_in_float32, root, root, _shrink, wide, ridge)
 
     # Rounding in M moves its roots by the square root of a rounding unit, in float32
     # 2e-4 of the largest one; ten times that keeps the iteration on definite matrices.
@@ -85,8 +87,8 @@ def backend(name: str, dtype: Any) -> Backend:
             square, epsilon=epsilon, rows=rows, floor=floor
         )
 
-    exact = by_products(rows + 1)
-    return Backend(by_products(rows), exact, _clip_softly, wide, ridge)
+    rough, exact = by_products(rows), by_products(rows + 1)
+    return Backend(rough, rough, exact, _clip_softly, wide, ridge)
 
 
 def solve(rotation: Array, square: Array, *, steps: int, backend: Backend) -> Direction:
@@ -167,20 +169,18 @@ class _Problem(NamedTuple):
         the better start unless `K` outweighs `C` in the directions that count.
         """
         first = self.backend.rough_root(self.square, self._floor)
-        shift = -first.symmetrize(self.rotation)
-        root = self.root_at(shift)
-        perturbed = _State(shift, shift, root, jnp.zeros_like(root.trace))
-        # The slope of the value towards zero. By convexity zero is better by this at
-        # most; where it was by much, this was above 6 % of the value.
-        slope = jnp.sum(shift * matmul(self.rotation + shift, root.inverse))
-
-        def compare() -> _State:
-            zero = jnp.zeros_like(shift)
-            plain = _State(zero, zero, self.root_at(zero), perturbed.age)
-            better = root.trace < plain.root.trace
-            return jax.tree.map(lambda p, q: jnp.where(better, p, q), perturbed, plain)
-
-        return jax.lax.cond(slope > 0.06 * root.trace, compare, lambda: perturbed)
+        perturbed = -first.symmetrize(self.rotation)
+        zero = jnp.zeros_like(perturbed)
+        plain = gram(self.rotation) + self.square
+        plain_root = self.backend.plain_root(plain, self._floor)
+        perturbed_root = self.root_at(perturbed)
+        better = perturbed_root.trace < plain_root.trace
+        shift, root = jax.tree.map(
+            lambda p, q: jnp.where(better, p, q),
+            (perturbed, perturbed_root),
+            (zero, plain_root),
+        )
+        return _State(shift, shift, root, jnp.zeros_like(root.trace))
 
     def root_at(self, shift: Array) -> Root:
         """Rough `Q(shift)`."""
@@ -231,6 +231,17 @@ def dual_value(rotation: Array, square: Array, shift: Array) -> Array:
     """Upper bound `tr Q(S)` of the optimal value, by an eigendecomposition."""
     values = jnp.linalg.eigvalsh(gram(rotation + shift) + square)
     return jnp.sum(jnp.sqrt(jnp.maximum(values, 0)))
+
+
+def _root_in_float32(square: Array, floor: Array) -> EighRoot:
+    """Root of float64 matrices at less cost.
+
+    Enough at zero, the better start where `K` outweighs `C`: without the null
+    directions of a `C` of low rank there is nothing that float32 takes for noise.
+    """
+    narrow = [jnp.asarray(x, jnp.float32) for x in (square, floor)]
+    root = eigh_root(narrow[0], epsilon=3e-4, floor=narrow[1])
+    return jax.tree.map(lambda x: x.astype(square.dtype), root)
 
 
 def _shrink(x: Array) -> tuple[Array, Array]:
