@@ -1,5 +1,6 @@
 """Manifold Muon's direction: Stiefel under the spectral norm, solved on its dual."""
 
+import functools
 from typing import Any, NamedTuple
 
 import optax
@@ -110,23 +111,19 @@ def dual_ascent_spectral(
     manifold = Stiefel() if manifold is None else manifold
     require_instance("manifold of dual_ascent_spectral", manifold, Stiefel)
 
+    solve = functools.partial(
+        stiefel_spectral_direction,
+        steps=steps,
+        tolerance=tolerance,
+        backend=backend,
+        certify=certify,
+    )
+
     def kernel(
-        update: Matrix,
-        point: Matrix,
-        gap: Array,
-        tangency: Array,
-        axis_name: AxisName = None,
+        update: Matrix, point: Matrix, *numbers: Array, axis_name: AxisName = None
     ) -> Any:
-        del gap, tangency
-        found = stiefel_spectral_direction(
-            point,
-            update,
-            steps=steps,
-            tolerance=tolerance,
-            backend=backend,
-            certify=certify,
-            axis_name=axis_name,
-        )
+        del numbers
+        found = solve(point, update, axis_name=axis_name)
         return (found.direction,), (found.gap, found.tangency)
 
     def init_fn(params: ArrayTree) -> DualAscentState:
