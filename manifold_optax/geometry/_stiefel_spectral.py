@@ -101,8 +101,8 @@ def stiefel_spectral_direction(
     Raises:
         ValueError: for an unknown backend.
 
-    Cost: `22·m·n²` FLOPs, and `4 + steps` eigendecompositions, or `146 + 46·steps`
-    products of `n × n` matrices.
+    Cost: `22·m·n²` FLOPs, and `4 + steps` eigendecompositions, or `155 + 41·steps`
+    products of `n × n` matrices (in float64 `233 + 73·steps`).
     """
     rows, columns = row_count(point, axis_name), point.shape[1]
     name = _default_backend() if backend is None else backend
@@ -150,9 +150,9 @@ def default_steps(rows: int, columns: int, backend: str) -> int:
 
     Measured on momentum of networks (`docs/stiefel_solver.md`), in float64: four steps
     give gaps of 1e-3 for m ≥ 4n and of 2e-3 for m ≥ 2n. There the sizes of 64 to 191
-    get two, for up to 1e-2: with more, eigendecompositions would cost above a tenth to
-    a fifteenth of the published method. In float32 products rounding stops at 2e-3 to
-    2e-2: two steps come near that.
+    get two (1e-3 in that table, 5e-3 on the momentum of `tests/oracles.py`): with more,
+    eigendecompositions would cost above a tenth to a fifteenth of the published method.
+    In float32 products rounding stops at 6e-3: two steps come near that.
     """
     if rows < 2 * columns:
         return 4 if backend == "products" else 8

@@ -92,7 +92,7 @@ def dual_ascent_spectral(
         TypeError: for steps that are not a static int, or another manifold.
 
     Cost: `22·m·n²` FLOPs, and on the short side `4 + steps` eigendecompositions or
-    `160 + 42·steps` products.
+    `155 + 41·steps` products.
 
     Example:
         >>> tx = dual_ascent_spectral(certify=True)
