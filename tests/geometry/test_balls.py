@@ -252,3 +252,16 @@ def test_closed_forms_against_sampling(manifold):
         trial = -(nearest(manifold, w - 1e-7 * trial) - w) / 1e-7
         length = float(manifold.norm.value(jnp.asarray(trial, jnp.float32)))
         assert np.sum(trial * g) / length <= value + 1e-5
+
+
+@pytest.mark.parametrize("low", [0.1, 1e-2, 1e-3])
+def test_the_lower_face_is_seen_however_low(low):
+    rng = np.random.default_rng(0)
+    left, _, right = np.linalg.svd(rng.standard_normal((12, 6)), full_matrices=False)
+    point = (left * [1, 0.8, 0.6, 0.4, low, low]) @ right
+    vector = rng.standard_normal((12, 6))
+    allowed = run(Band(low, 1.0), point, vector)[2]
+    pushed = left[:, 4:].T @ allowed @ right[4:].T
+    # What would lead out below has no negative part but for rounding (seen: 1e-4 at
+    # the lowest end, from singular vectors of singular values of 1e-3).
+    assert np.linalg.eigvalsh((pushed + pushed.T) / 2)[0] >= -1e-3

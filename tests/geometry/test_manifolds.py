@@ -238,3 +238,10 @@ def test_random_point(manifold, shape):
         # Rounding of float32, as after any projection (seen: 6e-7).
         assert distance(manifold, matrix, size_of(manifold, matrix)) <= 1e-6
     assert draw_point.eval_shape(key, shape, jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_the_projection_onto_the_sphere_is_differentiable():
+    x = jnp.array([[3.0, 4.0]])
+    found = jax.jit(jax.jacrev(Sphere().project))(x)[0, :, 0, :]
+    # (I − uuᵀ)/‖x‖ with u = (0.6, 0.8); one rounding.
+    np.testing.assert_allclose(found, [[0.128, -0.096], [-0.096, 0.072]], atol=1e-7)

@@ -154,3 +154,12 @@ def test_empty(norm):
     value, dual_value, steepest = compiled(norm, jnp.zeros((0, 5)), jnp.zeros((0, 5)))
     assert float(value) == float(dual_value) == 0
     assert steepest.shape == (0, 5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_one_bad_entry_is_seen(bad):
+    gradient = jnp.full((4, 3), 100.0).at[1, 2].set(bad)
+    assert np.isnan(Frobenius().steepest(gradient)).all()
+    assert np.isnan(RowRms().steepest(gradient)[1]).all()
+    assert np.isnan(ColumnRms().steepest(gradient)[:, 2]).all()
+    assert np.isnan(Max().steepest(gradient)[1, 2])

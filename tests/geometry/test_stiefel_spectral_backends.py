@@ -208,3 +208,17 @@ def test_unknown_backend_names_the_choices():
     w, g = problem("gaussian", 6, 3)
     with pytest.raises(ValueError, match=r"'products64'; got 'svd'"):
         run(w, g, backend="svd")
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_a_tolerance_run_keeps_the_best_it_has_seen(seed):
+    # Nearly square, six decades of columns: extrapolation without restarts diverged
+    # here, and the last direction was not the best (0.1).
+    rng = np.random.default_rng(seed)
+    w = oracles.stiefel_point(rng, 12, 11)
+    dense = rng.standard_normal((11, 11))
+    g = w @ oracles.skew(dense) + rng.standard_normal((12, 11))
+    g = g * 10 ** -np.linspace(0, 6, 11)
+    # The tolerance, and the rounding of the certificate (seen: 1e-4).
+    assert float(run(w, g, backend="eigh", tolerance=1e-4).gap) <= 2e-4
+    assert float(run(w, g, backend="eigh", steps=64).gap) <= 1e-3

@@ -258,3 +258,15 @@ def test_low_precision_in_and_out(rng, factory, dtype):
     # Two roundings of entries below 4, by half a unit each.
     atol = 8 * float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(found["w"].astype("float32"), expected["w"], atol=atol)
+
+
+@pytest.mark.parametrize("norm", [mo.Frobenius(), mo.Spectral()], ids=str)
+@pytest.mark.parametrize("rate", [1e-6, 1e-5, 1e-3])
+def test_small_rates_are_not_lost_in_rounding(norm, rate):
+    point = jnp.diag(jnp.array([3.0, 2.0, 1.0]))
+    zero = jnp.zeros_like(point)
+    change = apply(mo.shrink_norm, norm, rate, point=point, update=zero)
+    shares = [1, 0, 0] if norm == mo.Spectral() else [1, 1, 1]
+    # A closed form, whose factors are rounded once each; not a difference.
+    expected = np.diag(-rate * np.array([3.0, 2.0, 1.0]) * shares)
+    np.testing.assert_allclose(change, expected, rtol=1e-5)
