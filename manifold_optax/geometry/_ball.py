@@ -13,7 +13,7 @@ from manifold_optax.geometry._entry_norms import Max
 from manifold_optax.geometry._lines import line_dot, line_norm
 from manifold_optax.geometry._norms import Frobenius, rms_gain, RmsToRms, Spectral
 from manifold_optax.geometry._row_norms import ColumnRms, RowRms
-from manifold_optax.geometry._spectral_faces import project_onto_cone
+from manifold_optax.geometry._spectral_faces import ACTIVE, project_onto_cone
 from manifold_optax.geometry._spectral_sphere import leading_triple
 from manifold_optax.linalg import (
     dot,
@@ -25,9 +25,6 @@ from manifold_optax.linalg import (
 )
 
 _KNOWN = (Frobenius, Spectral, RmsToRms, RowRms, ColumnRms, Max)
-
-_ACTIVE = 1e-4
-"""Relative distance from the boundary that counts as 0, as for singular values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +101,7 @@ class Ball(Manifold):
         lengths = block_lengths(self.norm, point, axis_name)
         normal = point / nonzero(lengths)
         outward = jnp.maximum(_products(self.norm, normal, vector, axis_name), 0)
-        active = lengths >= (1 - _ACTIVE) * _bound(self.norm, point, axis_name)
+        active = lengths >= (1 - ACTIVE) * _bound(self.norm, point, axis_name)
         return vector - jnp.where(active, normal * outward, jnp.zeros_like(vector))
 
     def _residual(self, x: Array, axis_name: AxisName) -> Array:

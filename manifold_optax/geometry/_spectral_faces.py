@@ -16,8 +16,9 @@ from manifold_optax._typing import AxisName
 from manifold_optax.geometry._lines import line_dot
 from manifold_optax.linalg import gram, inner, matmul, nonzero, symmetric
 
-_ACTIVE = 1e-4
-"""Distance at which a singular value counts as one at an end, over the upper end.
+ACTIVE = 1e-4
+"""Distance at which a singular value (in `Ball`: any length) counts as one at an end,
+over the upper end.
 
 A clip in float32 leaves 1e-6, a small step of Muon moves by 1e-3.
 """
@@ -53,9 +54,9 @@ def active_faces(
     left = matmul(point, right)
     # As lengths, not as roots of the eigenvalues, in which small ones are rounding.
     sigma = jnp.sqrt(line_dot(left, left, "columns", axis_name))
-    above = sigma >= (1 - _ACTIVE) * high
+    above = sigma >= (1 - ACTIVE) * high
     # A lower end of 0 is no constraint: singular values are not negative.
-    below = (sigma <= low + _ACTIVE * high) & (low > 0)
+    below = (sigma <= low + ACTIVE * high) & (low > 0)
     left = left / nonzero(sigma)
     left = jnp.where(above | below, left, jnp.zeros_like(left))
     return Faces(left, right, _mask(above, values), _mask(below, values))
