@@ -1,10 +1,4 @@
-"""Where each matrix is computed: placements for training on several devices.
-
-A placement is an argument of the transformations that work on matrices. On meshes with
-Explicit axes (the default of `jax.make_mesh`) none is needed: the layout is read from
-the arrays, and sharded matrices are `owned`. On meshes with Auto axes the layout is not
-visible inside `jit`; give it as `specs`, or leave the program to the compiler.
-"""
+"""The placements, made from a mesh and partition specs."""
 
 from typing import Any
 
@@ -13,8 +7,6 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from manifold_optax._typing import ArrayTree
 from manifold_optax.matrices import leaf_path, Placement
-
-__all__ = ("Placement", "owned", "split")
 
 
 def owned(mesh: Mesh | AbstractMesh, specs: ArrayTree = None) -> Placement:
