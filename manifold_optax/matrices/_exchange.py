@@ -1,146 +1,204 @@
 """The owner exchange: whole matrices on one device each, by two all-to-alls.
 
-Inside `jax.shard_map` every device holds one piece of every matrix of a stack. The
-first all-to-all sends the pieces of matrix `k` to the device that owns it, the second
-sends the pieces of the result back; nothing is communicated in between. Numbers and
-vectors carried per matrix are the same on all devices: the owner reads its own, and
-what it returns travels to everyone inside the second all-to-all.
+Inside `jax.shard_map` every device holds one piece of every matrix. The first
+all-to-all sends all pieces of a matrix to the device that owns it, the second sends the
+pieces of the result back; nothing is communicated in between. Devices that hold the
+same pieces (replicas) each send a part of the matrices, and gather the results. What is
+carried per matrix is the same everywhere: the owner reads its own, and one gathering of
+these small arrays brings back what it returns.
 """
 
-import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from manifold_optax.matrices._plan import AnyMesh, Group, Side
+from manifold_optax._typing import Kernel
+from manifold_optax.matrices._kernel import apply_kernel, over_stack
+from manifold_optax.matrices._pieces import Pieces, pieces_of
+from manifold_optax.matrices._plan import Exchange, Group, Placement
+from manifold_optax.matrices._wire import all_gather, all_to_all, device_index
+
+Stacks: TypeAlias = list[tuple[Array, ...]]
+"""For each group of an exchange, arrays with one leading axis over its matrices."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Pieces:
-    """How a matrix of a group is cut into one piece per device of the exchange."""
+class Job(NamedTuple):
+    """What is done to the matrices of an exchange."""
 
-    names: tuple[str, ...]
-    counts: tuple[int, ...]
-    local: tuple[int, ...]
-    """Local sizes of all leaf axes of the short, then of the long side."""
-    owners: tuple[tuple[str, ...], ...]
-    """Mesh axes that cut each of those axes, from major to minor."""
-
-    @property
-    def devices(self) -> int:
-        """Number of devices that exchange."""
-        return math.prod(self.counts)
-
-    @property
-    def size(self) -> int:
-        """Number of entries of a piece."""
-        return math.prod(self.local)
-
-    def assemble(self, pieces: Array, short: int, long: int) -> Array:
-        """`[…, devices, size]` → `[…, short, long]`."""
-        lead = pieces.shape[:-2]
-        split = pieces.reshape(*lead, *self.counts, *self.local)
-        return split.transpose(self._order(len(lead))).reshape(*lead, short, long)
-
-    def cut(self, matrices: Array) -> Array:
-        """`[…, short, long]` → `[…, devices, size]`; the inverse of `assemble`."""
-        lead = matrices.shape[:-2]
-        order = self._order(len(lead))
-        sizes = (*lead, *self.counts, *self.local)
-        split = matrices.reshape(tuple(sizes[axis] for axis in order))
-        inverse = sorted(range(len(order)), key=order.__getitem__)
-        return split.transpose(inverse).reshape(*lead, self.devices, self.size)
-
-    def _order(self, lead: int) -> tuple[int, ...]:
-        """Places each mesh axis right before the leaf axis that it cuts."""
-        order = list(range(lead))
-        for position, names in enumerate(self.owners):
-            order += [lead + self.names.index(name) for name in names]
-            order.append(lead + len(self.names) + position)
-        return tuple(order)
+    kernel: Kernel
+    inputs: int
+    outputs: int
+    exchange: Exchange
+    placement: Placement
 
 
-def pieces_of(group: Group, mesh: AnyMesh) -> Pieces:
-    """The cut that the sharding of the group's members implies."""
-    first = group.members[0]
-
-    def local(side: Side) -> list[int]:
-        return [
-            first.view.shape[axis] // math.prod(mesh.shape[name] for name in names)
-            for axis, names in zip(side.axes, side.mesh_axes, strict=True)
-        ]
-
-    return Pieces(
-        group.exchange_axes,
-        tuple(mesh.shape[name] for name in group.exchange_axes),
-        (*local(first.short), *local(first.long)),
-        (*first.short.mesh_axes, *first.long.mesh_axes),
-    )
-
-
-def apply_at_owners(
-    apply: Callable[[Any, Any], tuple[Any, Any]],
-    group: Group,
-    mesh: AnyMesh,
-    stacks: Sequence[Array],
-    carried: Sequence[Array],
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """`apply` on whole matrices at their owners.
+def apply_at_owners(job: Job, stacks: Stacks, carried: Stacks) -> tuple[Stacks, Stacks]:
+    """The kernel on whole matrices at their owners.
 
     Args:
-        apply: stacks `[slots, short, long]` and carried `[slots, …]` → the same.
-        group: the matrices.
-        mesh: the mesh of the enclosing `shard_map`.
-        stacks: pieces `[count, short_local, long_local]`, one array per input tree.
-        carried: `[count, …]`, the same on all devices of the exchange.
+        job: kernel, groups, owners and mesh of the enclosing `shard_map`.
+        stacks: pieces `[count, size]`, one array per input tree.
+        carried: arrays `[count, …]`, the same on all owners.
 
     Returns:
-        Pieces and carried arrays in the form in which they came.
+        Pieces of the results, one array per output tree, and carried arrays as before.
     """
-    pieces, names = pieces_of(group, mesh), group.exchange_axes
-    count, devices = stacks[0].shape[0], pieces.devices
-    slots = -(-count // devices)
+    exchange, deal = job.exchange, job.exchange.deal
+    shards, replicas = exchange.shard_axes, exchange.replica_axes
+    devices = math.prod(job.placement.mesh.shape[name] for name in shards)
+    wires = [job.placement.wire_dtype(x.dtype) for x in stacks[0]]
+    joint = jnp.result_type(*wires)
 
-    def pad(x: Array) -> Array:
-        widths = [(0, slots * devices - count)] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, widths)
+    sent = deal.pack([_columns(group, joint) for group in stacks])
+    first = device_index(replicas) * devices
+    mine = jax.lax.dynamic_slice_in_dim(sent, first, devices)
+    received = all_to_all(mine, shards)
 
-    flat = [pad(x.reshape(count, pieces.size)) for x in stacks]
-    sent = jnp.concatenate(flat, axis=1)
-    received = jax.lax.all_to_all(sent, names, 0, 1, tiled=True)
-    received = received.reshape(slots, devices, len(stacks), pieces.size)
-    whole = pieces.assemble(jnp.moveaxis(received, 2, 0), group.short, group.long)
+    branches = [
+        functools.partial(_compute_class, job, which, wires[0])
+        for which in range(len(deal.classes))
+    ]
+    owner = jnp.asarray(first + device_index(shards))
+    if len(branches) == 1:
+        results, numbers = branches[0](received, carried, owner)
+    else:
+        firsts = jnp.asarray([c.first for c in deal.classes[1:]])
+        which = jnp.sum(owner >= firsts)
+        results, numbers = jax.lax.switch(which, branches, received, carried, owner)
 
-    first = jax.lax.axis_index(names) * slots
-    own = [jax.lax.dynamic_slice_in_dim(pad(c), first, slots) for c in carried]
-    results, numbers = apply(tuple(whole), tuple(own))
+    outs: Stacks = [() for _ in stacks]
+    if job.outputs:
+        back = all_gather(all_to_all(results, shards), replicas)
+        sizes = [group[0].shape[1:] for group in stacks]
+        outs = _uncolumns(
+            deal.unpack(back, [job.outputs * size for (size,) in sizes]),
+            [(size,) * job.outputs for size in sizes],
+        )
+    if not any(carried):
+        return outs, carried
+    everyone = all_gather(numbers[None], (*replicas, *shards))
+    shapes = [tuple(c.shape[1:] for c in group) for group in carried]
+    return outs, _uncolumns(deal.unpack(everyone, _widths(shapes)), shapes)
 
-    wire = jnp.result_type(sent, *numbers)
-    back = [pieces.cut(y).astype(wire) for y in results]
-    for c in numbers:
-        flat_numbers = c.reshape(slots, 1, -1).astype(wire)
-        shape = (slots, devices, flat_numbers.shape[-1])
-        back.append(jnp.broadcast_to(flat_numbers, shape))
-    if not back:
-        return (), ()
-    returned = jax.lax.all_to_all(
-        jnp.concatenate(back, axis=2), names, 1, 0, tiled=True
+
+def _compute_class(
+    job: Job, which: int, wire: Any, received: Array, carried: Stacks, owner: Array
+) -> tuple[Array, Array]:
+    """What an owner of class `which` makes of its buffer `[senders, width]`.
+
+    Returns:
+        Results `[senders, width]` in dtype `wire`, and one row of numbers.
+    """
+    deal, groups = job.exchange.deal, job.exchange.groups
+    own = deal.classes[which]
+    results, numbers, offset = [], [], 0
+    shapes = [tuple(c.shape[1:] for c in group) for group in carried]
+    dtype = jnp.result_type(*(c for group in carried for c in group), jnp.float32)
+    for index, (group, count) in enumerate(zip(groups, own.counts, strict=True)):
+        if count == 0:
+            continue
+        start = deal.start(which, index) + (owner - own.first) * count
+        mine = tuple(
+            jax.lax.dynamic_slice_in_dim(c, start, count) for c in carried[index]
+        )
+        ys, cs = _compute_group(job, group, received, offset, start, (count, mine))
+        results.append(jnp.moveaxis(ys.astype(wire), 1, 0).reshape(len(received), -1))
+        numbers.append(_columns(cs, dtype).reshape(-1) if cs else jnp.zeros(0, dtype))
+        offset += count * _cuts(job, group)[0][0].size * job.inputs
+    sizes = [job.outputs * _cuts(job, group)[0][0].size for group in groups]
+    return (
+        _filled(results, deal.width(sizes), (len(received),), wire),
+        _filled(numbers, deal.width(_widths(shapes)), (), dtype),
     )
-    columns = returned[:count, 0]
-    sizes = [b.shape[-1] for b in back]
-    parts = jnp.split(columns, list(itertools.accumulate(sizes[:-1])), axis=1)
-    first_stack = stacks[0]
-    outs = tuple(
-        part.reshape(first_stack.shape).astype(first_stack.dtype)
-        for part in parts[: len(results)]
+
+
+def _compute_group(
+    job: Job,
+    group: Group,
+    received: Array,
+    offset: int,
+    start: Array,
+    own: tuple[int, tuple[Array, ...]],
+) -> tuple[Array, tuple[Array, ...]]:
+    """The kernel on the `count` matrices of a group from `offset` in the buffer on.
+
+    Returns:
+        Pieces `[count, senders, outputs · size]` and carried arrays `[count, …]`.
+    """
+    cuts, which_cut = _cuts(job, group)
+    size, senders, count = cuts[0].size, len(received), own[0]
+
+    def by_cut(index: Array, functions: Sequence[Any], x: Array) -> Array:
+        if len(functions) == 1:
+            return functions[0](x)
+        return jax.lax.switch(jnp.asarray(which_cut)[start + index], functions, x)
+
+    def one(arguments: Any) -> Any:
+        index, numbers = arguments
+        width = job.inputs * size
+        piece = jax.lax.dynamic_slice_in_dim(
+            received, offset + index * width, width, axis=1
+        )
+        pieces = jnp.moveaxis(piece.reshape(senders, job.inputs, size), 1, 0)
+        assemble = [lambda p, c=c: c.assemble(p, group.short, group.long) for c in cuts]
+        matrices = tuple(by_cut(index, assemble, pieces))
+        ys, new = apply_kernel(job.kernel, matrices, numbers, job.outputs, group.dtypes)
+        if not ys:
+            return jnp.zeros((senders, 0), group.dtypes[0]), new
+        back = by_cut(index, [c.cut for c in cuts], jnp.stack(ys))
+        return jnp.moveaxis(back, 1, 0).reshape(senders, job.outputs * size), new
+
+    itemsize = jnp.dtype(group.dtypes[-1]).itemsize
+    return over_stack(
+        one, (jnp.arange(count), own[1]), group.short * group.long * itemsize
     )
-    numbers_out = tuple(
-        part.reshape(c.shape).astype(c.dtype)
-        for part, c in zip(parts[len(results) :], carried, strict=True)
-    )
-    return outs, numbers_out
+
+
+def _cuts(job: Job, group: Group) -> tuple[list[Pieces], list[int]]:
+    """The different cuts of a group, and which of them each of its matrices has."""
+    mesh, names = job.placement.mesh, job.exchange.shard_axes
+    of_members = [pieces_of(member, names, mesh) for member in group.members]
+    different = list(dict.fromkeys(of_members))
+    which = [
+        [different.index(pieces)] * member.count
+        for pieces, member in zip(of_members, group.members, strict=True)
+    ]
+    return different, list(itertools.chain.from_iterable(which))
+
+
+def _columns(arrays: Sequence[Array], dtype: Any) -> Array:
+    """Arrays `[count, …]` side by side, `[count, width]`."""
+    flat = [x.reshape(len(x), -1).astype(dtype) for x in arrays]
+    return jnp.concatenate(flat, axis=1)
+
+
+def _uncolumns(
+    stacks: Sequence[Array], shapes: Sequence[Sequence[tuple[int, ...]]]
+) -> Stacks:
+    """The inverse of `_columns`, for each group."""
+    groups: Stacks = []
+    for stack, group in zip(stacks, shapes, strict=True):
+        ends = itertools.accumulate(math.prod(shape) for shape in group)
+        parts = jnp.split(stack, list(ends)[:-1], axis=1) if group else []
+        groups.append(
+            tuple(p.reshape(-1, *s) for p, s in zip(parts, group, strict=True))
+        )
+    return groups
+
+
+def _widths(shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[int]:
+    return [sum(math.prod(shape) for shape in group) for group in shapes]
+
+
+def _filled(
+    parts: Sequence[Array], width: int, lead: tuple[int, ...], dtype: Any
+) -> Array:
+    """`parts` joined along the last axis, with zeros up to `width`."""
+    joined = jnp.concatenate([*parts, jnp.zeros((*lead, 0), dtype)], axis=-1)
+    return jnp.pad(joined, [(0, 0)] * len(lead) + [(0, width - joined.shape[-1])])

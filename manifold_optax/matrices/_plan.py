@@ -1,4 +1,4 @@
-"""Which matrices share a stack, and where each stack is computed.
+"""What a plan is: which matrices share a stack, and where each stack is computed.
 
 A plan is made of static facts alone (shapes, dtypes, partition specs, a mesh), so it
 can be printed and tested without a device.
@@ -6,30 +6,46 @@ can be printed and tested without a device.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
-import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from manifold_optax._checks import require_one_of
-from manifold_optax.matrices._view import block_spec, View
+from manifold_optax.matrices._deal import Deal
+from manifold_optax.matrices._view import View
 
 AnyMesh: TypeAlias = Mesh | AbstractMesh
-Recipe: TypeAlias = Literal["local", "owned", "split"]
+Recipe: TypeAlias = Literal["local", "owned", "split", "cooperative"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Which device computes which matrix; made by `mo.sharding.owned` and `split`."""
+    """Which device computes which matrix; made by the functions of `mo.sharding`."""
 
-    recipe: Recipe
+    recipe: Literal["owned", "split", "auto"]
     mesh: AnyMesh
     specs: Mapping[str, PartitionSpec] | None = None
+    wire: Any = None
+    """Dtype in which matrices travel where it is narrower than theirs."""
+    replicas: Literal["share", "repeat"] = "share"
+    """Whether devices that hold the same matrices share the work on them."""
 
     def __post_init__(self) -> None:
-        """Checks the recipe."""
-        require_one_of("recipe", self.recipe, ("owned", "split"))
+        """Checks the choices."""
+        require_one_of("recipe", self.recipe, ("owned", "split", "auto"))
+        require_one_of("replicas", self.replicas, ("share", "repeat"))
+        if self.wire is not None and not jnp.issubdtype(self.wire, jnp.floating):
+            raise ValueError(
+                f"wire must be a floating dtype, e.g. jnp.bfloat16, got {self.wire!r}."
+            )
+
+    def wire_dtype(self, dtype: Any) -> Any:
+        """In which dtype matrices of `dtype` travel."""
+        if self.wire is None or jnp.finfo(self.wire).bits >= jnp.finfo(dtype).bits:
+            return jnp.dtype(dtype)
+        return jnp.dtype(self.wire)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +74,41 @@ class Member:
     short: Side
     long: Side
     spec: PartitionSpec
+    batch_names: tuple[str, ...]
+    """Mesh axes that shard its batch axes."""
+    count: int
+    """Matrices of the block that one device holds, or holds pieces of."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Matrices of one shape, dtype and layout: one stack, one compiled kernel."""
+    """Matrices that share a stack and a compiled kernel."""
 
     short: int
     long: int
-    dtype: Any
+    dtypes: tuple[str, ...]
+    """Of the leaves of each input tree, then that in which the kernel computes."""
     recipe: Recipe
-    exchange_axes: tuple[str, ...]
+    shard_axes: tuple[str, ...]
+    """Mesh axes that cut the matrices, in the order of the mesh."""
+    replica_axes: tuple[str, ...]
+    """Mesh axes along which every device holds the same."""
     members: tuple[Member, ...]
+
+    @property
+    def count(self) -> int:
+        """Matrices that one device holds, or holds pieces of."""
+        return sum(member.count for member in self.members)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """Owned groups that travel together, and who owns how many of each."""
+
+    groups: tuple[Group, ...]
+    deal: Deal
+    shard_axes: tuple[str, ...]
+    replica_axes: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,149 +116,25 @@ class Plan:
     """All groups of a tree; `str(plan)` is a table."""
 
     groups: tuple[Group, ...]
-    mesh: AnyMesh | None
+    """The groups that no exchange moves."""
+    exchanges: tuple[Exchange, ...]
+    placement: Placement | None
     known: bool
     """False where an automatically sharded program is left to the compiler."""
+    table: str
+
+    @property
+    def members(self) -> dict[int, Member]:
+        """Where each block went."""
+        owned = (group for exchange in self.exchanges for group in exchange.groups)
+        return {m.index: m for group in (*self.groups, *owned) for m in group.members}
+
+    @property
+    def communicates(self) -> bool:
+        """Whether anything is sharded or exchanged, so that `shard_map` is needed."""
+        specs = (member.spec for member in self.members.values())
+        return bool(self.exchanges) or any(e is not None for s in specs for e in s)
 
     def __str__(self) -> str:
-        """One line per stack: shape, dtype, number of matrices, recipe, leaves."""
-        lines = []
-        for group in self.groups:
-            count = sum(math.prod(m.view.batch_shape) for m in group.members)
-            names = ", ".join(dict.fromkeys(m.view.path for m in group.members))
-            where = group.recipe if self.known else "unknown"
-            if group.exchange_axes:
-                where += f" over {', '.join(group.exchange_axes)}"
-            lines.append(
-                f"{group.long} × {group.short} {group.dtype}: {count} matrices, "
-                f"{where}: {names}"
-            )
-        return "\n".join(lines)
-
-
-def make_plan(
-    blocks: Sequence[tuple[View, Any, PartitionSpec | None]],
-    *,
-    transposable: bool,
-    turn_squares: bool,
-    placement: Placement | None,
-) -> Plan:
-    """Groups the blocks of all leaves.
-
-    Args:
-        blocks: view, compute dtype and partition spec of each block; the spec is `None`
-            where it is not known.
-        transposable: whether both orientations of a matrix share a stack.
-        turn_squares: whether a square matrix may be transposed so that the side that
-            is split is the long one; not where a vector of the short side is carried,
-            which would change its meaning with the placement.
-        placement: recipe and mesh; `None`: everything local.
-
-    Raises:
-        ValueError: for a sharding that the placement does not cover, naming the leaf.
-    """
-    mesh = None if placement is None else placement.mesh
-    grouped: dict[tuple[Any, ...], list[Member]] = {}
-    for index, (view, dtype, spec) in enumerate(blocks):
-        padded = PartitionSpec(*block_spec(view, spec or PartitionSpec()))
-        turn = turn_squares and placement is not None and placement.recipe == "split"
-        short, long = _sides(view, padded, transposable, turn)
-        member = Member(index, view, short, long, padded)
-        recipe, names = _recipe(member, placement)
-        layout = _layout(member) if recipe == "owned" else ()
-        sizes = (short.size(view), long.size(view))
-        key = (*sizes, str(dtype), recipe, names, layout)
-        grouped.setdefault(key, []).append(member)
-    groups = tuple(
-        Group(short, long, dtype, recipe, names, tuple(members))
-        for (short, long, dtype, recipe, names, _), members in grouped.items()
-    )
-    return Plan(groups, mesh, all(spec is not None for _, _, spec in blocks))
-
-
-def _sides(
-    view: View, spec: PartitionSpec, transposable: bool, turn_squares: bool
-) -> tuple[Side, Side]:
-    """Short and long side; the fan-in is `short` when square or not transposable."""
-
-    def side(axes: tuple[int, ...]) -> Side:
-        return Side(axes, tuple(_names(spec[axis]) for axis in axes))
-
-    inner, outer = side(view.in_axes), side(view.out_axes)
-    if not transposable or view.fan_in < view.fan_out:
-        return inner, outer
-    if view.fan_in > view.fan_out:
-        return outer, inner
-    return (outer, inner) if turn_squares and inner.names else (inner, outer)
-
-
-def _recipe(
-    member: Member, placement: Placement | None
-) -> tuple[Recipe, tuple[str, ...]]:
-    sharded = member.short.names + member.long.names
-    if placement is None:
-        return "local", ()
-    path, spec = member.view.path, member.spec
-    if PartitionSpec.UNCONSTRAINED in spec:
-        raise ValueError(
-            f"The leaf {path!r} has spec {spec}; no placement covers an unconstrained "
-            "axis. Give the axes that shard it, or None."
-        )
-    _check_fits(member, placement.mesh)
-    if member.view.window is not None and spec[member.view.window[0]] is not None:
-        raise ValueError(
-            f"The leaf {path!r} with spec {spec} is sharded along the axis on which it "
-            "is split into blocks; no placement covers that. Shard another axis."
-        )
-    if not sharded:
-        return "local", ()
-    if placement.recipe == "split" and member.short.names:
-        raise ValueError(
-            f"The leaf {path!r} of shape {member.view.shape} with spec {spec} is "
-            "sharded along its short side, which sharding.split does not cover. Use "
-            "sharding.owned, or shard the long side."
-        )
-    mesh = placement.mesh
-    ordered = tuple(name for name in mesh.axis_names if name in sharded)
-    return placement.recipe, ordered
-
-
-def _check_fits(member: Member, mesh: AnyMesh) -> None:
-    """Raises ValueError for unknown mesh axes and for parts of unequal size."""
-    path, spec, shape = member.view.path, member.spec, member.view.shape
-    for size, names in zip(shape, map(_names, spec), strict=True):
-        unknown = [name for name in names if name not in mesh.axis_names]
-        if unknown:
-            raise ValueError(
-                f"The leaf {path!r} with spec {spec} names the mesh axes {unknown}, "
-                f"but the mesh of the placement has {mesh.axis_names}."
-            )
-        if size % math.prod(mesh.shape[name] for name in names):
-            raise ValueError(
-                f"The leaf {path!r} of shape {shape} with spec {spec} cannot be cut "
-                f"into equal parts on the mesh {dict(mesh.shape)}; pad it, or leave "
-                "the axis unsharded."
-            )
-
-
-def _layout(member: Member) -> tuple[Any, ...]:
-    """What the assembly of a matrix from its shards depends on."""
-    return tuple(
-        (tuple(member.view.shape[axis] for axis in side.axes), side.mesh_axes)
-        for side in (member.short, member.long)
-    )
-
-
-def _names(entry: Any) -> tuple[str, ...]:
-    if entry is None or entry is PartitionSpec.UNCONSTRAINED:
-        return ()
-    return (entry,) if isinstance(entry, str) else tuple(entry)
-
-
-def explicit_placement(leaves: Sequence[Any]) -> Placement | None:
-    """`owned` over the mesh of the first leaf that carries an Explicit mesh, if any."""
-    for leaf in leaves:
-        mesh = jax.typeof(leaf).sharding.mesh
-        if any(kind == jax.sharding.AxisType.Explicit for kind in mesh.axis_types):
-            return Placement("owned", mesh)
-    return None
+        """One line per stack: shape, recipe, FLOPs and bytes per device, leaves."""
+        return self.table

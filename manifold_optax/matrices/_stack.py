@@ -1,7 +1,7 @@
 """From blocks of leaves to stacks of matrices, the kernel on each, and back."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,15 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from manifold_optax._typing import AxisName, Kernel
-from manifold_optax.matrices._exchange import apply_at_owners
-from manifold_optax.matrices._plan import Group, Member, Plan
-
-_CHUNK_BYTES = 1 << 28
-"""Bound of the working memory of one batched call on an accelerator, 256 MiB."""
-
-_KERNEL_COPIES = 8
-"""Matrices of working memory that a kernel is assumed to need per matrix."""
+from manifold_optax._typing import Kernel
+from manifold_optax.matrices._exchange import apply_at_owners, Job
+from manifold_optax.matrices._kernel import apply_kernel, over_stack
+from manifold_optax.matrices._plan import Exchange, Group, Member, Plan
+from manifold_optax.matrices._split import apply_split
 
 
 class Operands(NamedTuple):
@@ -31,36 +27,36 @@ def run(
     kernel: Kernel, plan: Plan, blocks: Sequence[Operands], outputs: int
 ) -> list[Operands]:
     """Results of all blocks, in their order and layout."""
-    members = {m.index: m for group in plan.groups for m in group.members}
-    specs = [members[index].spec for index in range(len(blocks))]
 
     def body(blocks: list[Operands]) -> list[Operands]:
         results: dict[int, Operands] = {}
         for group in plan.groups:
             results.update(_run_group(kernel, group, plan, blocks, outputs))
+        for exchange in plan.exchanges:
+            results.update(_run_exchange(kernel, exchange, plan, blocks, outputs))
         return [results[index] for index in range(len(blocks))]
 
-    if all(entry is None for spec in specs for entry in spec):
+    if not plan.communicates:
         return body(list(blocks))
+    assert plan.placement is not None
+    members = plan.members
 
     def specs_like(count: int, index: int) -> Operands:
-        batch = members[index].view.batch_axes
-        numbers = PartitionSpec(*(specs[index][axis] for axis in batch))
-        return Operands(
-            (specs[index],) * count, (numbers,) * len(blocks[index].carried)
-        )
+        member = members[index]
+        numbers = PartitionSpec(*(member.spec[axis] for axis in member.view.batch_axes))
+        return Operands((member.spec,) * count, (numbers,) * len(blocks[index].carried))
 
     sharded = jax.shard_map(
         body,
-        mesh=plan.mesh,
+        mesh=plan.placement.mesh,
         in_specs=([specs_like(len(b.matrices), i) for i, b in enumerate(blocks)],),
         out_specs=[specs_like(outputs, i) for i in range(len(blocks))],
         check_vma=False,
     )
     there = [specs_like(0, i).carried for i in range(len(blocks))]
     back = [tuple(jax.typeof(c).sharding.spec for c in b.carried) for b in blocks]
-    results = sharded(_place(blocks, there, plan.mesh))
-    return _place(results, back, plan.mesh)
+    results = sharded(_place(blocks, there, plan.placement.mesh))
+    return _place(results, back, plan.placement.mesh)
 
 
 def _place(
@@ -68,8 +64,8 @@ def _place(
 ) -> list[Operands]:
     """`blocks` with their carried arrays laid out by `specs`, on Explicit meshes.
 
-    They come as `init` made them, most often replicated, and leave so again, so that a
-    state has one layout. On Auto meshes the compiler does this.
+    They leave in the layout in which they came, so that a state has one layout. On
+    Auto meshes the compiler does this.
     """
     if AxisType.Explicit not in mesh.axis_types:
         return list(blocks)
@@ -87,29 +83,79 @@ def _place(
 def _run_group(
     kernel: Kernel, group: Group, plan: Plan, blocks: Sequence[Operands], outputs: int
 ) -> dict[int, Operands]:
-    own = [blocks[member.index] for member in group.members]
-    pairs = list(zip(group.members, own, strict=True))
-    matrices = [tuple(_to_stack(m, x) for x in b.matrices) for m, b in pairs]
-    carried = [tuple(_flat_batch(m, c) for c in b.carried) for m, b in pairs]
-    stacks, numbers = _concatenate(matrices), _concatenate(carried)
-    axis_name = group.exchange_axes if group.recipe == "split" else None
-
-    def apply(stacks: Any, numbers: Any) -> Any:
-        return _apply(kernel, stacks, numbers, axis_name, outputs)
-
-    if group.recipe == "owned" and plan.mesh is not None:
-        ys, cs = apply_at_owners(apply, group, plan.mesh, stacks, numbers)
+    """A group that no exchange moves."""
+    stacks, carried = _stacked(group, blocks, _to_stack)
+    if group.recipe == "local":
+        bytes_each = group.short * group.long * jnp.dtype(group.dtypes[-1]).itemsize
+        ys, cs = over_stack(
+            lambda x: apply_kernel(kernel, x[0], x[1], outputs, group.dtypes),
+            (stacks, carried),
+            bytes_each,
+        )
     else:
-        ys, cs = apply(stacks, numbers)
+        assert plan.placement is not None
+        ys, cs = apply_split(kernel, group, plan.placement, stacks, carried, outputs)
+    return _unstacked(group, blocks, ys, cs, _permutation)
 
+
+def _run_exchange(
+    kernel: Kernel,
+    exchange: Exchange,
+    plan: Plan,
+    blocks: Sequence[Operands],
+    outputs: int,
+) -> dict[int, Operands]:
+    """The groups of an exchange, which travel together."""
+    assert plan.placement is not None
+    stacked = [_stacked(group, blocks, _to_pieces) for group in exchange.groups]
+    inputs = len(stacked[0][0])
+    ys, cs = apply_at_owners(
+        Job(kernel, inputs, outputs, exchange, plan.placement),
+        [matrices for matrices, _ in stacked],
+        [carried for _, carried in stacked],
+    )
+    results: dict[int, Operands] = {}
+    for group, y, c in zip(exchange.groups, ys, cs, strict=True):
+        results.update(_unstacked(group, blocks, y, c, _natural_order))
+    return results
+
+
+def _stacked(
+    group: Group, blocks: Sequence[Operands], to_rows: Callable[[Member, Any], Array]
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """One array per input tree and per carried tree, over all matrices of a group."""
+    own = [(member, blocks[member.index]) for member in group.members]
+    matrices = [tuple(to_rows(m, x) for x in block.matrices) for m, block in own]
+    carried = [tuple(_flat_batch(m, c) for c in block.carried) for m, block in own]
+
+    def join(parts: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
+        return tuple(jnp.concatenate(column) for column in zip(*parts, strict=True))
+
+    return join(matrices), join(carried)
+
+
+def _unstacked(
+    group: Group,
+    blocks: Sequence[Operands],
+    ys: Sequence[Array],
+    cs: Sequence[Array],
+    order: Callable[[Member], tuple[int, ...]],
+) -> dict[int, Operands]:
+    """The blocks of a group from its stacks, whose axes stand in `order`."""
     results, start = {}, 0
-    for member, block in pairs:
-        shape = block.matrices[0].shape
-        stop = start + math.prod(shape[axis] for axis in member.view.batch_axes)
+    for member in group.members:
+        block, stop = blocks[member.index], start + member.count
+        like = block.matrices[0]
+        axes = order(member)
+        inverse = sorted(range(len(axes)), key=axes.__getitem__)
+        sizes = tuple(like.shape[axis] for axis in axes)
         results[member.index] = Operands(
-            tuple(_from_stack(member, y[start:stop], shape) for y in ys),
             tuple(
-                c[start:stop].reshape(old.shape)
+                y[start:stop].reshape(sizes).transpose(inverse).astype(like.dtype)
+                for y in ys
+            ),
+            tuple(
+                c[start:stop].reshape(old.shape).astype(old.dtype)
                 for c, old in zip(cs, block.carried, strict=True)
             ),
         )
@@ -117,47 +163,12 @@ def _run_group(
     return results
 
 
-def _apply(
-    kernel: Kernel, stacks: Any, numbers: Any, axis_name: AxisName, outputs: int
-) -> Any:
-    """`kernel` on each matrix of the stacks `[count, short, long]`.
-
-    Stacks keep the long side last in memory (Gram products are then row times row) and
-    are handed to the kernel transposed.
-    """
-
-    def one(arguments: Any) -> Any:
-        xs, carried = arguments
-        ys, new = kernel(*(x.mT for x in xs), *carried, axis_name=axis_name)
-        if len(ys) != outputs or len(new) != len(carried):
-            raise ValueError(
-                f"The kernel must return {outputs} matrices and {len(carried)} carried "
-                f"arrays, got {len(ys)} and {len(new)}."
-            )
-        cast = tuple(n.astype(c.dtype) for n, c in zip(new, carried, strict=True))
-        return tuple(y.mT for y in ys), cast
-
-    count, short, long = stacks[0].shape
-    if count == 1:
-        first = jax.tree.map(lambda x: x[0], (stacks, numbers))
-        return jax.tree.map(lambda x: x[None], one(first))
-    if jax.default_backend() == "cpu":
-        # One matrix at a time stays in the cache: faster than a batched product.
-        return jax.lax.map(one, (stacks, numbers))
-    bytes_each = _KERNEL_COPIES * short * long * stacks[0].dtype.itemsize
-    chunk = max(1, min(count, _CHUNK_BYTES // bytes_each))
-    if chunk == count:
-        return jax.vmap(one)((stacks, numbers))
-    return jax.lax.map(one, (stacks, numbers), batch_size=chunk)
-
-
-def _concatenate(parts: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
-    """One stack per tree, of the parts of all members."""
-    return tuple(jnp.concatenate(column) for column in zip(*parts, strict=True))
-
-
 def _permutation(member: Member) -> tuple[int, ...]:
     return (*member.view.batch_axes, *member.short.axes, *member.long.axes)
+
+
+def _natural_order(member: Member) -> tuple[int, ...]:
+    return (*member.view.batch_axes, *sorted((*member.short.axes, *member.long.axes)))
 
 
 def _to_stack(member: Member, x: Array) -> Array:
@@ -167,10 +178,9 @@ def _to_stack(member: Member, x: Array) -> Array:
     return x.transpose(_permutation(member)).reshape(-1, short, long)
 
 
-def _from_stack(member: Member, x: Array, shape: tuple[int, ...]) -> Array:
-    order = _permutation(member)
-    inverse = sorted(range(len(order)), key=order.__getitem__)
-    return x.reshape(tuple(shape[axis] for axis in order)).transpose(inverse)
+def _to_pieces(member: Member, x: Array) -> Array:
+    """Block → `[count, size]`, each piece in the leaf's own order of axes."""
+    return x.transpose(_natural_order(member)).reshape(member.count, -1)
 
 
 def _flat_batch(member: Member, x: Array) -> Array:

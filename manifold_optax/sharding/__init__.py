@@ -3,10 +3,33 @@
 A placement is an argument of the transformations that work on matrices. On meshes with
 Explicit axes (the default of `jax.make_mesh`) none is needed: the layout is read from
 the arrays, and sharded matrices are `owned`. On meshes with Auto axes the layout is not
-visible inside `jit`; give it as `specs`, or leave the program to the compiler.
+visible inside `jit`; give it as `specs`, or leave the program to the compiler. `auto`
+takes for each stack the cheaper one of `owned` and `split`.
+
+`state_shardings` lays the state of an optimizer out as its parameters are. What a
+compiled program does with all this is read by `collectives` and `dot_flops`.
 """
 
 from manifold_optax.matrices import Placement
-from manifold_optax.sharding._placements import owned, split
+from manifold_optax.sharding._collectives import (
+    Collectives,
+    collectives,
+    dot_flops,
+    Kind,
+    Traffic,
+)
+from manifold_optax.sharding._placements import auto, owned, split
+from manifold_optax.sharding._states import state_shardings
 
-__all__ = ("Placement", "owned", "split")
+__all__ = (
+    "Collectives",
+    "Kind",
+    "Placement",
+    "Traffic",
+    "auto",
+    "collectives",
+    "dot_flops",
+    "owned",
+    "split",
+    "state_shardings",
+)

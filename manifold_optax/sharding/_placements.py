@@ -1,6 +1,6 @@
 """The placements, made from a mesh and partition specs."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -9,10 +9,18 @@ from manifold_optax._typing import ArrayTree
 from manifold_optax.matrices import leaf_path, Placement
 
 
-def owned(mesh: Mesh | AbstractMesh, specs: ArrayTree = None) -> Placement:
-    """Every matrix is computed whole on one device: two all-to-alls per stack.
+def owned(
+    mesh: Mesh | AbstractMesh,
+    specs: ArrayTree = None,
+    *,
+    wire: Any = None,
+    replicas: Literal["share", "repeat"] = "share",
+) -> Placement:
+    """Every matrix is computed whole on one device, its owner.
 
-    Batch axes stay where they are. A matrix that no mesh axis cuts is computed where it
+    All stacks travel together: one all-to-all to the owners and one back. Owners are
+    dealt by cost, so that devices compute equally much where there are enough
+    matrices. What is sharded along batch axes alone (experts) is computed where it
     lies, without communication.
 
     Args:
@@ -20,35 +28,87 @@ def owned(mesh: Mesh | AbstractMesh, specs: ArrayTree = None) -> Placement:
         specs: `PartitionSpec` (or `NamedSharding`) of every matrix, as a tree like the
             parameters or a dictionary by path; looked up by path. `None`: read from the
             arrays, which works on Explicit meshes.
+        wire: dtype in which matrices travel where it is narrower than theirs, e.g.
+            `jnp.bfloat16`: half of the bytes, for a relative error of 4e-3 in what
+            arrives (and in a retraction none: it keeps the dtype of its leaves).
+        replicas: what devices do that hold the same matrices (data parallelism).
+            `"share"`: each owns some of them, and one all-gather brings the results to
+            all. `"repeat"`: all compute everything, without that all-gather.
 
     Returns:
         A placement.
+
+    Raises:
+        ValueError, TypeError: for an unknown choice of `replicas`, a `wire` that is not
+            floating, and specs that are not.
 
     Example:
         >>> mesh = jax.make_mesh((1,), ("data",))
         >>> tx = muon(0.02, placement=owned(mesh, {"w": jax.P("data", None)}))
     """
-    return Placement("owned", mesh, _by_path(specs))
+    return Placement("owned", mesh, _by_path(specs), wire, replicas)
 
 
-def split(mesh: Mesh | AbstractMesh, specs: ArrayTree = None) -> Placement:
-    """The long side of every matrix stays sharded: all-reduces of the short side.
+def split(
+    mesh: Mesh | AbstractMesh, specs: ArrayTree = None, *, wire: Any = None
+) -> Placement:
+    """The long side of every matrix stays cut: all-reduces of the short side squared.
 
     For matrices that are much longer than the mesh is wide, and for those that are too
-    large for one device. The short side must not be sharded.
+    large for one device. Five steps of Newton–Schulz take one all-reduce. Where mesh
+    axes cut the short side, an all-to-all first moves that cut to the long side, and
+    another moves it back (the plan calls that cooperative). Devices that hold the same
+    parts repeat the work.
 
     Args:
         mesh: the mesh over which the parameters are sharded.
         specs: as for `owned`.
+        wire: as for `owned`, for those all-to-alls.
 
     Returns:
         A placement.
+
+    Raises:
+        ValueError, TypeError: as for `owned`; at update, for a long side that cannot be
+            cut into equal parts.
 
     Example:
         >>> mesh = jax.make_mesh((1,), ("data",))
         >>> tx = muon(0.02, placement=split(mesh, {"w": jax.P("data", None)}))
     """
-    return Placement("split", mesh, _by_path(specs))
+    return Placement("split", mesh, _by_path(specs), wire)
+
+
+def auto(
+    mesh: Mesh | AbstractMesh,
+    specs: ArrayTree = None,
+    *,
+    wire: Any = None,
+    replicas: Literal["share", "repeat"] = "share",
+) -> Placement:
+    """For every stack the cheaper one of `owned` and `split`.
+
+    The choice weighs FLOPs against bytes on the wire, both of which the plan prints:
+    matrices much longer than the mesh is wide are split, as are few large ones that
+    would leave most devices without work; all others are owned.
+
+    Args:
+        mesh: the mesh over which the parameters are sharded.
+        specs: as for `owned`.
+        wire: as for `owned`.
+        replicas: as for `owned`, for the stacks that are owned.
+
+    Returns:
+        A placement.
+
+    Raises:
+        ValueError, TypeError: as for `owned`.
+
+    Example:
+        >>> mesh = jax.make_mesh((1,), ("data",))
+        >>> tx = muon(0.02, placement=auto(mesh, {"w": jax.P("data", None)}))
+    """
+    return Placement("auto", mesh, _by_path(specs), wire, replicas)
 
 
 def _by_path(specs: ArrayTree) -> dict[str, PartitionSpec] | None:

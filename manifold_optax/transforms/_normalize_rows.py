@@ -77,7 +77,13 @@ def scale_by_row_rms(
         def start(path: str, leaf: Array) -> Array:
             views = views_of(leaf, path, axes)
             wide = jnp.promote_types(leaf.dtype, jnp.float32)
-            return _join(views, [jnp.zeros(_row_shape(view), wide) for view in views])
+            zeros = [jnp.zeros_like(view.block(leaf), wide) for view in views]
+            # Sums, not zeros of the right shape: so they are sharded as the rows are.
+            rows = [
+                jnp.sum(x, axis=view.in_axes, keepdims=True)
+                for x, view in zip(zeros, views, strict=True)
+            ]
+            return _join(views, rows)
 
         return RowRmsState(map_leaves(start, params))
 
@@ -121,12 +127,6 @@ def _norm(block: Array, view: View) -> Array:
     """Frobenius norm of each matrix, with the axes kept; scale-safe."""
     size = Sphere("kept").scale_of(block, view.fan_out, view.fan_in, view.matrix_axes)
     return jnp.asarray(size)
-
-
-def _row_shape(view: View) -> tuple[int, ...]:
-    return tuple(
-        1 if axis in view.in_axes else size for axis, size in enumerate(view.shape)
-    )
 
 
 def _rows_of(average: Array, view: View, position: int) -> Array:

@@ -1,5 +1,6 @@
 """Retractions: updates that land on a manifold; and the projection of whole trees."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -103,7 +104,8 @@ def retract(
             The links before this one do not know of it; give them `Euclidean()`
             directions (as `muon` has). `None`: factor 1.
         axes: which axes of a leaf are the matrix; all others are batch axes.
-        placement: which device computes which matrix; `None`: see `map_matrices`.
+        placement: which device computes which matrix; `None`: see `map_matrices`. Its
+            `wire` does not narrow a retraction.
 
     Returns:
         A transformation that needs `params`; without state, or with `RetractState`
@@ -131,6 +133,9 @@ def retract(
     as a hard form of weight decay ("post-clip"): J. Su, kexue.fm 11729 (2026).
     """
     _check_times(manifold, every, size)
+    if placement is not None:
+        # Rounded on the wire, a point would be off its manifold by that rounding.
+        placement = dataclasses.replace(placement, wire=None)
     timed = every > 1 or size is not None
 
     def land(updates: ArrayTree, params: ArrayTree, count: Any) -> ArrayTree:

@@ -1,0 +1,96 @@
+"""What a placement costs: floating-point operations and bytes per device.
+
+Both are counted for five steps of Newton–Schulz with one input and one output, as the
+measure by which owners are balanced and recipes compared; other kernels differ by a
+factor that depends little on the shape.
+"""
+
+import math
+from collections.abc import Sequence
+
+from manifold_optax.matrices._plan import AnyMesh, Exchange, Group, Placement
+
+_FLOPS_PER_BYTE = 2000
+"""Operations that a device does while it sends one byte.
+
+About 400 TFLOP/s of real products against 200 GB/s of NVLink on an H100 or H200; a
+TPU v5p has about 4600 (459 TFLOP/s against 100 GB/s a link).
+"""
+
+
+def newton_schulz_flops(short: int, long: int, parts: int = 1) -> int:
+    """Of five steps on one device, which holds one of `parts` of the long side."""
+    product, square = 2 * short**2 * long, 2 * short**3
+    if parts > 1:
+        return 2 * product // parts + 17 * square
+    return min(5 * (2 * product + square), 3 * 2 * product + 11 * square)
+
+
+def whole_flops(group: Group) -> int:
+    """Of one matrix on its owner."""
+    return newton_schulz_flops(group.short, group.long)
+
+
+def split_flops(group: Group, mesh: AnyMesh) -> int:
+    """Of all matrices of a group, for one of the devices that each holds a part of."""
+    parts = _devices(group.shard_axes, mesh)
+    return group.count * newton_schulz_flops(group.short, group.long, parts=parts)
+
+
+def split_bytes(group: Group, placement: Placement) -> float:
+    """Sent by one device: the Gram matrix in float32, and the way to and fro."""
+    parts = _devices(group.shard_axes, placement.mesh)
+    reduced = 2 * (parts - 1) / parts * group.short**2 * 4
+    crossing = _devices(group.members[0].short.names, placement.mesh)
+    moved = (crossing - 1) / crossing * group.short * group.long / parts
+    sizes = _wire_sizes(group, placement)
+    return group.count * (reduced + moved * sum(sizes))
+
+
+def owned_bytes(
+    exchange: Exchange, placement: Placement, only: Group | None = None
+) -> float:
+    """Sent by one device: two all-to-alls, and the gathering over the replicas.
+
+    With padding up to the fullest owner, or for the group `only` without.
+    """
+    devices = _devices(exchange.shard_axes, placement.mesh)
+    replicas = _devices(exchange.replica_axes, placement.mesh)
+    there, back = 0.0, 0.0
+    for c in exchange.deal.classes:
+        sums = [0.0, 0.0]
+        for group, count in zip(exchange.groups, c.counts, strict=True):
+            if only is None or group is only:
+                piece = group.short * group.long / devices
+                sizes = _wire_sizes(group, placement)
+                sums[0] += count * piece * sizes[0]
+                sums[1] += count * piece * sizes[1]
+        if only is None:
+            there, back = max(there, sums[0]), max(back, sums[1])
+        else:
+            there += sums[0] * c.owners / exchange.deal.owners
+            back += sums[1] * c.owners / exchange.deal.owners
+    return (devices - 1) * (there + back) + (replicas - 1) * devices * back
+
+
+def prefers_split(
+    split: Sequence[Group], exchange: Exchange, placement: Placement
+) -> bool:
+    """Whether `split`, the same matrices as the one group of `exchange`, cost less."""
+    (group,) = exchange.groups
+    fullest = max(c.counts[0] for c in exchange.deal.classes)
+    whole = fullest * whole_flops(group)
+    whole += _FLOPS_PER_BYTE * owned_bytes(exchange, placement)
+    parts = sum(split_flops(part, placement.mesh) for part in split)
+    parts += _FLOPS_PER_BYTE * sum(split_bytes(part, placement) for part in split)
+    return parts < whole
+
+
+def _wire_sizes(group: Group, placement: Placement) -> tuple[int, int]:
+    """Bytes of an entry on its way there (all inputs) and back (one output)."""
+    sizes = [placement.wire_dtype(dtype).itemsize for dtype in group.dtypes[:-1]]
+    return max(sizes) * len(sizes), sizes[0]
+
+
+def _devices(names: Sequence[str], mesh: AnyMesh) -> int:
+    return math.prod(mesh.shape[name] for name in names)

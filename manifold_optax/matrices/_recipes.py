@@ -1,0 +1,283 @@
+"""From the blocks of a tree to a plan: who shares a stack, and its recipe.
+
+Recipes are
+
+- **local**: every device computes the matrices that it holds; no communication;
+- **owned**: each matrix is computed whole on one device, to which its pieces travel by
+  an all-to-all, and back by another; devices that hold the same matrices share them out
+  and gather the results;
+- **split**: the long side stays cut, sums over it are all-reduces of short × short;
+- **cooperative**: as split, after an all-to-all has moved the cut to the long side.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import PartitionSpec
+
+from manifold_optax.matrices import _cost
+from manifold_optax.matrices._deal import deal
+from manifold_optax.matrices._plan import (
+    AnyMesh,
+    Exchange,
+    Group,
+    Member,
+    Placement,
+    Plan,
+    Recipe,
+    Side,
+)
+from manifold_optax.matrices._table import table_of
+from manifold_optax.matrices._view import block_spec, View
+
+
+class Facts(NamedTuple):
+    """What a plan knows about a block of a leaf."""
+
+    view: View
+    dtypes: tuple[str, ...]
+    """Of its leaf in each input tree, then that in which the kernel computes."""
+    spec: PartitionSpec | None
+    """`None` where only the compiler will know it."""
+
+
+def make_plan(
+    blocks: Sequence[Facts],
+    *,
+    transposable: bool,
+    turn_squares: bool,
+    placement: Placement | None,
+) -> Plan:
+    """Groups the blocks of all leaves.
+
+    Args:
+        blocks: the blocks, in their order in the tree.
+        transposable: whether both orientations of a matrix share a stack.
+        turn_squares: whether a square matrix may be transposed so that the side that
+            is split is the long one; not where a vector of the short side is carried,
+            which would change its meaning with the placement.
+        placement: recipe and mesh; `None`: everything local.
+
+    Raises:
+        ValueError: for a sharding that the placement does not cover, naming the leaf.
+    """
+    turn = turn_squares and placement is not None and placement.recipe != "owned"
+    grouped: dict[tuple[Any, ...], list[Member]] = {}
+    for index, block in enumerate(blocks):
+        member = _member(index, block, transposable, turn, placement)
+        recipe, shards, replicas = _recipe(member, placement)
+        # A cut of the short side is moved by one all-to-all for all that share it.
+        moved = member.short if recipe == "cooperative" else ()
+        sizes = (member.short.size(block.view), member.long.size(block.view))
+        key = (*sizes, block.dtypes, recipe, shards, replicas, moved)
+        grouped.setdefault(key, []).append(member)
+    groups = [
+        Group(short, long, dtypes, recipe, shards, replicas, tuple(members))
+        for (
+            short,
+            long,
+            dtypes,
+            recipe,
+            shards,
+            replicas,
+            _,
+        ), members in grouped.items()
+    ]
+    if placement is not None and placement.recipe == "auto":
+        groups = [better for g in groups for better in _better(g, placement)]
+    exchanges = _exchanges(groups, placement)
+    rest = tuple(group for group in groups if group.recipe != "owned")
+    known = all(block.spec is not None for block in blocks)
+    table = table_of(rest, exchanges, placement, known)
+    return Plan(rest, exchanges, placement, known, table)
+
+
+def _member(
+    index: int,
+    block: Facts,
+    transposable: bool,
+    turn_squares: bool,
+    placement: Placement | None,
+) -> Member:
+    view = block.view
+    spec = PartitionSpec(*block_spec(view, block.spec or PartitionSpec()))
+    if placement is not None:
+        _check(view, spec, placement.mesh)
+    names = [_names(entry, placement) for entry in spec]
+    short, long = _sides(view, names, transposable, turn_squares)
+    batch = tuple(name for axis in view.batch_axes for name in names[axis])
+    count = math.prod(view.batch_shape) // _product(batch, placement)
+    return Member(index, view, short, long, spec, batch, count)
+
+
+def _sides(
+    view: View,
+    names: Sequence[tuple[str, ...]],
+    transposable: bool,
+    turn_squares: bool,
+) -> tuple[Side, Side]:
+    """Short and long side; the fan-in is `short` when square or not transposable."""
+
+    def side(axes: tuple[int, ...]) -> Side:
+        return Side(axes, tuple(names[axis] for axis in axes))
+
+    inner, outer = side(view.in_axes), side(view.out_axes)
+    if not transposable or view.fan_in < view.fan_out:
+        return inner, outer
+    if view.fan_in > view.fan_out:
+        return outer, inner
+    return (outer, inner) if turn_squares and inner.names else (inner, outer)
+
+
+def _recipe(
+    member: Member, placement: Placement | None
+) -> tuple[Recipe, tuple[str, ...], tuple[str, ...]]:
+    """Recipe, mesh axes that cut the matrices, mesh axes whose devices hold the same.
+
+    `auto` is `owned` here, and looked at again when the groups are known.
+    """
+    if placement is None:
+        return "local", (), ()
+    cutting = {*member.short.names, *member.long.names}
+    mesh = placement.mesh
+    shards = tuple(n for n in mesh.axis_names if n in cutting)
+    idle = tuple(
+        n
+        for n in mesh.axis_names
+        if n not in cutting and n not in member.batch_names and mesh.shape[n] > 1
+    )
+    if placement.recipe == "split" and shards:
+        recipe: Recipe = "cooperative" if member.short.names else "split"
+        _check_long_side(member, placement)
+        return recipe, shards, idle
+    if not shards and (member.batch_names or placement.recipe == "split"):
+        return "local", (), idle
+    shared = idle if placement.replicas == "share" else ()
+    if not shards and not shared:
+        return "local", (), idle
+    return "owned", shards, shared
+
+
+def _better(group: Group, placement: Placement) -> list[Group]:
+    """The group itself, or what `auto` makes of it: one or several split groups."""
+    if group.recipe != "owned" or not group.shard_axes:
+        return [group]
+    if not all(_long_side_fits(member, placement) for member in group.members):
+        return [group]
+    cuts: dict[Any, list[Member]] = {}
+    for member in group.members:
+        cuts.setdefault(member.short if member.short.names else None, []).append(member)
+    split = [
+        dataclasses.replace(
+            group,
+            recipe="cooperative" if cut else "split",
+            members=tuple(members),
+        )
+        for cut, members in cuts.items()
+    ]
+    exchange = _exchanges([group], placement)[0]
+    if _cost.prefers_split(split, exchange, placement):
+        return split
+    return [group]
+
+
+def _exchanges(
+    groups: Sequence[Group], placement: Placement | None
+) -> tuple[Exchange, ...]:
+    """Owned groups that the same devices hold travel together, by wire dtype."""
+    if placement is None:
+        return ()
+    together: dict[Any, list[Group]] = {}
+    for group in groups:
+        if group.recipe == "owned":
+            wires = tuple(placement.wire_dtype(d) for d in group.dtypes[:-1])
+            key = (group.shard_axes, group.replica_axes, wires)
+            together.setdefault(key, []).append(group)
+    return tuple(
+        Exchange(
+            tuple(same),
+            deal(
+                [group.count for group in same],
+                [_cost.whole_flops(group) for group in same],
+                _product((*shards, *replicas), placement),
+            ),
+            shards,
+            replicas,
+        )
+        for (shards, replicas, _), same in together.items()
+    )
+
+
+def _check(view: View, spec: PartitionSpec, mesh: AnyMesh) -> None:
+    """Raises ValueError for a spec that no placement covers."""
+    path, shape = view.path, view.shape
+    if PartitionSpec.UNCONSTRAINED in spec:
+        raise ValueError(
+            f"The leaf {path!r} has spec {spec}; no placement covers an unconstrained "
+            "axis. Give the axes that shard it, or None."
+        )
+    for size, entry in zip(shape, spec, strict=True):
+        names = _tuple(entry)
+        unknown = [name for name in names if name not in mesh.axis_names]
+        if unknown:
+            raise ValueError(
+                f"The leaf {path!r} with spec {spec} names the mesh axes {unknown}, "
+                f"but the mesh of the placement has {mesh.axis_names}."
+            )
+        if size % math.prod(mesh.shape[name] for name in names):
+            raise ValueError(
+                f"The leaf {path!r} of shape {shape} with spec {spec} cannot be cut "
+                f"into equal parts on the mesh {dict(mesh.shape)}; pad it, or leave "
+                "the axis unsharded."
+            )
+    if view.window is not None and spec[view.window[0]] is not None:
+        raise ValueError(
+            f"The leaf {path!r} with spec {spec} is sharded along the axis on which it "
+            "is split into blocks; no placement covers that. Shard another axis."
+        )
+
+
+def _check_long_side(member: Member, placement: Placement) -> None:
+    if not _long_side_fits(member, placement):
+        raise ValueError(
+            f"The leaf {member.view.path!r} of shape {member.view.shape} with spec "
+            f"{member.spec} has a long side of {member.long.size(member.view)}, which "
+            "sharding.split cannot cut into equal parts for all devices that cut its "
+            "short side. Use sharding.owned, or shard the long side."
+        )
+
+
+def _long_side_fits(member: Member, placement: Placement) -> bool:
+    parts = _product((*member.short.names, *member.long.names), placement)
+    return member.long.size(member.view) % parts == 0
+
+
+def _names(entry: Any, placement: Placement | None) -> tuple[str, ...]:
+    """Mesh axes of an entry of a spec, without those of size 1, which cut nothing."""
+    if placement is None:
+        return ()
+    return tuple(n for n in _tuple(entry) if placement.mesh.shape[n] > 1)
+
+
+def _tuple(entry: Any) -> tuple[str, ...]:
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _product(names: Sequence[str], placement: Placement | None) -> int:
+    if placement is None:
+        return 1
+    return math.prod(placement.mesh.shape[name] for name in names)
+
+
+def explicit_placement(leaves: Sequence[Any]) -> Placement | None:
+    """`owned` over the mesh of the first leaf that carries an Explicit mesh, if any."""
+    for leaf in leaves:
+        mesh = jax.typeof(leaf).sharding.mesh
+        if any(kind == jax.sharding.AxisType.Explicit for kind in mesh.axis_types):
+            return Placement("owned", mesh)
+    return None

@@ -1,0 +1,83 @@
+"""Dealing by cost, and the buffers of the owners."""
+
+import hypothesis
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from manifold_optax.matrices._deal import deal
+
+
+def loads(found, costs):
+    return [
+        sum(n * cost for n, cost in zip(c.counts, costs, strict=True))
+        for c in found.classes
+        for _ in range(c.owners)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "costs", "owners", "expected"),
+    [
+        # Equally many for each owner.
+        ((8, 16), (50, 30), 8, [110] * 8),
+        # Two long ones, or one and two short ones more.
+        ((12, 24), (70, 30), 8, [200] * 4 + [190] * 4),
+        # One long or two short ones.
+        ((4, 8), (60, 30), 8, [60] * 8),
+        # Fewer matrices than owners.
+        ((3,), (5,), 8, [5] * 3 + [0] * 5),
+    ],
+)
+def test_owners_have_equal_work_where_there_is_enough(counts, costs, owners, expected):
+    found = deal(counts, costs, owners)
+    assert found.owners == owners
+    assert sorted(loads(found, costs), reverse=True) == expected
+
+
+@hypothesis.given(
+    stacks=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5)), min_size=1),
+    owners=st.integers(1, 6),
+)
+@hypothesis.settings(deadline=None, max_examples=40)
+def test_the_work_is_dealt_evenly_and_every_matrix_is_dealt_once(stacks, owners):
+    counts, costs = zip(*stacks, strict=True)
+    found = deal(counts, costs, owners)
+    for index, count in enumerate(counts):
+        assert sum(c.owners * c.counts[index] for c in found.classes) == count
+    work = loads(found, costs)
+    # Greedy: no owner is above another by more than one matrix, the last it was given.
+    assert max(work) - min(work) <= max(costs)
+
+
+@pytest.mark.parametrize("owners", [1, 3, 8])
+def test_unpacking_inverts_packing(owners):
+    counts, sizes = (4, 7, 0), (6, 2, 3)
+    stacks = [
+        np.arange(n * size, dtype=np.float32).reshape(n, size)
+        for n, size in zip(counts, sizes, strict=True)
+    ]
+    found = deal(counts, (3, 1, 1), owners)
+    buffer = found.pack([jnp.asarray(stack) for stack in stacks])
+    assert buffer.shape == (owners, found.width(sizes))
+    for actual, stack in zip(found.unpack(buffer, sizes), stacks, strict=True):
+        np.testing.assert_array_equal(actual, stack)
+
+
+def test_a_row_of_the_buffer_holds_what_its_owner_has():
+    found = deal((4, 8), (2, 1), 8)
+    stacks = [jnp.arange(4.0)[:, None], 10 + jnp.arange(8.0)[:, None]]
+    rows = np.asarray(found.pack(stacks))
+    held = sorted(tuple(row) for row in rows.tolist())
+    # Four owners of one dear matrix, whose rows are filled up, four of two cheap ones.
+    assert held == [
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (3, 0),
+        (10, 11),
+        (12, 13),
+        (14, 15),
+        (16, 17),
+    ]

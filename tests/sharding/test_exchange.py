@@ -1,0 +1,269 @@
+"""What the owner exchange sends and computes, and the recipes beside it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import manifold_optax as mo
+from manifold_optax.matrices import map_matrices
+from sharding import kernels
+from sharding.layouts import assert_close
+
+pytestmark = pytest.mark.devices
+
+BF16_EPS = 2.0**-8
+
+
+def transformer(rng: np.random.Generator, layers: int, width: int) -> dict[str, Any]:
+    """Of PERFORMANCE 3, smaller: per layer 4 square, a wide and a tall matrix."""
+    shapes = dict.fromkeys(("q", "k", "v", "o"), (width, width))
+    shapes |= {"up": (width, 4 * width), "down": (4 * width, width)}
+    return {
+        f"{name}{layer}": jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        for layer in range(layers)
+        for name, shape in shapes.items()
+    }
+
+
+# Mesh, its axes, the spec of all matrices, D devices that cut one, R replicas.
+LAYOUTS: dict[str, tuple[Any, Any, P, int, int]] = {
+    "rows": ((8,), ("data",), P("data", None), 8, 1),
+    "columns": ((8,), ("model",), P(None, "model"), 8, 1),
+    "two-dimensional": ((2, 4), ("data", "model"), P("data", "model"), 8, 1),
+    "replicated": ((8,), ("data",), P(None, None), 1, 8),
+    "hybrid": ((2, 4), ("data", "model"), P(None, "model"), 4, 2),
+    "partial": ((2, 2, 2), ("data", "fsdp", "tensor"), P(None, "fsdp"), 2, 4),
+}
+
+
+def placed(tree: Any, layout: str, **options: Any) -> tuple[Any, mo.sharding.Placement]:
+    shape, names, spec, _, _ = LAYOUTS[layout]
+    kinds = (AxisType.Auto,) * len(shape)
+    mesh = jax.make_mesh(shape, names, axis_types=kinds)
+    put = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec)), tree)
+    specs = jax.tree.map(lambda _: spec, tree)
+    return put, mo.sharding.owned(mesh, specs, **options)
+
+
+def whole_step(tx: Any, params: Any) -> tuple[Any, Any]:
+    """Compiled update and apply, with a state laid out like the parameters."""
+
+    def step(params: Any, state: Any, gradients: Any) -> Any:
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    sharded = isinstance(jax.tree.leaves(params)[0].sharding, NamedSharding)
+    layout = mo.sharding.state_shardings(tx, params) if sharded else None
+    state = jax.jit(tx.init, out_shardings=layout)(params)
+    return jax.jit(step).lower(params, state, params).compile(), state
+
+
+@pytest.fixture(scope="module")
+def one_device() -> tuple[Any, Any, int]:
+    """Parameters, what a step makes of them on one device, and its FLOPs."""
+    params = transformer(np.random.default_rng(0), 4, 32)
+    step, state = whole_step(mo.muon(0.1), params)
+    return params, step(params, state, params)[0], mo.sharding.dot_flops(step)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_of_muon_sends_what_the_bound_asks_for(
+    layout: str, one_device: tuple[Any, Any, int]
+) -> None:
+    params, expected, total = one_device
+    put, placement = placed(params, layout)
+    sharded, state = whole_step(mo.muon(0.1, placement=placement), put)
+    assert_close(sharded(put, state, put)[0], expected)
+
+    *_, devices, replicas = LAYOUTS[layout]
+    shard = sum(x.nbytes for x in params.values()) / devices
+    found = mo.sharding.collectives(sharded)
+    assert found.inside_loops == 0
+    counts = {kind.name: kind.outside.count for kind in found.kinds}
+    assert counts == {
+        **({"all-to-all": 2} if devices > 1 else {}),
+        **({"all-gather": 1} if replicas > 1 else {}),
+    }
+    # One input, one output: the bound of the exchange, in bytes.
+    bound = 2 * (devices - 1) / devices / replicas + (replicas - 1) / replicas
+    assert found.wire() == pytest.approx(bound * shard, rel=1e-6)
+    assert mo.sharding.dot_flops(sharded) <= 1.05 * total / (devices * replicas)
+
+
+def test_parameters_that_travel_along_cost_half_as_much_again(
+    rng: np.random.Generator,
+) -> None:
+    params = mo.project(transformer(rng, 4, 8), mo.Stiefel())
+    put, placement = placed(params, "rows")
+    tx = mo.retract_polar(placement=placement)
+    compiled = jax.jit(tx.update).lower(put, optax.EmptyState(), put).compile()
+    found = mo.sharding.collectives(compiled)
+    shard = sum(x.nbytes for x in params.values()) / 8
+    assert found.count("all-to-all") == found.count() == 2
+    assert found.wire() == pytest.approx(3 * 7 / 8 * shard, rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["hybrid", "replicated"])
+def test_replicas_that_repeat_the_work_gather_nothing(
+    layout: str, rng: np.random.Generator
+) -> None:
+    params = transformer(rng, 1, 16)
+    expected = jax.jit(lambda x: map_matrices(kernels.newton_schulz, (x,)))(params)
+    put, placement = placed(params, layout, replicas="repeat")
+    go = jax.jit(
+        lambda x: map_matrices(kernels.newton_schulz, (x,), placement=placement)
+    )
+    compiled = go.lower(put).compile()
+    assert_close(compiled(put), expected)
+    assert mo.sharding.collectives(compiled).count("all-gather") == 0
+    plan = str(mo.plan_matrices(params, placement=placement))
+    assert ("repeated 8 times over data" in plan) == (layout == "replicated")
+
+
+@pytest.mark.parametrize("layout", ["two-dimensional", "hybrid"])
+def test_a_narrow_wire_halves_the_bytes(layout: str, rng: np.random.Generator) -> None:
+    params = {f"w{i}": x for i, x in enumerate(rng.standard_normal((8, 32, 16)))}
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    programs = []
+    for wire in (None, jnp.bfloat16):
+        put, placement = placed(params, layout, wire=wire)
+        go = jax.jit(
+            lambda x, placement=placement: map_matrices(
+                kernels.newton_schulz, (x,), placement=placement
+            )[0][0]
+        )
+        programs.append(go.lower(put).compile())
+    wide, narrow = (program(put) for program in programs)
+    wires = [mo.sharding.collectives(program).wire() for program in programs]
+    assert wires[1] == wires[0] / 2
+    for name, x in wide.items():
+        # Rounded on the way there, and the polynomial's slope at 0 is below 500 times
+        # what is left of small singular values; rounded once more on the way back.
+        error = jnp.linalg.norm(narrow[name] - x) / jnp.linalg.norm(x)
+        assert 0 < error < 4 * BF16_EPS
+
+
+def test_half_precision_leaves_travel_as_they_are(rng: np.random.Generator) -> None:
+    x = jnp.asarray(rng.standard_normal((8, 32, 16)), jnp.bfloat16)
+    params = {f"w{i}": leaf for i, leaf in enumerate(x)}
+    expected = jax.jit(lambda x: map_matrices(kernels.newton_schulz, (x,)))(params)
+    put, placement = placed(params, "rows")
+    go = jax.jit(
+        lambda x: map_matrices(kernels.newton_schulz, (x,), placement=placement)
+    )
+    compiled = go.lower(put).compile()
+
+    def close(a: Any, b: Any) -> None:
+        # Sums in another order may end on the other side of a rounding to bfloat16.
+        a, b = (np.asarray(x, np.float32) for x in (a, b))
+        np.testing.assert_allclose(a, b, rtol=0, atol=BF16_EPS)
+
+    jax.tree.map(close, compiled(put), expected)
+    shard = sum(leaf.nbytes for leaf in params.values()) / 8
+    assert mo.sharding.collectives(compiled).wire() == 2 * 7 / 8 * shard
+
+
+UNEVEN = {
+    "fewer matrices than devices": {"a": (3, 16, 8)},
+    "one": {"a": (16, 8)},
+    "several shapes": {"a": (9, 16, 8), "b": (5, 8, 8), "c": (8, 24), "d": (24, 8)},
+}
+
+
+@pytest.mark.parametrize("shapes", UNEVEN)
+def test_uneven_stacks(shapes: str, rng: np.random.Generator) -> None:
+    trees = [
+        {
+            name: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+            for name, shape in UNEVEN[shapes].items()
+        }
+        for _ in range(2)
+    ]
+    vectors = {
+        name: jnp.asarray(rng.standard_normal((*x.shape[:-2], 8)), jnp.float32)
+        for name, x in trees[0].items()
+    }
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    specs = {name: P(*(None,) * (x.ndim - 2), "x", "y") for name, x in trees[0].items()}
+    put = {
+        name: jax.device_put(x, NamedSharding(mesh, specs[name]))
+        for name, x in trees[0].items()
+    }
+
+    def go(placement: Any) -> Any:
+        return jax.jit(
+            lambda x: map_matrices(
+                kernels.rank_one_decay, (x,), (vectors,), placement=placement
+            )
+        )
+
+    placement = mo.sharding.owned(mesh, specs)
+    assert_close(go(placement)(put), go(None)(trees[0]))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_cut_of_the_short_side_is_moved_to_the_long_one(
+    kind: AxisType, rng: np.random.Generator
+) -> None:
+    shapes = {"tall": (64, 16), "wide": (2, 16, 64), "both": (64, 8)}
+    specs = {"tall": P(None, "x"), "wide": P(None, "y", None), "both": P("x", "y")}
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind, kind))
+    tree = {
+        name: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        for name, shape in shapes.items()
+    }
+    vectors = {
+        name: jnp.asarray(
+            rng.standard_normal((*x.shape[:-2], min(x.shape[-2:]))), jnp.float32
+        )
+        for name, x in tree.items()
+    }
+    put = {
+        name: jax.device_put(x, NamedSharding(mesh, specs[name]))
+        for name, x in tree.items()
+    }
+    placement = mo.sharding.split(mesh, specs if kind == AxisType.Auto else None)
+
+    def go(placement: Any) -> Any:
+        return jax.jit(
+            lambda x, v: map_matrices(
+                kernels.rank_one_decay, (x,), (v,), placement=placement
+            )
+        )
+
+    where = NamedSharding(mesh, P())
+    there = jax.tree.map(lambda x: jax.device_put(x, where), vectors)
+    compiled = go(placement).lower(put, there).compile()
+    assert_close(compiled(put, there), go(None)(tree, vectors))
+    assert mo.sharding.collectives(compiled).count("all-to-all") == 6
+    plan = str(mo.plan_matrices(put, placement=placement))
+    assert plan.count("cooperative over") == 3
+
+
+def test_auto_splits_long_matrices_and_deals_out_the_others() -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    shapes = {"embedding": (4096, 64), "mlp": (16, 256, 64), "head": (64, 4096)}
+    tree = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
+    specs = {"embedding": P("x", None), "mlp": P(None, "x", None), "head": P("x", None)}
+    plan = mo.plan_matrices(tree, placement=mo.sharding.auto(mesh, specs))
+    recipes = {
+        member.view.path: group.recipe
+        for group in (*plan.groups, *plan.exchanges[0].groups)
+        for member in group.members
+    }
+    assert recipes == {"embedding": "split", "head": "cooperative", "mlp": "owned"}
+
+
+@pytest.mark.usefixtures("unhooked")
+def test_what_a_placement_refuses() -> None:
+    mesh = jax.make_mesh((8,), ("x",))
+    half: Any = "half"
+    with pytest.raises(ValueError, match=r"replicas.*'share', 'repeat'.*'half'"):
+        mo.sharding.owned(mesh, replicas=half)
+    with pytest.raises(ValueError, match="wire must be a floating dtype"):
+        mo.sharding.owned(mesh, wire=jnp.int8)
