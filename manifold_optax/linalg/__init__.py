@@ -29,6 +29,7 @@ from manifold_optax.linalg._lyapunov import (
 from manifold_optax.linalg._newton_schulz import (
     FORMS,
     newton_schulz,
+    newton_schulz_flops,
     PRECONDITIONERS,
 )
 from manifold_optax.linalg._polar import polar, polar_svd
@@ -94,6 +95,7 @@ __all__ = (
     "matmul",
     "max_abs",
     "newton_schulz",
+    "newton_schulz_flops",
     "nonzero",
     "normalize",
     "nuclear_norm",

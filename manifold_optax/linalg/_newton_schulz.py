@@ -1,8 +1,6 @@
 """Newton–Schulz: an odd polynomial of a matrix, by matrix products alone."""
 
-import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,27 +9,18 @@ from jaxtyping import Array
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import AxisName, Matrix, Schedule
 from manifold_optax.linalg._coefficients import check_schedule, JORDAN
-from manifold_optax.linalg._reductions import (
-    matmul,
-    max_abs,
-    nonzero,
-    normalize,
-    row_count,
-    symmetric,
+from manifold_optax.linalg._float64 import in_float64
+from manifold_optax.linalg._gram_polynomial import (
+    flops,
+    polynomial,
+    relative_cost,
+    segments,
+    split_segments,
 )
+from manifold_optax.linalg._reductions import gathered_max_abs, matmul, nonzero
 
 FORMS = ("auto", "direct", "gram")
 PRECONDITIONERS = ("frobenius", "schatten")
-
-_RESTART = 75.0
-"""Largest growth of a rounding error of the Gram matrix before a restart.
-
-A row of slope `a` multiplies it by `a²`. Of 20, 70, 160, 300, 1000 and 10 000 about the
-largest that kept the error of float32 within twice that of the direct form (in the
-spectral norm 1e-5 for JORDAN and YOU, 1e-4 for POLAR_EXPRESS), for 16 to 256 rows and
-conditions of 10 to 1e8; 160 is 13 times worse for YOU. (Nearly rank-one matrices lose
-more, a factor of six of 2e-6.) The steepest published row, of CANS, has `a² = 72`.
-"""
 
 
 def newton_schulz(
@@ -55,11 +44,13 @@ def newton_schulz(
         x: `[*batch, m, n]`, real floating, any scale from 1e-30 to 1e30 in float32.
         schedule: rows `(a, b, c)`, one per step.
         form: `"direct"`: two products with the long side at each step. `"gram"`: two
-            at each restart (JORDAN: three times in all), and between them the rows act
-            on the small Gram matrix; its rounding differs from that of `"direct"`, by
-            about as much as that errs. `"auto"`: the one with fewer FLOPs for the
-            whole matrix, which for JORDAN is `"gram"` where the long side is more than
-            1.5 times the short one.
+            at each restart (JORDAN: twice in all), and between them the rows act on
+            the small Gram matrix; its rounding differs from that of `"direct"`, by
+            about as much as that errs. `"auto"`: the cheaper one, where a FLOP of the
+            small products counts as one of the long ones on a CPU (as two, if these
+            are narrow), as eight elsewhere. For JORDAN in float32 on a CPU that is
+            `"gram"` where the long side is more than 1.5 times the short one. With
+            split rows it is `"gram"`.
         preconditioner: the norm, an upper bound of `‖x‖₂`. `"frobenius"`: `‖x‖_F`.
             `"schatten"`: `‖xxᵀ‖_F^½`, the tighter Schatten-4 norm, from the first Gram
             matrix: small singular values end nearer to 1, at no product more.
@@ -69,9 +60,14 @@ def newton_schulz(
             of the Gram form between two restarts are in at least float32, at full
             precision.
         axis_name: mesh axes over which the rows of `x` are split, inside `shard_map`;
-            then `x` must have at least as many rows, in all, as columns. The only
-            matrix that is summed over them is the Gram matrix, once a step in the
-            direct form and once a restart in the Gram form.
+            then `x` must have at least as many rows, in all, as columns. `"gram"` takes
+            one all-reduce, of the Gram matrix, in all (in float32 on accelerators one
+            more after every five rows or so), and one all-gather of a number per device
+            and matrix; its small products are in float64 on a CPU, at full precision
+            elsewhere, and every device computes all of them. `"direct"` takes one
+            all-reduce per row and at most `6·m·n²` FLOPs per row, shared by all
+            devices: for matrices near to square whose products cost more than the
+            messages.
 
     Returns:
         An array like `x`. A zero matrix gives zero; a matrix with a NaN or an infinite
@@ -83,7 +79,7 @@ def newton_schulz(
 
     Cost: with `k = min(m, n)`, `4·m·n·k + 2·k³` FLOPs a row in the direct form, and
     `4·m·n·k + (4·r − 3)·2·k³` for every `r` rows between restarts in the Gram form;
-    `2·k³` less for each row with `c = 0`.
+    `2·k³` less for each row with `c = 0`. With split rows `m` is that of a device.
 
     Example:
         >>> x = jnp.diag(jnp.array([3.0, 2.0, 1.0]))
@@ -98,86 +94,150 @@ def newton_schulz(
     require_one_of("preconditioner", preconditioner, PRECONDITIONERS)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     operand = wide if compute_dtype is None else jnp.dtype(compute_dtype)
+    tall = axis_name is not None or x.shape[-2] > x.shape[-1]
+    # Rows are the short side from here on, where turning the matrix pays.
+    turned = tall and (axis_name is not None or operand != wide)
+    y = (x.mT if turned else x).astype(wide)
+    y = y / nonzero(gathered_max_abs(y, axis_name))
+    if operand != wide:
+        # XLA on CPUs has no narrow products of operands, or with a result, that it came
+        # to transpose: it must not merge one with the transposition.
+        y = jax.lax.optimization_barrier(y.astype(operand))
 
-    def product(left: Array, right: Array) -> Array:
-        return jnp.matmul(
-            left.astype(operand), right.astype(operand), preferred_element_type=wide
-        )
-
-    def gram_of(y: Array) -> Array:
-        # Row times row ("NT"): the fastest form of a dot product on every backend.
-        gram = product(y, y.mT)
-        return gram if axis_name is None else jax.lax.psum(gram, axis_name)
-
-    # Rows are the short side throughout.
-    tall = axis_name is not None or x.shape[-2] >= x.shape[-1]
-    y = (x.mT if tall else x).astype(wide)
-    if preconditioner == "schatten":
-        y = y / nonzero(max_abs(y, axis_name))
-        gram = gram_of(y)
-        norm = nonzero(jnp.linalg.norm(gram, axis=(-2, -1), keepdims=True))
-        y, gram = y / jnp.sqrt(norm), gram / norm
-    else:
-        y, gram = normalize(y, axis_name), None
-
-    long = row_count(x, axis_name) if tall else x.shape[-1]
-    segments = _segments(schedule, form, y.shape[-2], long)
-    restarts = len(segments) < len(schedule)
-    for rows in segments:
-        y = y.astype(operand)
-        gram = gram_of(y) if gram is None else gram
-        if restarts:
-            factor, matrix = _polynomial(rows, symmetric(gram), matmul)
-        else:
-            factor, matrix = _polynomial(rows, gram, product)
-        y = factor * y.astype(wide) + product(matrix, y)
-        gram = None
-    return (y.mT if tall else y).astype(x.dtype)
+    step = _Step(wide, operand, preconditioner, axis_name, tall and not turned)
+    for index, rows in enumerate(_plan(schedule, form, y, step)):
+        y = step.advance(y.astype(operand), rows, first=index == 0)
+    return (y.mT if turned else y).astype(x.dtype)
 
 
-def _polynomial(
-    rows: Schedule, gram: Array, product: Callable[[Array, Array], Array]
-) -> tuple[float, Array]:
-    """The polynomial of the rows as `factor·I + matrix`, of the Gram matrix `gram`.
+def newton_schulz_flops(
+    short: int, long: int, schedule: Schedule = JORDAN, *, parts: int = 1
+) -> int:
+    """Floating-point operations of `newton_schulz` on one matrix, for planning.
 
-    The multiple of I is kept apart, so that a narrow dtype of the long products does
-    not round it.
+    Args:
+        short: size of the short side.
+        long: size of the long side.
+        schedule: rows `(a, b, c)`.
+        parts: number of devices among which the long side is split. With more than one
+            the count is that of each device.
+
+    Returns:
+        FLOPs of the form that takes fewer of them, of the Gram form for a split matrix.
+
+    Example:
+        >>> newton_schulz_flops(256, 256), newton_schulz_flops(256, 1024)
+        (503316480, 1006632960)
+        >>> newton_schulz_flops(256, 65536, parts=8)
+        2717908992
     """
-    factor, matrix = 1.0, jnp.zeros_like(gram)
-    for index, (a, b, c) in enumerate(rows):
-        z = b * gram + c * product(gram, gram) if c else b * gram
-        matrix = factor * z + a * matrix + product(matrix, z) if index else z
-        factor *= a
-        if index + 1 < len(rows):
-            # `gram` becomes p·gram·p for the row's p = a·I + z; all of them commute.
-            t = a * gram + product(gram, z)
-            gram = symmetric(a * t + product(z, t))
-    return factor, matrix
+    if parts > 1:
+        return int(flops(split_segments(schedule, 1.0), short, long // parts))
+    direct = tuple((row,) for row in schedule)
+    return int(min(flops(rows, short, long) for rows in (direct, segments(schedule))))
 
 
-def _segments(
-    schedule: Schedule, form: str, short: int, long: int
-) -> tuple[Schedule, ...]:
+def _plan(schedule: Schedule, form: str, y: Array, step: "_Step") -> Any:
     """Rows between two Gram products of the long side: one each in the direct form."""
     direct = tuple((row,) for row in schedule)
     if form == "direct":
         return direct
-    joined: list[Schedule] = []
-    growth = math.inf
-    for row in schedule:
-        if growth <= _RESTART:
-            joined[-1] = (*joined[-1], row)
+    if step.axis_name is not None:
+        eps = [float(jnp.finfo(dtype).eps) for dtype in (step.wide, step.small)]
+        return split_segments(schedule, eps[0] / eps[1])
+    joined = segments(schedule)
+    cost = relative_cost(step.operand != step.wide, jax.default_backend())
+    sizes = sorted(y.shape[-2:])
+    cheaper = flops(joined, *sizes, small_cost=cost) < flops(direct, *sizes)
+    return joined if form == "gram" or cheaper else direct
+
+
+class _Step(NamedTuple):
+    """How the rows between two Gram products are applied."""
+
+    wide: Any
+    """dtype of what is summed and added."""
+    operand: Any
+    """dtype of the operands of the long products."""
+    preconditioner: str
+    axis_name: AxisName
+    tall: bool
+    """Whether the columns are the short side, not the rows."""
+
+    @property
+    def small(self) -> Any:
+        """The dtype of the small products of a matrix with split rows."""
+        in_double = self.axis_name is not None and jax.default_backend() == "cpu"
+        return jnp.dtype(jnp.float64) if in_double else self.wide
+
+    def advance(self, y: Array, rows: Schedule, *, first: bool) -> Array:
+        """`y` after `rows`; divided by its norm if `first`."""
+        joined = len(rows) > 1
+        if joined and self.axis_name is not None:
+            return self._advance_split(y, rows, first)
+        gram, norm = self._scaled(self._gram(y, self.wide, None), first)
+        if joined:
+            # The multiple of I and the rest cancel in part, so they are added first.
+            factor, matrix = polynomial(rows, gram, matmul)
+            y = self._on_short(_plus_identity(matrix, factor) / norm, y)
+            return y if self.operand == self.wide else jax.lax.optimization_barrier(y)
+        if self.axis_name is not None and y.shape[-1] < y.shape[-2]:
+            # A square of the Gram matrix would cost more, on each device.
+            [(a, b, c)] = list(rows)
+            z = self._product(gram, y)
+            return (a * y.astype(self.wide) + b * z + c * self._product(gram, z)) / norm
+        # Of one row they do not, and apart a narrow dtype does not round the factor.
+        factor, matrix = polynomial(rows, gram, self._product)
+        return factor / norm * y.astype(self.wide) + self._on_short(matrix / norm, y)
+
+    def _advance_split(self, y: Array, rows: Schedule, first: bool) -> Array:
+        """The same by one all-reduce: no restart, so the more digits."""
+        precision = jax.lax.Precision.HIGHEST if self.operand == self.wide else None
+
+        def small(y: Array) -> Array:
+            dtype = jnp.promote_types(y.dtype, self.wide)
+            gram, norm = self._scaled(self._gram(y, dtype, precision), first)
+            factor, matrix = polynomial(rows, gram, matmul, symmetrize=True)
+            return _plus_identity(matrix, factor) / norm
+
+        if self.small != self.wide:
+            return matmul(in_float64(small)(y.astype(self.wide)), y.astype(self.wide))
+        return matmul(small(y), y.astype(self.wide))
+
+    def _product(self, left: Array, right: Array) -> Array:
+        left, right = left.astype(self.operand), right.astype(self.operand)
+        return jnp.matmul(left, right, preferred_element_type=self.wide)
+
+    def _on_short(self, matrix: Array, y: Array) -> Array:
+        """A symmetric matrix on the short side of `y`."""
+        return self._product(y, matrix) if self.tall else self._product(matrix, y)
+
+    def _gram(self, y: Array, dtype: Any, precision: Any) -> Array:
+        # Row times row ("NT"), without a transposition: the fastest form of a product
+        # on every backend, and on CPUs the only one of this kind that stays narrow.
+        # Column times column saves a tall matrix two transpositions, which cost more.
+        batch, long = tuple(range(y.ndim - 2)), (y.ndim - (2 if self.tall else 1),)
+        gram = jax.lax.dot_general(
+            y,
+            y,
+            ((long, long), (batch, batch)),
+            precision=precision,
+            preferred_element_type=dtype,
+        )
+        return gram if self.axis_name is None else jax.lax.psum(gram, self.axis_name)
+
+    def _scaled(self, gram: Array, first: bool) -> tuple[Array, Any]:
+        """The Gram matrix of the normalized matrix, and the norm of that given."""
+        if not first:
+            return gram, 1.0
+        if self.preconditioner == "schatten":
+            square = jnp.linalg.norm(gram, axis=(-2, -1), keepdims=True)
         else:
-            joined.append((row,))
-            growth = 1.0
-        growth *= row[0] ** 2
-    restarted = tuple(joined)
-    if form == "gram" or _flops(restarted, short, long) < _flops(direct, short, long):
-        return restarted
-    return direct
+            square = jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None]
+        square = nonzero(square)
+        return gram / square, jnp.sqrt(square)
 
 
-def _flops(segments: tuple[Schedule, ...], short: int, long: int) -> int:
-    squares = sum(1 for rows in segments for row in rows if row[2])
-    others = 3 * sum(len(rows) - 1 for rows in segments)
-    return 4 * short**2 * long * len(segments) + 2 * short**3 * (squares + others)
+def _plus_identity(matrix: Array, factor: float) -> Array:
+    identity = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
+    return matrix + factor * jnp.broadcast_to(identity, matrix.shape)

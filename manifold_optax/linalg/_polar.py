@@ -9,7 +9,16 @@ from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix, Schedule
 from manifold_optax.linalg._coefficients import POLAR_EXPRESS, RANK_ROW, TAYLOR_ROW
-from manifold_optax.linalg._reductions import gram, matmul, max_abs, nonzero
+from manifold_optax.linalg._float64 import in_float64
+from manifold_optax.linalg._gram_polynomial import polynomial
+from manifold_optax.linalg._reductions import (
+    gathered_max_abs,
+    gram,
+    matmul,
+    max_abs,
+    nonzero,
+    symmetric,
+)
 
 _NEAR = 0.5
 """Frobenius distance of the Gram matrix from I within which TAYLOR_ROW converges."""
@@ -28,14 +37,18 @@ def polar(x: Matrix, *, axis_name: AxisName = None) -> Matrix:
     Args:
         x: `[*batch, m, n]`, real floating; computed in at least float32.
         axis_name: mesh axes over which the rows of `x` are split, inside `shard_map`;
-            then `x` must have at least as many rows, in all, as columns.
+            then `x` must have at least as many rows, in all, as columns. Below float64
+            the number of messages is then three, whatever the matrix: an all-gather of
+            one number per device and two all-reduces, of the Gram matrix in float64,
+            in which all steps are taken, and of that of the result, for two last ones.
 
     Returns:
         An array like `x`; for full rank `‖QᵀQ − I‖₂` is a few rounding units.
         Non-finite input gives NaN.
 
     Cost: `4·m·n²·t` FLOPs for `m ≥ n`, where `t` is 1 to 2 near the manifold, about 10
-    for a random matrix, 16 at most in float32.
+    for a random matrix, 16 at most in float32; with split rows, of which a device has
+    `m`, `8·m·n² + 8·n³·t`, a quarter of the first and all of the second in float64.
 
     Example:
         >>> polar(jnp.array([[0.0, 2.0], [-3.0, 0.0], [0.0, 0.0]])).round(6)
@@ -48,9 +61,10 @@ def polar(x: Matrix, *, axis_name: AxisName = None) -> Matrix:
     """
     tall = axis_name is not None or x.shape[-2] >= x.shape[-1]
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    of_each = jnp.vectorize(
-        functools.partial(_polar_of_tall, axis_name=axis_name), signature="(m,n)->(m,n)"
-    )
+    of_tall = functools.partial(_polar_of_tall, axis_name=axis_name)
+    if axis_name is not None and y.dtype != jnp.float64:
+        of_tall = functools.partial(_polar_of_split, axis_name=axis_name)
+    of_each = jnp.vectorize(of_tall, signature="(m,n)->(m,n)")
     if 0 in x.shape:
         return x
     y = of_each(y) if tall else of_each(y.mT).mT
@@ -88,38 +102,86 @@ def _polar_of_tall(x: Array, axis_name: AxisName) -> Array:
     eps = float(jnp.finfo(x.dtype).eps)
     rows = _rows(eps)
     table = jnp.asarray(rows, x.dtype)
-    identity = jnp.eye(x.shape[-1], dtype=x.dtype)
 
     x = x / nonzero(max_abs(x, axis_name))
     square = gram(x, axis_name)
-    # Two upper bounds of ‖x‖₂²; the second is close to 1 near the manifold.
-    largest_row = jnp.max(jnp.sum(jnp.abs(square), axis=-1))
-    bound = nonzero(jnp.minimum(jnp.linalg.norm(square), largest_row))
+    bound = _bound(square)
     x, square = x / jnp.sqrt(bound), square / bound
-
-    def distance(square: Array) -> Array:
-        return jnp.linalg.norm(square - identity)
 
     def unfinished(state: tuple[Array, Array, Array]) -> Array:
         _, square, step = state
         # One more TAYLOR_ROW takes a distance e to (5/16)·e³, below a rounding unit.
-        return (step < len(rows)) & (distance(square) > eps ** (1 / 3))
+        return (step < len(rows)) & (_distance(square) > eps ** (1 / 3))
 
     def advance(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         x, square, step = state
-        x = _apply(table[step], x, square)
+        x = matmul(x, _value(table[step], square))
         return x, gram(x, axis_name), step + 1
 
-    start = jnp.where(distance(square) < _NEAR, len(POLAR_EXPRESS), 0)
+    start = jnp.where(_distance(square) < _NEAR, len(POLAR_EXPRESS), 0)
     x, square, _ = jax.lax.while_loop(unfinished, advance, (x, square, start))
-    return _apply(jnp.asarray(TAYLOR_ROW, x.dtype), x, square)
+    return matmul(x, _value(jnp.asarray(TAYLOR_ROW, x.dtype), square))
 
 
-def _apply(row: Array, x: Array, square: Array) -> Array:
-    """`x · (a·I + b·A + c·A²)` for `A = xᵀx`."""
-    identity = jnp.eye(x.shape[-1], dtype=x.dtype)
+def _polar_of_split(x: Array, axis_name: AxisName) -> Array:
+    """The same with the steps on the Gram matrix alone, so that no loop has a message.
+
+    Its square of the condition is no loss in float64. What is lost is that of the
+    product with the matrix, of which two rows and the border of rank make the result.
+    """
+    x = x / nonzero(gathered_max_abs(x, axis_name))
+    eps = float(jnp.finfo(x.dtype).eps)
+
+    def factor(x: Array) -> Array:
+        return _inverse_root(gram(x, axis_name), eps)
+
+    x = matmul(x, in_float64(factor)(x))
+    rows = (RANK_ROW, TAYLOR_ROW, TAYLOR_ROW)
+    multiple, matrix = polynomial(rows, gram(x, axis_name), matmul)
+    return matmul(x, multiple * jnp.eye(x.shape[-1], dtype=x.dtype) + matrix)
+
+
+def _inverse_root(square: Array, eps: float) -> Array:
+    """The product of the rows that take a matrix with this Gram matrix near its polar.
+
+    `eps` is the rounding unit of the matrix.
+    """
+    rows = _rows(eps)
+    table = jnp.asarray(rows, square.dtype)
+    bound = _bound(square)
+    square = square / bound
+
+    def unfinished(state: tuple[Array, Array, Array]) -> Array:
+        _, square, step = state
+        return (step < len(rows)) & (_distance(square) > eps ** (1 / 3))
+
+    def advance(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        product, square, step = state
+        value = _value(table[step], square)
+        # All of them commute.
+        following = symmetric(matmul(matmul(square, value), value))
+        return matmul(product, value), following, step + 1
+
+    start = jnp.where(_distance(square) < _NEAR, len(POLAR_EXPRESS), 0)
+    first = jnp.eye(square.shape[-1], dtype=square.dtype) / jnp.sqrt(bound)
+    return jax.lax.while_loop(unfinished, advance, (first, square, start))[0]
+
+
+def _bound(square: Array) -> Array:
+    """The lesser of two upper bounds of the norm; the second is close near I."""
+    largest_row = jnp.max(jnp.sum(jnp.abs(square), axis=-1))
+    return nonzero(jnp.minimum(jnp.linalg.norm(square), largest_row))
+
+
+def _distance(square: Array) -> Array:
+    return jnp.linalg.norm(square - jnp.eye(square.shape[-1], dtype=square.dtype))
+
+
+def _value(row: Array, square: Array) -> Array:
+    """`a·I + b·A + c·A²`, by which a row multiplies a matrix of Gram matrix `A`."""
+    identity = jnp.eye(square.shape[-1], dtype=square.dtype)
     a, b, c = row
-    return matmul(x, a * identity + b * square + c * matmul(square, square))
+    return a * identity + b * square + c * matmul(square, square)
 
 
 def _rows(eps: float) -> Schedule:
