@@ -97,6 +97,23 @@ def steepest_direction(manifold: Manifold, norm: Norm) -> Callable[..., Matrix]:
             )
 
 
+def is_searched(manifold: Manifold, norm: Norm) -> bool:
+    """Whether the direction of a pair is searched for by sums over the long side.
+
+    Each trial of the search takes some, so that a matrix whose long side is split over
+    devices would cost messages at every one.
+
+    Example:
+        >>> is_searched(Sphere(), Spectral()), is_searched(Stiefel(), Spectral())
+        (True, False)
+    """
+    match manifold, norm:
+        case Euclidean() | Stiefel(), _:
+            return False
+        case _:
+            return isinstance(norm, Spectral | RmsToRms | PNorm)
+
+
 def _ignore_point(norm: Norm) -> Callable[..., Matrix]:
     def direction(
         point: Matrix, gradient: Matrix, axis_name: AxisName = None

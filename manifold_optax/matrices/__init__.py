@@ -7,6 +7,8 @@ from manifold_optax.matrices._map import map_matrices, per_matrix, plan_matrices
 from manifold_optax.matrices._plan import Placement, Plan
 from manifold_optax.matrices._view import (
     Axes,
+    bare,
+    boxed_like,
     is_absent,
     LAST_TWO,
     leaf_path,
@@ -22,6 +24,8 @@ __all__ = (
     "Plan",
     "Split",
     "View",
+    "bare",
+    "boxed_like",
     "is_absent",
     "leaf_path",
     "map_matrices",

@@ -8,6 +8,7 @@ factor that depends little on the shape.
 import math
 from collections.abc import Sequence
 
+from manifold_optax.linalg import newton_schulz_flops
 from manifold_optax.matrices._plan import AnyMesh, Exchange, Group, Placement
 
 _FLOPS_PER_BYTE = 2000
@@ -16,14 +17,6 @@ _FLOPS_PER_BYTE = 2000
 About 400 TFLOP/s of real products against 200 GB/s of NVLink on an H100 or H200; a
 TPU v5p has about 4600 (459 TFLOP/s against 100 GB/s a link).
 """
-
-
-def newton_schulz_flops(short: int, long: int, parts: int = 1) -> int:
-    """Of five steps on one device, which holds one of `parts` of the long side."""
-    product, square = 2 * short**2 * long, 2 * short**3
-    if parts > 1:
-        return 2 * product // parts + 17 * square
-    return min(5 * (2 * product + square), 3 * 2 * product + 11 * square)
 
 
 def whole_flops(group: Group) -> int:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._typing import Kernel
-from manifold_optax.matrices._kernel import apply_kernel, over_stack
+from manifold_optax.matrices._kernel import apply_kernel, batched, chunk_size, in_chunks
 from manifold_optax.matrices._pieces import Pieces, pieces_of
 from manifold_optax.matrices._plan import Exchange, Group, Placement
 from manifold_optax.matrices._wire import all_gather, all_to_all, device_index
@@ -36,6 +36,8 @@ class Job(NamedTuple):
     outputs: int
     exchange: Exchange
     placement: Placement
+    either: bool
+    """Whether the kernel takes matrices in either orientation."""
 
 
 def apply_at_owners(job: Job, stacks: Stacks, carried: Stacks) -> tuple[Stacks, Stacks]:
@@ -97,73 +99,118 @@ def _compute_class(
     """
     deal, groups = job.exchange.deal, job.exchange.groups
     own = deal.classes[which]
-    results, numbers, offset = [], [], 0
-    shapes = [tuple(c.shape[1:] for c in group) for group in carried]
-    dtype = jnp.result_type(*(c for group in carried for c in group), jnp.float32)
+    sizes = [_cuts(job, group)[0][0].size for group in groups]
+    width = deal.width([job.outputs * size for size in sizes])
+    # A result takes the place of what it was made of: no second buffer.
+    in_place = job.outputs <= job.inputs and wire == received.dtype
+    results = received if in_place else jnp.zeros((len(received), width), wire)
+    numbers, read, write = [], 0, 0
     for index, (group, count) in enumerate(zip(groups, own.counts, strict=True)):
         if count == 0:
             continue
         start = deal.start(which, index) + (owner - own.first) * count
+        lot = _Lot(group, sizes[index], count, start, read, write)
         mine = tuple(
             jax.lax.dynamic_slice_in_dim(c, start, count) for c in carried[index]
         )
-        ys, cs = _compute_group(job, group, received, offset, start, (count, mine))
-        results.append(jnp.moveaxis(ys.astype(wire), 1, 0).reshape(len(received), -1))
-        numbers.append(_columns(cs, dtype).reshape(-1) if cs else jnp.zeros(0, dtype))
-        offset += count * _cuts(job, group)[0][0].size * job.inputs
-    sizes = [job.outputs * _cuts(job, group)[0][0].size for group in groups]
-    return (
-        _filled(results, deal.width(sizes), (len(received),), wire),
-        _filled(numbers, deal.width(_widths(shapes)), (), dtype),
-    )
+        source = None if in_place else received
+        results, new = _compute_lot(job, lot, source, results, mine)
+        numbers.append(new)
+        read += count * job.inputs * lot.size
+        write += count * job.outputs * lot.size
+    dtype = jnp.result_type(*(c for group in carried for c in group), jnp.float32)
+    rows = [_columns(new, dtype).reshape(-1) for new in numbers if new]
+    row = jnp.concatenate([*rows, jnp.zeros(0, dtype)])
+    shapes = [tuple(c.shape[1:] for c in group) for group in carried]
+    filled = jnp.pad(row, (0, deal.width(_widths(shapes)) - len(row)))
+    return results[:, :width], filled
 
 
-def _compute_group(
+class _Lot(NamedTuple):
+    """The matrices of one group that an owner has, and where its buffers hold them."""
+
+    group: Group
+    size: int
+    """Entries of a piece of a matrix."""
+    matrices: int
+    start: Array
+    """Position of the first one in the stack of the group."""
+    read: int
+    """Column of the first one among what was received."""
+    write: int
+    """Column of its result."""
+
+
+def _compute_lot(
     job: Job,
-    group: Group,
-    received: Array,
-    offset: int,
-    start: Array,
-    own: tuple[int, tuple[Array, ...]],
+    lot: _Lot,
+    source: Array | None,
+    results: Array,
+    numbers: tuple[Array, ...],
 ) -> tuple[Array, tuple[Array, ...]]:
-    """The kernel on the `count` matrices of a group from `offset` in the buffer on.
+    """`results`, with those of the lot in their columns, and its new numbers.
 
-    Returns:
-        Pieces `[count, senders, outputs · size]` and carried arrays `[count, …]`.
+    `source` holds what was received; `None` where `results` does.
     """
-    cuts, which_cut = _cuts(job, group)
-    size, senders, count = cuts[0].size, len(received), own[0]
+    senders, group = len(results), lot.group
+    itemsize = jnp.dtype(group.dtypes[-1]).itemsize
+    chunk = chunk_size(lot.matrices, group.short * group.long * itemsize)
 
-    def by_cut(index: Array, functions: Sequence[Any], x: Array) -> Array:
+    def advance(first: Any, size: int, state: Any) -> Any:
+        results, numbers = state
+        columns = jax.lax.dynamic_slice_in_dim(
+            results if source is None else source,
+            lot.read + first * job.inputs * lot.size,
+            size * job.inputs * lot.size,
+            axis=1,
+        )
+        pieces = columns.reshape(senders, size, job.inputs, lot.size)
+        own = [jax.lax.dynamic_slice_in_dim(c, first, size) for c in numbers]
+        ys, new = batched(
+            functools.partial(_compute_one, job, lot),
+            (first + jnp.arange(size), jnp.moveaxis(pieces, 0, 2), tuple(own)),
+        )
+        rows = jnp.moveaxis(ys, 2, 0).reshape(senders, size * job.outputs * lot.size)
+        column = lot.write + first * job.outputs * lot.size
+        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0)
+        return (
+            jax.lax.dynamic_update_slice_in_dim(
+                results, rows.astype(results.dtype), column, axis=1
+            ),
+            tuple(update(c, n, first) for c, n in zip(numbers, new, strict=True)),
+        )
+
+    return in_chunks(advance, lot.matrices, chunk, (results, numbers))
+
+
+def _compute_one(job: Job, lot: _Lot, arguments: Any) -> Any:
+    """The kernel on matrix number `index`, from pieces `[inputs, senders, size]`."""
+    index, pieces, numbers = arguments
+    group = lot.group
+    cuts, which_cut = _cuts(job, group)
+
+    def by_cut(functions: Sequence[Any], x: Array) -> Array:
         if len(functions) == 1:
             return functions[0](x)
-        return jax.lax.switch(jnp.asarray(which_cut)[start + index], functions, x)
+        return jax.lax.switch(jnp.asarray(which_cut)[lot.start + index], functions, x)
 
-    def one(arguments: Any) -> Any:
-        index, numbers = arguments
-        width = job.inputs * size
-        piece = jax.lax.dynamic_slice_in_dim(
-            received, offset + index * width, width, axis=1
-        )
-        pieces = jnp.moveaxis(piece.reshape(senders, job.inputs, size), 1, 0)
-        assemble = [lambda p, c=c: c.assemble(p, group.short, group.long) for c in cuts]
-        matrices = tuple(by_cut(index, assemble, pieces))
-        ys, new = apply_kernel(job.kernel, matrices, numbers, job.outputs, group.dtypes)
-        if not ys:
-            return jnp.zeros((senders, 0), group.dtypes[0]), new
-        back = by_cut(index, [c.cut for c in cuts], jnp.stack(ys))
-        return jnp.moveaxis(back, 1, 0).reshape(senders, job.outputs * size), new
-
-    itemsize = jnp.dtype(group.dtypes[-1]).itemsize
-    return over_stack(
-        one, (jnp.arange(count), own[1]), group.short * group.long * itemsize
+    assemble = [lambda p, c=c: c.assemble(p, group.shape) for c in cuts]
+    matrices = tuple(by_cut(assemble, pieces))
+    turn = not (group.tall or job.either)
+    ys, new = apply_kernel(
+        job.kernel, matrices, numbers, job.outputs, group.dtypes, turn=turn
     )
+    if not ys:
+        return jnp.zeros((0, *pieces.shape[1:]), group.dtypes[0]), new
+    return by_cut([c.cut for c in cuts], jnp.stack(ys)), new
 
 
 def _cuts(job: Job, group: Group) -> tuple[list[Pieces], list[int]]:
     """The different cuts of a group, and which of them each of its matrices has."""
     mesh, names = job.placement.mesh, job.exchange.shard_axes
-    of_members = [pieces_of(member, names, mesh) for member in group.members]
+    of_members = [
+        pieces_of(member, names, mesh, tall=group.tall) for member in group.members
+    ]
     different = list(dict.fromkeys(of_members))
     which = [
         [different.index(pieces)] * member.count
@@ -194,11 +241,3 @@ def _uncolumns(
 
 def _widths(shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[int]:
     return [sum(math.prod(shape) for shape in group) for group in shapes]
-
-
-def _filled(
-    parts: Sequence[Array], width: int, lead: tuple[int, ...], dtype: Any
-) -> Array:
-    """`parts` joined along the last axis, with zeros up to `width`."""
-    joined = jnp.concatenate([*parts, jnp.zeros((*lead, 0), dtype)], axis=-1)
-    return jnp.pad(joined, [(0, 0)] * len(lead) + [(0, width - joined.shape[-1])])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Kernel
@@ -21,41 +22,101 @@ def apply_kernel(
     carried: tuple[Array, ...],
     outputs: int,
     dtypes: tuple[str, ...],
+    *,
+    turn: bool = True,
     axis_name: AxisName = None,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """The kernel on one matrix of each tree, `short × long`, and its numbers.
+    """The kernel on one matrix of each tree and its numbers.
 
-    Stacks keep the long side last in memory (Gram products are then row times row);
-    the kernel sees `long × short`, in the last of `dtypes`, and what it returns leaves
-    in the first.
+    The kernel sees them in the last of `dtypes`, transposed if `turn`; what it returns
+    leaves in the first, and in the orientation in which the matrices came.
     """
-    transposed = (x.astype(dtypes[-1]).mT for x in matrices)
-    ys, new = kernel(*transposed, *carried, axis_name=axis_name)
+
+    def turned(x: Array) -> Array:
+        return x.mT if turn else x
+
+    wide = (turned(x.astype(dtypes[-1])) for x in matrices)
+    ys, new = kernel(*wide, *carried, axis_name=axis_name)
     if len(ys) != outputs or len(new) != len(carried):
         raise ValueError(
             f"The kernel must return {outputs} matrices and {len(carried)} carried "
             f"arrays, got {len(ys)} and {len(new)}."
         )
     cast = tuple(n.astype(c.dtype) for n, c in zip(new, carried, strict=True))
-    return tuple(y.mT.astype(dtypes[0]) for y in ys), cast
+    return tuple(turned(y).astype(dtypes[0]) for y in ys), cast
 
 
-def over_stack(one: Callable[[Any], Any], arguments: Any, matrix_bytes: int) -> Any:
-    """`one` on each entry of the leading axis of `arguments`, as the backend likes it.
+def over_stack(
+    one: Callable[[Any], Any],
+    stacks: tuple[Array, ...],
+    numbers: tuple[Array, ...],
+    outputs: int,
+    matrix_bytes: int,
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """`one` on each matrix of the stacks, as the backend likes it.
 
     Args:
-        one: arguments of one matrix → results, without the leading axis.
-        arguments: a tree of arrays with one leading axis.
+        one: `(matrices, numbers)` of one matrix → results, without the leading axis.
+        stacks: `[count, m, n]`, one for each input tree.
+        numbers: `[count, …]`.
+        outputs: number of matrices that `one` returns, in the dtype of the first.
         matrix_bytes: size of one matrix as the kernel sees it.
     """
-    count = jax.tree.leaves(arguments)[0].shape[0]
-    if count == 1:
-        first = jax.tree.map(lambda x: x[0], arguments)
-        return jax.tree.map(lambda x: x[None], one(first))
-    if jax.default_backend() == "cpu":
-        # One matrix at a time stays in the cache: faster than a batched product.
-        return jax.lax.map(one, arguments)
-    chunk = max(1, min(count, _CHUNK_BYTES // (_KERNEL_COPIES * matrix_bytes)))
+    count, first = len(stacks[0]), stacks[0]
+    chunk = chunk_size(count, matrix_bytes)
     if chunk == count:
+        return batched(one, (stacks, numbers))
+    # A result takes the place of what it was made of: no second stack.
+    places = [x if x.dtype == first.dtype else jnp.zeros_like(first) for x in stacks]
+    places += [jnp.zeros_like(first) for _ in range(outputs - len(stacks))]
+    replaced = [k < outputs and x is places[k] for k, x in enumerate(stacks)]
+
+    def advance(start: Any, size: int, state: Any) -> Any:
+        sources = [
+            state[0][k] if replaced[k] else stack for k, stack in enumerate(stacks)
+        ]
+        part = [jax.lax.dynamic_slice_in_dim(x, start, size) for x in sources]
+        own = [jax.lax.dynamic_slice_in_dim(c, start, size) for c in state[1]]
+        results = batched(one, (tuple(part), tuple(own)))
+        return jax.tree.map(
+            lambda whole, new: jax.lax.dynamic_update_slice_in_dim(
+                whole, new, start, axis=0
+            ),
+            state,
+            results,
+        )
+
+    return in_chunks(advance, count, chunk, (tuple(places[:outputs]), numbers))
+
+
+def in_chunks(
+    advance: Callable[[Any, int, Any], Any], count: int, chunk: int, state: Any
+) -> Any:
+    """`advance(start, size, state)` over `count` entries, `chunk` at a time."""
+    full, rest = divmod(count, chunk)
+    if full == 1:
+        state = advance(0, chunk, state)
+    else:
+        state = jax.lax.fori_loop(
+            0, full, lambda i, state: advance(i * chunk, chunk, state), state
+        )
+    return advance(full * chunk, rest, state) if rest else state
+
+
+def chunk_size(count: int, matrix_bytes: int) -> int:
+    """How many of `count` matrices are computed at once.
+
+    On a CPU one, which stays in the cache: faster than a batched product. Elsewhere as
+    many as the bound of the working memory allows.
+    """
+    if jax.default_backend() == "cpu":
+        return 1
+    return max(1, min(count, _CHUNK_BYTES // (_KERNEL_COPIES * matrix_bytes)))
+
+
+def batched(one: Callable[[Any], Any], arguments: Any) -> Any:
+    """`one` on all entries of the leading axis at once."""
+    if jax.tree.leaves(arguments)[0].shape[0] > 1:
         return jax.vmap(one)(arguments)
-    return jax.lax.map(one, arguments, batch_size=chunk)
+    first = jax.tree.map(lambda x: x[0], arguments)
+    return jax.tree.map(lambda x: x[None], one(first))

@@ -8,7 +8,7 @@ compiled once.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,13 @@ from manifold_optax._checks import (
     require_same_shapes,
 )
 from manifold_optax._typing import ArrayTree, Kernel
+from manifold_optax.matrices._layout import resolved, spec_of
 from manifold_optax.matrices._plan import Placement, Plan
-from manifold_optax.matrices._recipes import explicit_placement, Facts, make_plan
+from manifold_optax.matrices._recipes import Facts, make_plan
 from manifold_optax.matrices._stack import Operands, run
 from manifold_optax.matrices._view import (
     Axes,
+    bare,
     is_absent,
     LAST_TWO,
     leaf_path,
@@ -43,7 +45,7 @@ def map_matrices(
     carried: Sequence[ArrayTree] = (),
     *,
     axes: Axes = LAST_TWO,
-    transposable: bool = True,
+    transposable: bool | Literal["either"] = True,
     outputs: int = 1,
     placement: Placement | None = None,
     dtype: Any = None,
@@ -67,8 +69,10 @@ def map_matrices(
         axes: how every leaf is a batch of matrices; axes that are not named are batch
             axes.
         transposable: whether `kernel(xᵀ) = kernel(x)ᵀ`. Then wide matrices are
-            transposed, and both orientations of a shape share a stack. Otherwise the
-            kernel sees `fan_out × fan_in`.
+            transposed, and both orientations of a shape share a stack. `"either"`: the
+            kernel also takes them `short × long`, and gets them as the stack has them,
+            which saves transpositions (where a side is split, `long × short`).
+            `False`: the kernel sees `fan_out × fan_in`.
         outputs: number of matrices that the kernel returns.
         placement: which device computes what, of `mo.sharding`. `None`: read from the
             arrays on Explicit meshes, local otherwise. Inside `shard_map` and `pmap`
@@ -102,7 +106,7 @@ def plan_matrices(
     tree: ArrayTree,
     *,
     axes: Axes = LAST_TWO,
-    transposable: bool = True,
+    transposable: bool | Literal["either"] = True,
     placement: Placement | None = None,
 ) -> Plan:
     """The plan by which `map_matrices` would go over `tree`; print it to read it.
@@ -116,8 +120,8 @@ def plan_matrices(
     Example:
         >>> print(plan_matrices({"a": jnp.ones((4, 2)), "b": jnp.ones((3, 2, 4))}))
         stack          matrices  recipe  FLOPs  bytes sent  leaves
-        4 × 2 float32  4         local   1.47k  0           a, b
-        busiest device: 1.47k FLOPs, 0 bytes sent
+        4 × 2 float32  4         local   1.41k  0           a, b
+        busiest device: 1.41k FLOPs, 0 bytes sent
     """
     plans = []
 
@@ -150,7 +154,7 @@ def per_matrix(
         numbers = jnp.full((*shape, *tail), fill, jnp.float32)
         return _like_batch(numbers, leaf, views_of(leaf, path, axes)[0])
 
-    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+    return jax.tree_util.tree_map_with_path(of_leaf, bare(tree))
 
 
 def _like_batch(numbers: Array, leaf: Any, view: View) -> Array:
@@ -171,6 +175,8 @@ class _Flat(NamedTuple):
 
     leaves: list[Any]
     treedef: Any
+    bare: Any
+    """The same without the boxes of a framework: the structure of what is carried."""
     arrays: dict[int, tuple[Array, ...]]
     paths: dict[int, str]
 
@@ -188,7 +194,8 @@ class _Block(NamedTuple):
 def _flatten(trees: Sequence[ArrayTree]) -> _Flat:
     paired, treedef = jax.tree_util.tree_flatten_with_path(trees[0], is_leaf=is_absent)
     others = [_like(treedef, tree) for tree in trees[1:]]
-    flat = _Flat([leaf for _, leaf in paired], treedef, {}, {})
+    bare_treedef = jax.tree.structure(bare(trees[0]), is_leaf=is_absent)
+    flat = _Flat([leaf for _, leaf in paired], treedef, bare_treedef, {}, {})
     for index, (keys, first) in enumerate(paired):
         if is_absent(first):
             continue
@@ -215,9 +222,12 @@ def _like(treedef: Any, tree: ArrayTree) -> list[Any]:
 def _blocks(
     flat: _Flat, carried: Sequence[ArrayTree], axes: Axes, dtype: Any
 ) -> list[_Block]:
-    columns = [_like(flat.treedef, tree) for tree in carried]
+    columns = [_like(flat.bare, bare(tree)) for tree in carried]
     blocks = []
     for index, arrays in flat.arrays.items():
+        batch = per_matrix_shape(arrays[0], flat.paths[index], axes)
+        for column in columns:
+            _check_batch(column[index], batch, flat.paths[index])
         wide = jnp.result_type(jnp.float32, *arrays) if dtype is None else dtype
         for position, view in enumerate(views_of(arrays[0], flat.paths[index], axes)):
             at = _block_index(view, position, axes)
@@ -230,6 +240,15 @@ def _blocks(
     return blocks
 
 
+def _check_batch(carried: Any, batch: tuple[int, ...], path: str) -> None:
+    if tuple(carried.shape[: len(batch)]) != batch:
+        raise ValueError(
+            f"What is carried at {path!r} has the shape {tuple(carried.shape)}, but "
+            f"there must be one entry for each of the matrices, {batch}; make the "
+            "state with the parameters that are updated."
+        )
+
+
 def _block_index(view: View, position: int, axes: Axes) -> Any:
     """Where a block finds its own numbers in a carried array."""
     if not isinstance(axes, Split):
@@ -240,11 +259,14 @@ def _block_index(view: View, position: int, axes: Axes) -> Any:
 def _plan(
     flat: _Flat,
     blocks: Sequence[_Block],
-    transposable: bool,
+    transposable: bool | Literal["either"],
     placement: Placement | None,
 ) -> Plan:
-    placement = _resolved(placement, [arrays[0] for arrays in flat.arrays.values()])
-    facts = [Facts(b.view, b.dtypes, _spec(b, placement)) for b in blocks]
+    placement = resolved(placement, [arrays[0] for arrays in flat.arrays.values()])
+    facts = [
+        Facts(b.view, b.dtypes, spec_of(b.view, b.operands.matrices, placement))
+        for b in blocks
+    ]
     numbers_only = all(
         array.ndim == len(block.view.batch_axes)
         for block in blocks
@@ -256,43 +278,6 @@ def _plan(
         turn_squares=numbers_only,
         placement=placement,
     )
-
-
-def _resolved(placement: Placement | None, arrays: Sequence[Array]) -> Placement | None:
-    kinds = jax.sharding.get_abstract_mesh().axis_types
-    inside = jax.sharding.AxisType.Manual in kinds
-    if inside and placement is not None:
-        raise ValueError(
-            "A placement was given inside shard_map or pmap, where each device already "
-            "computes for itself; leave placement=None there."
-        )
-    if inside or placement is not None:
-        return placement
-    return explicit_placement(arrays)
-
-
-def _spec(block: _Block, placement: Placement | None) -> PartitionSpec | None:
-    """Partition spec of a block; `None` where only the compiler will know it."""
-    path = block.view.path
-    if placement is not None and placement.specs is not None:
-        if path not in placement.specs:
-            known = ", ".join(sorted(placement.specs))
-            raise ValueError(f"The placement has no spec for {path!r}; it has {known}.")
-        return placement.specs[path]
-    sharding, *others = (jax.typeof(x).sharding for x in block.operands.matrices)
-    if any(other.spec != sharding.spec for other in others):
-        raise ValueError(
-            f"The update and the parameter at {path!r} are sharded differently: "
-            f"{sharding.spec} and {[other.spec for other in others]}. Reshard one."
-        )
-    automatic = jax.sharding.AxisType.Auto in sharding.mesh.axis_types
-    if automatic and placement is not None:
-        raise ValueError(
-            f"There are no specs, and {path!r} lies on a mesh with Auto axes, whose "
-            "layout is not visible: give placement=mo.sharding.owned(mesh, specs) with "
-            "the partition specs of the parameters."
-        )
-    return None if automatic else sharding.spec
 
 
 def _unflatten(
@@ -307,7 +292,7 @@ def _unflatten(
     for block, result in zip(blocks, results, strict=True):
         parts.setdefault(block.leaf, []).append((block.view, result))
     trees = [list(flat.leaves) for _ in range(outputs)]
-    numbers = [_like(flat.treedef, tree) for tree in carried]
+    numbers = [_like(flat.bare, bare(tree)) for tree in carried]
     for index, pieces in parts.items():
         view = pieces[0][0]
         dtype = flat.leaves[index].dtype
@@ -323,5 +308,5 @@ def _unflatten(
             column[index] = joined[0]
     return (
         tuple(flat.treedef.unflatten(tree) for tree in trees),
-        tuple(flat.treedef.unflatten(column) for column in numbers),
+        tuple(flat.bare.unflatten(column) for column in numbers),
     )

@@ -12,8 +12,8 @@ from manifold_optax.matrices._plan import AnyMesh, Member
 class Pieces:
     """The cut of a matrix along mesh axes; equal cuts compare equal.
 
-    A piece keeps the leaf's own order of axes; the way to `short × long` is part of
-    the assembly, so that a wide and a tall matrix travel alike.
+    A piece keeps the leaf's own order of axes; the way to `short × long`, or to
+    `long × short`, is part of the assembly: wide and tall matrices travel alike.
     """
 
     names: tuple[str, ...]
@@ -25,7 +25,7 @@ class Pieces:
     cuts: tuple[tuple[str, ...], ...]
     """Mesh axes that cut each of those axes, from major to minor."""
     order: tuple[int, ...]
-    """Which of those axes make up the short side, then the long side."""
+    """Which of those axes make up the rows, then the columns, of the whole."""
 
     @property
     def devices(self) -> int:
@@ -37,14 +37,14 @@ class Pieces:
         """Number of entries of a piece."""
         return math.prod(self.local)
 
-    def assemble(self, pieces: Array, short: int, long: int) -> Array:
-        """`[…, devices, size]` → `[…, short, long]`."""
+    def assemble(self, pieces: Array, shape: tuple[int, int]) -> Array:
+        """`[…, devices, size]` → `[…, *shape]`."""
         lead = pieces.shape[:-2]
         split = pieces.reshape(*lead, *self.counts, *self.local)
-        return split.transpose(self._permutation(len(lead))).reshape(*lead, short, long)
+        return split.transpose(self._permutation(len(lead))).reshape(*lead, *shape)
 
     def cut(self, matrices: Array) -> Array:
-        """`[…, short, long]` → `[…, devices, size]`; the inverse of `assemble`."""
+        """`[…, *shape]` → `[…, devices, size]`; the inverse of `assemble`."""
         lead = matrices.shape[:-2]
         permutation = self._permutation(len(lead))
         sizes = (*lead, *self.counts, *self.local)
@@ -61,9 +61,11 @@ class Pieces:
         return tuple(permutation)
 
 
-def pieces_of(member: Member, names: tuple[str, ...], mesh: AnyMesh) -> Pieces:
+def pieces_of(
+    member: Member, names: tuple[str, ...], mesh: AnyMesh, *, tall: bool
+) -> Pieces:
     """The cut of a member's matrices along all the mesh axes `names` that shard it."""
-    sides = (member.short, member.long)
+    sides = (member.long, member.short) if tall else (member.short, member.long)
     by_axis = {
         axis: cuts
         for side in sides

@@ -36,16 +36,26 @@ class Placement:
         """Checks the choices."""
         require_one_of("recipe", self.recipe, ("owned", "split", "auto"))
         require_one_of("replicas", self.replicas, ("share", "repeat"))
-        if self.wire is not None and not jnp.issubdtype(self.wire, jnp.floating):
+        if self.wire is not None and not _has_range(self.wire):
             raise ValueError(
-                f"wire must be a floating dtype, e.g. jnp.bfloat16, got {self.wire!r}."
+                "wire must be a floating dtype with the range of float32, which the "
+                f"scale of a gradient needs: jnp.bfloat16, for one; got {self.wire!r}."
             )
+
+    def whole(self) -> "Placement":
+        """For kernels that sum over the long side again and again: no split sides."""
+        return dataclasses.replace(self, recipe="owned")
 
     def wire_dtype(self, dtype: Any) -> Any:
         """In which dtype matrices of `dtype` travel."""
         if self.wire is None or jnp.finfo(self.wire).bits >= jnp.finfo(dtype).bits:
             return jnp.dtype(dtype)
         return jnp.dtype(self.wire)
+
+
+def _has_range(dtype: Any) -> bool:
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    return floating and jnp.finfo(dtype).maxexp >= jnp.finfo("float32").maxexp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +110,19 @@ class Group:
         """Matrices that one device holds, or holds pieces of."""
         return sum(member.count for member in self.members)
 
+    @property
+    def tall(self) -> bool:
+        """Whether matrices stand `long × short` in memory, as most leaves have them."""
+        votes = (
+            m.count * (1 if m.long.axes < m.short.axes else -1) for m in self.members
+        )
+        return self.recipe in ("local", "owned") and sum(votes) > 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of a matrix in memory."""
+        return (self.long, self.short) if self.tall else (self.short, self.long)
+
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
@@ -121,6 +144,8 @@ class Plan:
     placement: Placement | None
     known: bool
     """False where an automatically sharded program is left to the compiler."""
+    either: bool
+    """Whether the kernel takes matrices in either orientation."""
     table: str
 
     @property

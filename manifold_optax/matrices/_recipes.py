@@ -13,15 +13,13 @@ Recipes are
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import jax
 from jax.sharding import PartitionSpec
 
 from manifold_optax.matrices import _cost
 from manifold_optax.matrices._deal import deal
 from manifold_optax.matrices._plan import (
-    AnyMesh,
     Exchange,
     Group,
     Member,
@@ -47,7 +45,7 @@ class Facts(NamedTuple):
 def make_plan(
     blocks: Sequence[Facts],
     *,
-    transposable: bool,
+    transposable: bool | Literal["either"],
     turn_squares: bool,
     placement: Placement | None,
 ) -> Plan:
@@ -55,7 +53,8 @@ def make_plan(
 
     Args:
         blocks: the blocks, in their order in the tree.
-        transposable: whether both orientations of a matrix share a stack.
+        transposable: whether both orientations of a matrix share a stack; `"either"`:
+            and the kernel takes them both.
         turn_squares: whether a square matrix may be transposed so that the side that
             is split is the long one; not where a vector of the short side is carried,
             which would change its meaning with the placement.
@@ -67,10 +66,9 @@ def make_plan(
     turn = turn_squares and placement is not None and placement.recipe != "owned"
     grouped: dict[tuple[Any, ...], list[Member]] = {}
     for index, block in enumerate(blocks):
-        member = _member(index, block, transposable, turn, placement)
+        member = _member(index, block, bool(transposable), turn, placement)
         recipe, shards, replicas = _recipe(member, placement)
-        # A cut of the short side is moved by one all-to-all for all that share it.
-        moved = member.short if recipe == "cooperative" else ()
+        moved = _moved(member) if recipe == "cooperative" else ()
         sizes = (member.short.size(block.view), member.long.size(block.view))
         key = (*sizes, block.dtypes, recipe, shards, replicas, moved)
         grouped.setdefault(key, []).append(member)
@@ -92,7 +90,8 @@ def make_plan(
     rest = tuple(group for group in groups if group.recipe != "owned")
     known = all(block.spec is not None for block in blocks)
     table = table_of(rest, exchanges, placement, known)
-    return Plan(rest, exchanges, placement, known, table)
+    either = transposable == "either"
+    return Plan(rest, exchanges, placement, known, either, table)
 
 
 def _member(
@@ -105,7 +104,7 @@ def _member(
     view = block.view
     spec = PartitionSpec(*block_spec(view, block.spec or PartitionSpec()))
     if placement is not None:
-        _check(view, spec, placement.mesh)
+        _check(view, spec, placement)
     names = [_names(entry, placement) for entry in spec]
     short, long = _sides(view, names, transposable, turn_squares)
     batch = tuple(name for axis in view.batch_axes for name in names[axis])
@@ -169,7 +168,7 @@ def _better(group: Group, placement: Placement) -> list[Group]:
         return [group]
     cuts: dict[Any, list[Member]] = {}
     for member in group.members:
-        cuts.setdefault(member.short if member.short.names else None, []).append(member)
+        cuts.setdefault(_moved(member) if member.short.names else (), []).append(member)
     split = [
         dataclasses.replace(
             group,
@@ -182,6 +181,12 @@ def _better(group: Group, placement: Placement) -> list[Group]:
     if _cost.prefers_split(split, exchange, placement):
         return split
     return [group]
+
+
+def _moved(member: Member) -> tuple[Any, ...]:
+    """The cut of the short side: one all-to-all moves it for all that share it."""
+    sizes = tuple(member.view.shape[axis] for axis in member.short.axes)
+    return (sizes, member.short.mesh_axes)
 
 
 def _exchanges(
@@ -211,9 +216,9 @@ def _exchanges(
     )
 
 
-def _check(view: View, spec: PartitionSpec, mesh: AnyMesh) -> None:
+def _check(view: View, spec: PartitionSpec, placement: Placement) -> None:
     """Raises ValueError for a spec that no placement covers."""
-    path, shape = view.path, view.shape
+    path, shape, mesh = view.path, view.shape, placement.mesh
     if PartitionSpec.UNCONSTRAINED in spec:
         raise ValueError(
             f"The leaf {path!r} has spec {spec}; no placement covers an unconstrained "
@@ -233,7 +238,7 @@ def _check(view: View, spec: PartitionSpec, mesh: AnyMesh) -> None:
                 f"into equal parts on the mesh {dict(mesh.shape)}; pad it, or leave "
                 "the axis unsharded."
             )
-    if view.window is not None and spec[view.window[0]] is not None:
+    if view.window is not None and _names(spec[view.window[0]], placement):
         raise ValueError(
             f"The leaf {path!r} with spec {spec} is sharded along the axis on which it "
             "is split into blocks; no placement covers that. Shard another axis."
@@ -272,12 +277,3 @@ def _product(names: Sequence[str], placement: Placement | None) -> int:
     if placement is None:
         return 1
     return math.prod(placement.mesh.shape[name] for name in names)
-
-
-def explicit_placement(leaves: Sequence[Any]) -> Placement | None:
-    """`owned` over the mesh of the first leaf that carries an Explicit mesh, if any."""
-    for leaf in leaves:
-        mesh = jax.typeof(leaf).sharding.mesh
-        if any(kind == jax.sharding.AxisType.Explicit for kind in mesh.axis_types):
-            return Placement("owned", mesh)
-    return None

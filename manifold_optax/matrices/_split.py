@@ -33,7 +33,12 @@ def apply_split(
     def one(arguments: Any) -> Any:
         matrices, numbers = arguments
         return apply_kernel(
-            kernel, matrices, numbers, outputs, group.dtypes, group.shard_axes
+            kernel,
+            matrices,
+            numbers,
+            outputs,
+            group.dtypes,
+            axis_name=group.shard_axes,
         )
 
     parts = tuple(_gather_short(x, cut, group.short, placement) for x in stacks)
@@ -68,7 +73,7 @@ def _gather_short(x: Array, cut: Pieces, short: int, placement: Placement) -> Ar
     rows = x.reshape(count, short_local, cut.devices, long_part)
     sent = jnp.moveaxis(rows, 2, 1).reshape(count, cut.devices, cut.size)
     moved = all_to_all(sent.astype(placement.wire_dtype(x.dtype)), cut.names, axis=1)
-    return cut.assemble(moved, short, long_part).astype(x.dtype)
+    return cut.assemble(moved, (short, long_part)).astype(x.dtype)
 
 
 def _scatter_short(y: Array, cut: Pieces, placement: Placement) -> Array:

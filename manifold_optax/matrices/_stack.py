@@ -86,16 +86,20 @@ def _run_group(
     """A group that no exchange moves."""
     stacks, carried = _stacked(group, blocks, _to_stack)
     if group.recipe == "local":
+        turn = not (group.tall or plan.either)
         bytes_each = group.short * group.long * jnp.dtype(group.dtypes[-1]).itemsize
-        ys, cs = over_stack(
-            lambda x: apply_kernel(kernel, x[0], x[1], outputs, group.dtypes),
-            (stacks, carried),
-            bytes_each,
-        )
+
+        def one(arguments: Any) -> Any:
+            matrices, numbers = arguments
+            return apply_kernel(
+                kernel, matrices, numbers, outputs, group.dtypes, turn=turn
+            )
+
+        ys, cs = over_stack(one, stacks, carried, outputs, bytes_each)
     else:
         assert plan.placement is not None
         ys, cs = apply_split(kernel, group, plan.placement, stacks, carried, outputs)
-    return _unstacked(group, blocks, ys, cs, _permutation)
+    return _unstacked(group, blocks, ys, cs, _stack_order)
 
 
 def _run_exchange(
@@ -110,22 +114,24 @@ def _run_exchange(
     stacked = [_stacked(group, blocks, _to_pieces) for group in exchange.groups]
     inputs = len(stacked[0][0])
     ys, cs = apply_at_owners(
-        Job(kernel, inputs, outputs, exchange, plan.placement),
+        Job(kernel, inputs, outputs, exchange, plan.placement, plan.either),
         [matrices for matrices, _ in stacked],
         [carried for _, carried in stacked],
     )
     results: dict[int, Operands] = {}
     for group, y, c in zip(exchange.groups, ys, cs, strict=True):
-        results.update(_unstacked(group, blocks, y, c, _natural_order))
+        results.update(_unstacked(group, blocks, y, c, _leaf_order))
     return results
 
 
 def _stacked(
-    group: Group, blocks: Sequence[Operands], to_rows: Callable[[Member, Any], Array]
+    group: Group,
+    blocks: Sequence[Operands],
+    to_rows: Callable[[Group, Member, Any], Array],
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """One array per input tree and per carried tree, over all matrices of a group."""
     own = [(member, blocks[member.index]) for member in group.members]
-    matrices = [tuple(to_rows(m, x) for x in block.matrices) for m, block in own]
+    matrices = [tuple(to_rows(group, m, x) for x in block.matrices) for m, block in own]
     carried = [tuple(_flat_batch(m, c) for c in block.carried) for m, block in own]
 
     def join(parts: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
@@ -139,14 +145,14 @@ def _unstacked(
     blocks: Sequence[Operands],
     ys: Sequence[Array],
     cs: Sequence[Array],
-    order: Callable[[Member], tuple[int, ...]],
+    order: Callable[[Group, Member], tuple[int, ...]],
 ) -> dict[int, Operands]:
     """The blocks of a group from its stacks, whose axes stand in `order`."""
     results, start = {}, 0
     for member in group.members:
         block, stop = blocks[member.index], start + member.count
         like = block.matrices[0]
-        axes = order(member)
+        axes = order(group, member)
         inverse = sorted(range(len(axes)), key=axes.__getitem__)
         sizes = tuple(like.shape[axis] for axis in axes)
         results[member.index] = Operands(
@@ -163,24 +169,33 @@ def _unstacked(
     return results
 
 
-def _permutation(member: Member) -> tuple[int, ...]:
-    return (*member.view.batch_axes, *member.short.axes, *member.long.axes)
+def _to_stack(group: Group, member: Member, x: Array) -> Array:
+    """Block → `[count, *group.shape]`; the sizes are local inside `shard_map`."""
+    sizes = [
+        math.prod(x.shape[axis] for axis in side) for side in _sides(group, member)
+    ]
+    return x.transpose(_stack_order(group, member)).reshape(-1, *sizes)
 
 
-def _natural_order(member: Member) -> tuple[int, ...]:
-    return (*member.view.batch_axes, *sorted((*member.short.axes, *member.long.axes)))
+def _stack_order(group: Group, member: Member) -> tuple[int, ...]:
+    rows, columns = _sides(group, member)
+    return (*member.view.batch_axes, *rows, *columns)
 
 
-def _to_stack(member: Member, x: Array) -> Array:
-    """Block → `[count, short, long]`; the sizes are local inside `shard_map`."""
-    short = math.prod(x.shape[axis] for axis in member.short.axes)
-    long = math.prod(x.shape[axis] for axis in member.long.axes)
-    return x.transpose(_permutation(member)).reshape(-1, short, long)
+def _sides(group: Group, member: Member) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Leaf axes of the rows and of the columns of a matrix of the stack."""
+    long, short = member.long.axes, member.short.axes
+    return (long, short) if group.tall else (short, long)
 
 
-def _to_pieces(member: Member, x: Array) -> Array:
+def _to_pieces(group: Group, member: Member, x: Array) -> Array:
     """Block → `[count, size]`, each piece in the leaf's own order of axes."""
-    return x.transpose(_natural_order(member)).reshape(member.count, -1)
+    return x.transpose(_leaf_order(group, member)).reshape(member.count, -1)
+
+
+def _leaf_order(group: Group, member: Member) -> tuple[int, ...]:
+    del group
+    return (*member.view.batch_axes, *sorted(member.view.matrix_axes))
 
 
 def _flat_batch(member: Member, x: Array) -> Array:

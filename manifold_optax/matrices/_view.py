@@ -95,6 +95,28 @@ def is_absent(node: Any) -> bool:
     return node is None or isinstance(node, optax.MaskedNode)
 
 
+def bare(tree: Any) -> Any:
+    """`tree` with plain arrays in place of the boxes in which frameworks keep them.
+
+    A Flax nnx variable names the mesh axes of its own axes as metadata. An array of
+    another shape in its place, such as a number per matrix, must not inherit them.
+    """
+
+    def inside(node: Any) -> Any:
+        return node if is_absent(node) else jax.tree.leaves(node)[0]
+
+    def is_box(node: Any) -> bool:
+        return is_absent(node) or (hasattr(node, "shape") and hasattr(node, "dtype"))
+
+    return jax.tree.map(inside, tree, is_leaf=is_box)
+
+
+def boxed_like(tree: Any, like: Any) -> Any:
+    """The arrays of `tree` in the boxes of `like`; undoes `bare`."""
+    leaves = jax.tree.leaves(tree, is_leaf=is_absent)
+    return jax.tree.structure(like, is_leaf=is_absent).unflatten(leaves)
+
+
 def views_of(leaf: Any, path: str, axes: Axes) -> tuple[View, ...]:
     """The blocks of a leaf, one view each.
 

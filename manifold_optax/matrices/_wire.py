@@ -1,6 +1,8 @@
 """The collectives of the exchanges, over several mesh axes, in a narrow dtype."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +30,16 @@ def all_gather(x: Array, names: tuple[str, ...]) -> Array:
     return _as_words(lambda words: jax.lax.all_gather(words, names, tiled=True), x)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _as_words(move: Callable[[Array], Array], x: Array) -> Array:
     """`move(x)`; numbers of 16 bits travel as integers: XLA widens them on CPUs."""
     if x.dtype.itemsize != 2:
         return move(x)
     words = jax.lax.bitcast_convert_type(x, jnp.uint16)
     return jax.lax.bitcast_convert_type(move(words), x.dtype)
+
+
+@_as_words.defjvp
+def _as_words_jvp(move: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    # Integers have no derivative; a movement is linear, and its own.
+    return _as_words(move, *primals), move(*tangents)

@@ -25,12 +25,13 @@ def owned(
 
     Args:
         mesh: the mesh over which the parameters are sharded.
-        specs: `PartitionSpec` (or `NamedSharding`) of every matrix, as a tree like the
-            parameters or a dictionary by path; looked up by path. `None`: read from the
-            arrays, which works on Explicit meshes.
-        wire: dtype in which matrices travel where it is narrower than theirs, e.g.
-            `jnp.bfloat16`: half of the bytes, for a relative error of 4e-3 in what
-            arrives (and in a retraction none: it keeps the dtype of its leaves).
+        specs: the sharded parameters themselves, or the `PartitionSpec` (or
+            `NamedSharding`) of every matrix, as a tree like the parameters or a
+            dictionary by path; looked up by path. `None`: read from the arrays at
+            update, which works on Explicit meshes.
+        wire: `jnp.bfloat16`: matrices of wider dtypes travel in it, in half of the
+            bytes, for a relative error of 4e-3 in what arrives (in a retraction none:
+            it keeps the dtype of its leaves). `None`: in their own dtypes.
         replicas: what devices do that hold the same matrices (data parallelism).
             `"share"`: each owns some of them, and one all-gather brings the results to
             all. `"repeat"`: all compute everything, without that all-gather.
@@ -39,8 +40,9 @@ def owned(
         A placement.
 
     Raises:
-        ValueError, TypeError: for an unknown choice of `replicas`, a `wire` that is not
-            floating, and specs that are not.
+        ValueError, TypeError: for an unknown choice of `replicas`, a `wire` without the
+            range of float32, and specs that are none; at update, for arrays on another
+            mesh and for shardings that are not covered, naming the leaf.
 
     Example:
         >>> mesh = jax.make_mesh((1,), ("data",))
@@ -120,11 +122,14 @@ def _by_path(specs: ArrayTree) -> dict[str, PartitionSpec] | None:
 
     paired, _ = jax.tree_util.tree_flatten_with_path(specs, is_leaf=is_spec)
     found: dict[str, PartitionSpec] = {}
-    for keys, spec in paired:
-        if not is_spec(spec):
+    for keys, leaf in paired:
+        spec = getattr(leaf, "sharding", leaf)
+        if isinstance(spec, NamedSharding):
+            spec = spec.spec
+        if not isinstance(spec, PartitionSpec):
             raise TypeError(
-                f"specs must hold PartitionSpecs or NamedShardings, got {spec!r} at "
-                f"{leaf_path(keys)!r}."
+                "specs must hold PartitionSpecs, NamedShardings or arrays that have "
+                f"one, got {spec!r} at {leaf_path(keys)!r}."
             )
-        found[leaf_path(keys)] = spec.spec if isinstance(spec, NamedSharding) else spec
+        found[leaf_path(keys)] = spec
     return found

@@ -20,6 +20,7 @@ from manifold_optax.geometry import Ball, Frobenius, Norm, RmsToRms, Spectral
 from manifold_optax.linalg import gram, matmul, max_abs, nonzero, spectral_norm
 from manifold_optax.matrices import (
     Axes,
+    bare,
     is_absent,
     LAST_TWO,
     leaf_path,
@@ -289,4 +290,4 @@ def _short_vectors(params: ArrayTree, axes: Axes) -> ArrayTree:
         short = max(min(view.fan_in, view.fan_out) for view in views)
         return per_matrix(leaf, 0.0, axes=axes, tail=(short,))
 
-    return jax.tree_util.tree_map_with_path(of_leaf, params, is_leaf=is_absent)
+    return jax.tree_util.tree_map_with_path(of_leaf, bare(params), is_leaf=is_absent)

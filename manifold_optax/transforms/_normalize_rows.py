@@ -12,7 +12,7 @@ from manifold_optax._checks import require_in_range, require_present
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Sphere
 from manifold_optax.linalg import nonzero
-from manifold_optax.matrices import Axes, LAST_TWO, View, views_of
+from manifold_optax.matrices import Axes, bare, boxed_like, LAST_TWO, View, views_of
 from manifold_optax.transforms._leaves import fill_absent, map_leaves
 
 
@@ -85,7 +85,7 @@ def scale_by_row_rms(
             ]
             return _join(views, rows)
 
-        return RowRmsState(map_leaves(start, params))
+        return RowRmsState(map_leaves(start, bare(params)))
 
     def advance(path: str, update: Array, average: Any) -> Array:
         require_present(average, path)
@@ -116,9 +116,11 @@ def scale_by_row_rms(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[ArrayTree, RowRmsState]:
         del params, extra_args
-        moved = map_leaves(advance, updates, state.mean_square)
+        plain = bare(updates)
+        moved = map_leaves(advance, plain, state.mean_square)
         average = fill_absent(moved, state.mean_square)
-        return map_leaves(read, updates, average), RowRmsState(average)
+        even = map_leaves(read, plain, average)
+        return boxed_like(even, updates), RowRmsState(average)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

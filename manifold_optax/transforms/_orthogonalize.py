@@ -77,7 +77,9 @@ def orthogonalize_via_newton_schulz(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[ArrayTree, Any]:
         del params, extra_args
-        (updates,), _ = map_matrices(kernel, (updates,), axes=axes, placement=placement)
+        (updates,), _ = map_matrices(
+            kernel, (updates,), axes=axes, transposable="either", placement=placement
+        )
         return updates, state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)

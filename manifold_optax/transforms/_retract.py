@@ -15,7 +15,7 @@ from manifold_optax._checks import (
     require_static_steps,
 )
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
-from manifold_optax.geometry import Ball, Band, Manifold, Stiefel
+from manifold_optax.geometry import Ball, Band, DiagonalGram, Manifold, Stiefel
 from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
 from manifold_optax.transforms._leaves import (
     divide_leaves,
@@ -105,7 +105,8 @@ def retract(
             directions (as `muon` has). `None`: factor 1.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`. Its
-            `wire` does not narrow a retraction.
+            `wire` does not narrow a retraction, and on a `DiagonalGram` matrices are
+            `owned`, never split.
 
     Returns:
         A transformation that needs `params`; without state, or with `RetractState`
@@ -136,6 +137,9 @@ def retract(
     if placement is not None:
         # Rounded on the wire, a point would be off its manifold by that rounding.
         placement = dataclasses.replace(placement, wire=None)
+        if isinstance(manifold, DiagonalGram):
+            # Its projection alternates between two sums over the long side.
+            placement = placement.whole()
     timed = every > 1 or size is not None
 
     def land(updates: ArrayTree, params: ArrayTree, count: Any) -> ArrayTree:

@@ -6,7 +6,13 @@ import optax
 
 from manifold_optax._checks import require_params
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
-from manifold_optax.geometry import Euclidean, Manifold, Norm, steepest_direction
+from manifold_optax.geometry import (
+    Euclidean,
+    is_searched,
+    Manifold,
+    Norm,
+    steepest_direction,
+)
 from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
 from manifold_optax.transforms._leaves import (
     divide_leaves,
@@ -32,6 +38,9 @@ def steepest(
         norm: the norm of a step.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
+            Pairs whose direction is searched for by sums over the long side (with
+            Spectral or PNorm, off the Euclidean space and Stiefel) are never split:
+            they are `owned` instead.
 
     Returns:
         A stateless transformation; it needs `params` unless the manifold is Euclidean.
@@ -53,6 +62,8 @@ def steepest(
     """
     direction = steepest_direction(manifold, norm)
     flat = isinstance(manifold, Euclidean)
+    if placement is not None and is_searched(manifold, norm):
+        placement = placement.whole()
     transposable = manifold.transposable and norm.transposable
 
     def kernel(update: Matrix, *point: Matrix, axis_name: AxisName = None) -> Any:

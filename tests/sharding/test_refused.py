@@ -1,0 +1,64 @@
+"""What a placement does not cover: errors that name the leaf, and what is owned."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import manifold_optax as mo
+
+pytestmark = pytest.mark.devices
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_another_mesh_than_that_of_the_arrays_is_an_error(kind: AxisType) -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    x = jax.device_put(jnp.ones((16, 16)), NamedSharding(mesh, P("x", None)))
+    other = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    specs = {"w": P("x", None)}
+    for placement in (mo.sharding.owned(other, specs), mo.sharding.owned(other)):
+        with pytest.raises(ValueError, match=r"'w'.*'x': 8.*'x': 4"):
+            mo.plan_matrices({"w": x}, placement=placement)
+
+
+def test_other_specs_than_those_of_explicit_arrays_are_an_error() -> None:
+    mesh = jax.make_mesh((8,), ("x",))
+    x = jax.device_put(jnp.ones((16, 16)), NamedSharding(mesh, P("x", None)))
+    placement = mo.sharding.owned(mesh, {"w": P(None, "x")})
+    with pytest.raises(ValueError, match=r"'w'.*P\('x', None\).*P\(None, 'x'\)"):
+        mo.plan_matrices({"w": x}, placement=placement)
+
+
+def test_a_block_along_a_mesh_axis_of_size_1_is_not_cut() -> None:
+    mesh = jax.make_mesh((8, 1), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    placement = mo.sharding.owned(mesh, {"qkv": P("x", "y")})
+    plan = mo.plan_matrices(
+        {"qkv": jnp.ones((16, 12))}, axes=mo.Split((8, 4)), placement=placement
+    )
+    assert str(plan).count("owned") == 2
+
+
+def test_searched_directions_are_never_split() -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    x = {"w": jax.ShapeDtypeStruct((64, 8), jnp.float32)}
+    tx = mo.steepest(
+        mo.Sphere(), mo.Spectral(), placement=mo.sharding.split(mesh, {"w": P("x")})
+    )
+    compiled = jax.jit(tx.update).lower(x, optax.EmptyState(), x).compile()
+    found = mo.sharding.collectives(compiled)
+    assert found.inside_loops == 0
+    assert found.count("all-to-all") == 2
+
+
+@pytest.mark.usefixtures("unhooked")
+def test_what_a_placement_refuses() -> None:
+    mesh = jax.make_mesh((8,), ("x",))
+    half: Any = "half"
+    with pytest.raises(ValueError, match=r"replicas.*'share', 'repeat'.*'half'"):
+        mo.sharding.owned(mesh, replicas=half)
+    for wire in (jnp.int8, jnp.float16):
+        with pytest.raises(ValueError, match="wire must be a floating dtype with the"):
+            mo.sharding.owned(mesh, wire=wire)
