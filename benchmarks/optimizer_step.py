@@ -1,154 +1,166 @@
 """Ratios of optimizer steps, interleaved in one process on one pinned core.
 
-    .venv/bin/python benchmarks/optimizer_step.py
+    .venv/bin/python benchmarks/optimizer_step.py --table docs/performance.md \
+        --figure docs/performance.png
 
-prints three tables:
+prints, and writes where told, these tables:
 
-1. The whole step (update and apply) of `hybrid(muon)` against `optax.contrib.muon`, the
-   same mathematics, on a transformer-like tree of 6 layers of width 384: ratio of CPU
-   times, temporary memory, dot products in the compiled program.
-2. Compiled instructions per extra matrix against AdamW's.
-3. A training step of the published MLP (3072-128-64-10, batch 1024): manifold Muon
+1. The whole step (update and apply, donated) on transformer-like trees and on tall
+   matrices: CPU time against `optax.contrib.muon` and `torch.optim.Muon`, temporary
+   memory, FLOPs, products and instructions of the compiled program, and how far the
+   directions are from float64.
+2. CPU time against the width of the model, which is also the figure.
+3. Compile time and instructions against the number of matrices.
+4. A training step of the published MLP (3072-128-64-10, batch 1024): manifold Muon
    and the others against AdamW.
+
+`.venv/bin/python -m pip install --group peers` installs what is compared with.
 """
 
 import argparse
 import itertools
 import os
+import pathlib
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 # One core, chosen before JAX starts its threads: times on shared cores are noise.
 os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
+import dot_flops
 import jax
+import jax.numpy as jnp
 import optax
+import peers
+import step_figure
+import trees
+from document import print_all, write_chapter
+from stepping import head, interleaved, median_ratio, milliseconds, ratio, row, Step
 
 import manifold_optax as mo
 
-Step = Callable[..., Any]
+CHAPTER = "Single device"
+# (layers, width) of table 1; tall matrices as in an embedding or a readout.
+TREES = ((6, 384), (2, 384))
+TALL = (12, 3072, 128)
+WIDTHS = (64, 96, 128, 192, 256, 384, 512)
+SMALL_WIDTHS = (64, 128)
+FIGURE_LAYERS = 2
+CONDITION = 1e3
+# Layers of six matrices: 6, 24 and 96 of them.
+DEPTHS = (1, 4, 16)
+
+STEP_TEXT = f"""\
+Update and apply, donated; vectors by Adam. `torch.optim.Muon` is as it ships (products
+in bfloat16, in place), with `torch.optim.AdamW` for the vectors, on one thread. 'of
+peak': FLOPs per second of the whole step, over those of a float32 product of 1024 x
+1024 in the same process. 'dots' are those in the text of the program, loops taken once.
+'error': largest relative error of a direction against the same polynomial in float64,
+for matrices of these shapes with singular values from 1 to {1 / CONDITION:g}."""
+COMPILE_TEXT = "Width 64. CPU seconds to trace, lower and compile, one core."
 
 
-def transformer_tree(layers: int, width: int) -> dict[str, Any]:
-    """Per layer: four square matrices, one wide, one tall, and two vectors."""
-    shapes = dict.fromkeys(("wq", "wk", "wv", "wo"), (width, width))
-    shapes |= {"w_up": (width, 4 * width), "w_down": (4 * width, width)}
-    keys = iter(jax.random.split(jax.random.key(0), 8 * layers))
-    return {
-        f"layer_{i}": {
-            **{k: jax.random.normal(next(keys), s) for k, s in shapes.items()},
-            "scale": jax.random.normal(next(keys), (width,)),
-            "bias": jax.random.normal(next(keys), (width,)),
-        }
-        for i in range(layers)
-    }
+def optimizers() -> dict[str, optax.GradientTransformation]:
+    """The rows of the tables, without PyTorch."""
+    return {peers.ADAMW: optax.adamw(peers.RATE), **peers.muons()}
 
 
-def compiled_step(tx: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
-    """Compiled `(params, state, gradients) -> (params, state)` and its first state."""
-
-    def step(params: Any, state: Any, gradients: Any) -> Any:
-        updates, state = tx.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    state = jax.jit(tx.init)(params)
-    return jax.jit(step).lower(params, state, params).compile(), state
+def runs_on(tree: Any, torch: Any) -> dict[str, Any]:
+    """A step of every optimizer, PyTorch's included where it is installed."""
+    runs: dict[str, Any] = {k: Step(tx, tree, tree) for k, tx in optimizers().items()}
+    if torch is not None:
+        runs[peers.TORCH] = peers.TorchStep(torch, tree, tree)
+    return runs
 
 
-def cpu_seconds(run: Callable[[], Any]) -> float:
-    """CPU time of one call."""
-    start = time.process_time()
-    jax.block_until_ready(run())
-    return time.process_time() - start
+def matmul_rate(pairs: int, size: int = 1024) -> float:
+    """FLOPs per CPU second of a float32 product."""
+    x = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(jnp.matmul).lower(x, x).compile()
+    times = interleaved({"product": lambda: product(x, x)}, pairs)
+    return 2 * size**3 / statistics.median(times["product"])
 
 
-def interleaved(
-    runs: dict[str, Callable[[], Any]], pairs: int
-) -> dict[str, list[float]]:
-    """CPU seconds of each run, measured in turn `pairs` times after a warm-up."""
-    for run in runs.values():
-        cpu_seconds(run)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(pairs):
-        for name, run in runs.items():
-            times[name].append(cpu_seconds(run))
-    return times
+def step_flops(tx: optax.GradientTransformation, tree: Any) -> int:
+    """FLOPs of the products of an update."""
+    state = jax.eval_shape(tx.init, tree)
+    return dot_flops.dot_flops(tx.update, tree, state, tree)
 
 
-def ratio(times: dict[str, list[float]], name: str, baseline: str) -> str:
-    """Median and quartiles of the ratios of the pairs."""
-    ratios = [a / b for a, b in zip(times[name], times[baseline], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def instructions(compiled: Any) -> int:
-    """Number of instructions of a compiled program."""
-    return sum(" = " in line for line in compiled.as_text().splitlines())
-
-
-def muon_like_optax() -> optax.GradientTransformation:
-    """`hybrid` with the vectors treated as `optax.contrib.muon` treats them."""
-    others = optax.adamw(0.02, weight_decay=0.0, nesterov=True)
-    return mo.hybrid(mo.muon(0.02), others=others)
-
-
-def whole_step(pairs: int, layers: int = 6, width: int = 384) -> None:
-    """Table 1."""
-    params = transformer_tree(layers, width)
-    optimizers = {
-        "optax.contrib.muon": optax.contrib.muon(0.02),
-        "mo.hybrid(mo.muon)": muon_like_optax(),
-        "optax.adamw": optax.adamw(0.02),
-    }
-    runs, facts = {}, {}
-    for name, tx in optimizers.items():
-        step, state = compiled_step(tx, params)
-        runs[name] = lambda step=step, state=state: step(params, state, params)
-        text = step.as_text()
-        temp = step.memory_analysis().temp_size_in_bytes / 1e6
-        facts[name] = (f"{temp:.0f}", text.count(" dot("), instructions(step))
+def step_table(tree: Any, torch: Any, pairs: int) -> Iterator[str]:
+    """Table 1 for one tree."""
+    runs, every = runs_on(tree, torch), optimizers()
     times = interleaved(runs, pairs)
-    print(f"\n{layers} layers, width {width}, {pairs} interleaved pairs")
-    print(
-        "| step | CPU ms | ratio, median [quartiles] | temp MB | dots | instructions |"
+    rate = matmul_rate(pairs)
+    # A single layer has all shapes.
+    first = dict(itertools.islice(tree.items(), 1))
+    hard = trees.conditioned_tree(first, CONDITION)
+    errors = peers.errors(torch, peers.muons(), hard)
+    yield from head(
+        *("step", "CPU ms", f"of {peers.OPTAX}, median [quartiles]"),
+        *(f"of {peers.TORCH}", "temp MB", "GFLOP", "of peak"),
+        *("dots", "instructions", "error"),
     )
-    print("|---|---|---|---|---|---|")
-    for name in optimizers:
-        median = statistics.median(times[name]) * 1e3
-        temp, dots, count = facts[name]
-        against = ratio(times, name, "optax.contrib.muon")
-        print(f"| {name} | {median:.0f} | {against} | {temp} | {dots} | {count} |")
+    for name, run in runs.items():
+        facts: tuple[object, ...] = ("–", "–", "–", "–", "–")
+        if isinstance(run, Step):
+            flops = step_flops(every[name], tree)
+            share = flops / statistics.median(times[name]) / rate
+            temp = f"{run.temporary_bytes / 1e6:.1f}"
+            counts = (run.dots, run.instructions)
+            facts = (temp, f"{flops / 1e9:.3g}", f"{share:.2f}", *counts)
+        error = f"{errors[name]:.1e}" if name in errors else "–"
+        ratios = (ratio(times, name, base) for base in (peers.OPTAX, peers.TORCH))
+        yield row([name, milliseconds(times, name), *ratios, *facts, error])
 
 
-def compile_growth() -> None:
-    """Table 2."""
-    optimizers = {
-        "optax.adamw": optax.adamw(0.02),
-        "mo.hybrid(mo.muon)": muon_like_optax(),
-        "mo.hybrid(mo.manifold_muon)": mo.hybrid(mo.manifold_muon(0.1)),
-        "optax.contrib.muon": optax.contrib.muon(0.02),
-    }
-    print("\ncompiled instructions by number of matrices, width 64")
-    print("| step | 24 | 48 | per extra matrix | of AdamW's |")
-    print("|---|---|---|---|---|")
-    base = 1.0
-    for name, tx in optimizers.items():
-        counts = [
-            instructions(compiled_step(tx, transformer_tree(layers, 64))[0])
-            for layers in (4, 8)
-        ]
-        slope = (counts[1] - counts[0]) / 24
-        base = slope if name == "optax.adamw" else base
-        print(
-            f"| {name} | {counts[0]} | {counts[1]} | {slope:.0f} | {slope / base:.2f} |"
-        )
+def width_times(torch: Any, widths: tuple[int, ...], pairs: int) -> Any:
+    """Times of every optimizer at every width."""
+    found = {}
+    for width in widths:
+        tree = trees.transformer_tree(FIGURE_LAYERS, width)
+        found[width] = interleaved(runs_on(tree, torch), pairs)
+    return found
 
 
-def mlp_step(pairs: int) -> None:
+def width_table(found: Any) -> Iterator[str]:
+    """Table 2: median ratios to `optax.contrib.muon`."""
+    names = [name for name in next(iter(found.values())) if name != peers.OPTAX]
+    yield from head("width", f"{peers.OPTAX}, CPU ms", *names)
+    for width, times in found.items():
+        ratios = (f"{median_ratio(times, k, peers.OPTAX):.3f}" for k in names)
+        yield row([width, milliseconds(times, peers.OPTAX), *ratios])
+
+
+def compile_table(depths: tuple[int, ...]) -> Iterator[str]:
     """Table 3."""
+    every = {
+        **optimizers(),
+        "mo.hybrid(mo.manifold_muon) f32": peers.whole_model(mo.manifold_muon(0.1)),
+    }
+    matrices = [6 * layers for layers in depths]
+    yield from head(
+        "step",
+        *(f"{count} matrices: s / instructions" for count in matrices),
+        f"instructions per matrix, {matrices[-2]} to {matrices[-1]}",
+        "of AdamW's",
+    )
+    slopes: dict[str, float] = {}
+    for name, tx in every.items():
+        cells, counts = [], []
+        for layers in depths:
+            tree = trees.transformer_tree(layers, 64)
+            step = Step(tx, tree, tree)
+            counts.append(step.instructions)
+            cells.append(f"{step.compile_seconds:.1f} / {counts[-1]}")
+        slopes[name] = (counts[-1] - counts[-2]) / (matrices[-1] - matrices[-2])
+        share = slopes[name] / slopes[peers.ADAMW]
+        yield row([name, *cells, f"{slopes[name]:.0f}", f"{share:.2f}"])
+
+
+def mlp_table(pairs: int) -> Iterator[str]:
+    """Table 4."""
     sizes, batch = (3072, 128, 64, 10), 1024
     keys = jax.random.split(jax.random.key(0), len(sizes) + 1)
     params = {
@@ -165,14 +177,14 @@ def mlp_step(pairs: int) -> None:
             x = jax.nn.relu(x) if i < len(sizes) - 2 else x
         return optax.softmax_cross_entropy_with_integer_labels(x, labels).mean()
 
-    optimizers = {
+    trained = {
         "AdamW": (optax.adamw(3e-3, weight_decay=0.1), mo.Euclidean()),
         "Muon": (mo.muon(0.02), mo.Euclidean()),
         "hyperspherical": (mo.hyperspherical_descent(0.2), mo.Sphere()),
         "manifold Muon": (mo.manifold_muon(0.1), mo.Stiefel()),
     }
     runs = {}
-    for name, (tx, manifold) in optimizers.items():
+    for name, (tx, manifold) in trained.items():
 
         def step(params: Any, state: Any, tx: Any = tx) -> Any:
             updates, state = tx.update(jax.grad(loss)(params), state, params)
@@ -183,22 +195,49 @@ def mlp_step(pairs: int) -> None:
         compiled = jax.jit(step).lower(start, state).compile()
         runs[name] = lambda go=compiled, p=start, s=state: go(p, s)
     times = interleaved(runs, pairs)
-    print(f"\nMLP 3072-128-64-10, batch 1024, {pairs} interleaved pairs")
-    print("| step | CPU ms | ratio to AdamW, median [quartiles] |\n|---|---|---|")
-    for name in optimizers:
-        median = statistics.median(times[name]) * 1e3
-        print(f"| {name} | {median:.1f} | {ratio(times, name, 'AdamW')} |")
+    yield from head("step", "CPU ms", "ratio to AdamW, median [quartiles]")
+    for name in trained:
+        yield row([name, milliseconds(times, name), ratio(times, name, "AdamW")])
+
+
+def report(options: argparse.Namespace) -> Iterator[str]:
+    """Lines of the chapter, as they are found."""
+    torch, pairs = peers.load_torch(), options.pairs
+    versions = [f"jax {jax.__version__}", f"optax {optax.__version__}"]
+    versions += [] if torch is None else [f"torch {torch.__version__}"]
+    yield f"{', '.join(versions)}, CPU, one core, {pairs} interleaved pairs. Printed by"
+    yield "\n```\n.venv/bin/python benchmarks/optimizer_step.py\n```"
+    if options.figure is not None:
+        yield f"\n![Cost of a step against the width]({options.figure.name})"
+    yield f"\n### Whole step\n\n{STEP_TEXT}"
+    for layers, width in TREES[1:] if options.quick else TREES:
+        yield f"\n{layers} layers of width {width}, {6 * layers} matrices:\n"
+        yield from step_table(trees.transformer_tree(layers, width), torch, pairs)
+    count, m, n = TALL
+    yield f"\n{count} matrices of {m} x {n}:\n"
+    yield from step_table(trees.tall_tree(count, m, n), torch, pairs)
+    yield f"\n### Width\n\n{FIGURE_LAYERS} layers; medians, {peers.OPTAX} is 1.\n"
+    found = width_times(torch, SMALL_WIDTHS if options.quick else WIDTHS, pairs)
+    yield from width_table(found)
+    if options.figure is not None:
+        step_figure.write_figure(options.figure, found)
+    yield f"\n### Compilation\n\n{COMPILE_TEXT}\n"
+    yield from compile_table(DEPTHS[:2] if options.quick else DEPTHS)
+    yield "\n### Training step of an MLP\n\n3072-128-64-10, batch 1024.\n"
+    yield from mlp_table(pairs)
 
 
 def main() -> None:
-    """Runs all three."""
+    """Prints the chapter and writes it."""
     parser = argparse.ArgumentParser(description="Ratios of optimizer steps.")
     parser.add_argument("--pairs", type=int, default=20, help="pairs per ratio, ≥ 2")
-    pairs = parser.parse_args().pairs
-    print(f"jax {jax.__version__}, optax {optax.__version__}, one core")
-    whole_step(pairs)
-    compile_growth()
-    mlp_step(pairs)
+    parser.add_argument("--quick", action="store_true", help="the small cases only")
+    parser.add_argument("--figure", type=pathlib.Path, help="PNG to write")
+    parser.add_argument("--table", type=pathlib.Path, help="Markdown file to write")
+    options = parser.parse_args()
+    lines = print_all(report(options))
+    if options.table is not None:
+        write_chapter(options.table, "Performance", CHAPTER, lines)
 
 
 if __name__ == "__main__":
