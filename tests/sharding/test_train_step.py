@@ -1,0 +1,254 @@
+"""Whole training steps of Flax nnx models, data × FSDP × tensor parallel; stacks."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import manifold_optax as mo
+from conformance.table import CASES
+from sharding.layouts import assert_close
+
+pytestmark = pytest.mark.devices
+
+if "out_sharding" not in inspect.signature(nnx.Embed.__call__).parameters:
+    pytest.skip(
+        "the layers of Flax < 0.12.3 are for Auto axes", allow_module_level=True
+    )
+
+VOCABULARY, WIDTH, LAYERS = 32, 16, 2
+ROWS = ("data", "fsdp")
+"""Mesh axes over which a batch is spread; FSDP shards the weights over `fsdp` too."""
+
+KINDS = pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+
+
+def mesh_of(kind: AxisType, shape: tuple[int, ...] = (2, 2, 2)) -> jax.sharding.Mesh:
+    return jax.make_mesh(shape, (*ROWS, "tensor"), axis_types=(kind,) * 3)
+
+
+def layout(*names: Any) -> P | None:
+    """Sharding of an activation, which Explicit axes ask for and Auto axes refuse."""
+    explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    return P(*names) if explicit else None
+
+
+def linear(size: tuple[int, int], names: tuple[str, str], rngs: nnx.Rngs) -> nnx.Linear:
+    metadata = {"out_sharding": names}
+    return nnx.Linear(*size, use_bias=False, kernel_metadata=metadata, rngs=rngs)
+
+
+class Block(nnx.Module):
+    """A residual MLP block, its hidden units spread over `tensor`."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.norm = nnx.RMSNorm(WIDTH, rngs=rngs)
+        self.up = linear((WIDTH, 4 * WIDTH), ("fsdp", "tensor"), rngs)
+        self.down = linear((4 * WIDTH, WIDTH), ("tensor", "fsdp"), rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = self.up(self.norm(x), out_sharding=layout(ROWS, None, "tensor"))
+        return x + self.down(jax.nn.relu(hidden), out_sharding=layout(ROWS, None, None))
+
+
+class Model(nnx.Module):
+    """Embedding, blocks in a list or stacked for a scan, head."""
+
+    def __init__(self, rngs: nnx.Rngs, *, stacked: bool = False) -> None:
+        metadata = {"out_sharding": ("tensor", "fsdp")}
+        self.embed = nnx.Embed(
+            VOCABULARY, WIDTH, embedding_metadata=metadata, rngs=rngs
+        )
+        if stacked:
+            # The layer axis is the first of every parameter, and is not sharded.
+            make = nnx.vmap(
+                Block,
+                in_axes=0,
+                out_axes=0,
+                transform_metadata={nnx.PARTITION_NAME: None},
+            )
+            self.blocks = nnx.split_rngs(splits=LAYERS)(make)(rngs)
+        else:
+            self.blocks = nnx.List([Block(rngs) for _ in range(LAYERS)])
+        self.stacked = stacked
+        self.head = linear((WIDTH, VOCABULARY), ("fsdp", "tensor"), rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = self.embed(tokens, out_sharding=layout(ROWS, None, None))
+        if self.stacked:
+            scan = nnx.scan(
+                lambda x, block: block(x),
+                in_axes=(nnx.Carry, 0),
+                out_axes=nnx.Carry,
+                transform_metadata={nnx.PARTITION_NAME: None},
+            )
+            x = scan(x, self.blocks)
+        else:
+            for block in self.blocks:
+                x = block(x)
+        return self.head(x, out_sharding=layout(ROWS, None, "tensor"))
+
+
+def cross_entropy(model: Any, tokens: jax.Array) -> jax.Array:
+    wanted = jax.nn.one_hot(jnp.roll(tokens, -1, axis=1), VOCABULARY)
+    return -(jax.nn.log_softmax(model(tokens)) * wanted).sum(-1).mean()
+
+
+def shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def train(make: Callable[[Any], Any], mesh: jax.sharding.Mesh, **options: Any) -> Any:
+    """Three steps of one compiled program; losses, last state, first state.
+
+    A compiled program takes only the layouts that it was compiled for: that the second
+    call accepts what the first returned is the proof that state and parameters keep
+    theirs, and that nothing compiles again.
+    """
+    with jax.set_mesh(mesh):
+        # Under jit: one program instead of one per initializer and shape.
+        model = nnx.jit(lambda: Model(nnx.Rngs(0), **options))()
+        specs = nnx.get_partition_spec(nnx.state(model, nnx.Param))
+        automatic = mesh.size > 1 and AxisType.Auto in mesh.axis_types
+        placement = mo.sharding.owned(mesh, specs) if automatic else None
+        optimizer = nnx.Optimizer(model, make(placement), wrt=nnx.Param)
+        definition, state = nnx.split((model, optimizer))
+        tokens = jax.random.randint(jax.random.key(1), (8, 4), 0, VOCABULARY)
+        tokens = jax.device_put(tokens, NamedSharding(mesh, P(ROWS, None)))
+
+        def step(state: Any, tokens: jax.Array) -> Any:
+            model, optimizer = nnx.merge(definition, state)
+            loss, gradient = nnx.value_and_grad(cross_entropy)(model, tokens)
+            optimizer.update(model, gradient)
+            return nnx.state((model, optimizer)), loss
+
+        # On Auto axes the compiler would choose the layout of the norms' scales anew.
+        jitted = jax.jit(step, out_shardings=(shardings(state), None))
+        compiled = jitted.lower(state, tokens).compile()
+        losses, last = [], state
+        for _ in range(3):
+            last, loss = compiled(last, tokens)
+            losses.append(float(loss))
+    return losses, last, state
+
+
+MATRIX_CASES = [case for case in CASES if not case.whole_model]
+
+OPTIMIZERS = {
+    "muon": lambda placement: mo.hybrid(mo.muon(0.02, placement=placement)),
+    "manifold_muon": lambda placement: mo.hybrid(
+        mo.manifold_muon(0.02, placement=placement)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MATRIX_CASES, ids=lambda case: case.name)
+def test_a_laid_out_model_gets_a_state(case: Any) -> None:
+    # The metadata of a parameter names mesh axes for its own axes, not for those of
+    # a number per matrix.
+    with jax.set_mesh(mesh_of(AxisType.Explicit)):
+        model = linear((16, 8), ("fsdp", "tensor"), nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, case.make(), wrt=nnx.Param)
+    for leaf in jax.tree.leaves(nnx.state(optimizer, nnx.OptState)):
+        if leaf.shape == (16, 8):
+            assert leaf.sharding.spec == P("fsdp", "tensor")
+
+
+@functools.cache
+def on_one_device(name: str) -> Any:
+    losses, state, _ = train(OPTIMIZERS[name], mesh_of(AxisType.Auto, (1, 1, 1)))
+    return losses, jax.device_get(state)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "name", ["muon", pytest.param("manifold_muon", marks=pytest.mark.slow)]
+)
+def test_three_steps_equal_those_of_one_device(name: str, kind: AxisType) -> None:
+    expected_losses, expected = on_one_device(name)
+    losses, last, first = train(OPTIMIZERS[name], mesh_of(kind))
+    assert losses[-1] < losses[0]
+    # The tolerance of one update; three of them and the model's own sums over eight
+    # parts differ by 5e-7.
+    assert_close(losses, expected_losses)
+    assert_close(last, expected)
+    assert shardings(last) == shardings(first)
+    moments = [
+        leaf.sharding.spec
+        for path, leaf in jax.tree.leaves_with_path(last[1]["opt_state"])
+        if jax.tree_util.keystr(path).endswith("['up']['kernel'].value")
+        and leaf.ndim == 2
+    ]
+    assert moments == [P("fsdp", "tensor")] * len(moments)
+
+
+# `[layers, fan_in, fan_out]` and vectors `[layers, size]`: said by path, as the labels
+# cannot tell layers from experts or convolutions.
+STACKED = mo.label_by_path(
+    {r"embed|head|norm": "other", r"blocks/\w+/kernel$": "matrix"}
+)
+
+
+def stacked_muon(placement: Any) -> Any:
+    return mo.hybrid(mo.muon(0.02, placement=placement), labels=STACKED)
+
+
+@pytest.mark.slow
+@KINDS
+def test_scanned_layers_equal_those_of_one_device(kind: AxisType) -> None:
+    # The same key gives other weights to stacked layers, so the comparison is with the
+    # stacked model on one device.
+    one = mesh_of(AxisType.Auto, (1, 1, 1))
+    expected_losses, expected, _ = train(stacked_muon, one, stacked=True)
+    losses, last, first = train(stacked_muon, mesh_of(kind), stacked=True)
+    assert losses[-1] < losses[0]
+    assert_close(losses, expected_losses)
+    assert_close(last, jax.device_get(expected))
+    assert shardings(last) == shardings(first)
+    up = last[0]["blocks"]["up"]["kernel"][...]
+    assert up.shape == (LAYERS, WIDTH, 4 * WIDTH)
+    assert up.sharding.spec == P(None, "fsdp", "tensor")
+
+
+def update_once(make: Callable[..., Any], mesh: Any, spec: P, *shape: int) -> Any:
+    """The compiled update of `[batch, fan_in, fan_out]`, checked with one device."""
+    keys = jax.random.split(jax.random.key(0))
+    point = mo.initializers.stiefel()(keys[0], shape)
+    gradient = jax.random.normal(keys[1], shape)
+    placement = None
+    if AxisType.Auto in mesh.axis_types:
+        placement = mo.sharding.owned(mesh, {"kernel": spec})
+    tx = make(0.02, placement=placement)
+    put = lambda x: {"kernel": jax.device_put(x, NamedSharding(mesh, spec))}
+    params, gradients = put(point), put(gradient)
+    layout = mo.sharding.state_shardings(tx, params)
+    state = jax.jit(tx.init, out_shardings=layout)(params)
+    compiled = jax.jit(tx.update).lower(gradients, state, params).compile()
+    updates, _ = compiled(gradients, state, params)
+    alone = {"kernel": point}
+    tx = make(0.02)
+    expected, _ = jax.jit(tx.update)({"kernel": gradient}, tx.init(alone), alone)
+    assert_close(updates, jax.device_get(expected))
+    assert updates["kernel"].sharding.is_equivalent_to(NamedSharding(mesh, spec), 3)
+    return compiled
+
+
+UPDATES = pytest.mark.parametrize(
+    "make", [mo.muon, pytest.param(mo.manifold_muon, marks=pytest.mark.slow)]
+)
+
+
+@KINDS
+@UPDATES
+def test_experts_sharded_by_expert_communicate_nothing(
+    make: Any, kind: AxisType
+) -> None:
+    experts = P((*ROWS, "tensor"), None, None)
+    compiled = update_once(make, mesh_of(kind), experts, 16, 16, 8)
+    assert mo.sharding.collectives(compiled).count() == 0
