@@ -10,6 +10,7 @@ blocks to chain, optimizers, labels and placements.
 """
 
 from manifold_optax import diagnostics, initializers, linalg, sharding
+from manifold_optax.diagnostics import describe
 from manifold_optax.geometry import (
     Ball,
     Band,
@@ -105,6 +106,7 @@ __all__ = (
     "Stiefel",
     "__version__",
     "add_spectral_weight_decay",
+    "describe",
     "diagnostics",
     "dual_ascent_spectral",
     "hybrid",

@@ -1,5 +1,6 @@
 """The same kernels local, at owners, and with a split long side, on eight devices."""
 
+import functools
 import re
 from typing import Any
 
@@ -78,13 +79,30 @@ CASES = [("newton_schulz", layout) for layout in LAYOUTS] + [
 ]
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize(("name", "layout"), CASES)
-def test_owned_equals_one_device(
-    name: str, kind: AxisType, layout: str, rng: np.random.Generator
-) -> None:
-    kernel, inputs, carried = case(name, rng)
+def each_on_one_kind(cases: list[tuple[str, str]]) -> pytest.MarkDecorator:
+    """Each case on a mesh of one kind of axes, in turn; nightly on the other, too."""
+    kinds = (AxisType.Auto, AxisType.Explicit)
+    return pytest.mark.parametrize(
+        ("name", "layout", "kind"),
+        [
+            pytest.param(*case, kind, marks=() if fast else pytest.mark.slow)
+            for turn, case in enumerate(cases)
+            for kind, fast in zip(kinds, (turn % 2 == 0, turn % 2 == 1), strict=True)
+        ],
+    )
+
+
+@functools.cache
+def on_one_device(name: str) -> tuple[Any, ...]:
+    """Kernel, inputs, carried arrays, and what one device makes of them."""
+    kernel, inputs, carried = case(name, np.random.default_rng(0))
     expected = jax.jit(lambda i, c: map_matrices(kernel, i, c))(inputs, carried)
+    return kernel, inputs, carried, jax.device_get(expected)
+
+
+@each_on_one_kind(CASES)
+def test_owned_equals_one_device(name: str, layout: str, kind: AxisType) -> None:
+    kernel, inputs, carried, expected = on_one_device(name)
     mesh = mesh_of(kind)
     sharded = shard(inputs, mesh, LAYOUTS[layout])
     specs = jax.tree.map(lambda x: spec_for(LAYOUTS[layout], x), inputs[0])
@@ -112,32 +130,30 @@ def test_all_stacks_travel_by_two_all_to_alls_together(
     assert collectives(compiled) == {"all-to-all": 2, **gathered}
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", KERNELS)
+@each_on_one_kind([(name, "long side") for name in KERNELS])
 def test_split_equals_one_device_and_reduces_small_arrays_only(
-    name: str, kind: AxisType, rng: np.random.Generator
+    name: str, layout: str, kind: AxisType
 ) -> None:
-    kernel, inputs, carried = case(name, rng)
+    del layout
+    kernel, inputs, carried, expected = on_one_device(name)
     # A square matrix is turned if need be, but not under a vector of its short side.
-    layout = {
+    specs = {
         "square": P(None, "x") if name == "rank_one_decay" else P("x", None),
         "tall": P(("x", "y"), None),
         "wide": P(None, ("y", "x")),
         "batch": P(None, "y", None),
     }
-    expected = jax.jit(lambda i, c: map_matrices(kernel, i, c))(inputs, carried)
     mesh = mesh_of(kind)
     sharded = tuple(
-        {k: jax.device_put(x, NamedSharding(mesh, layout[k])) for k, x in tree.items()}
+        {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()}
         for tree in inputs
     )
-    specs = layout if kind == AxisType.Auto else None
     actual, compiled = run(
         kernel,
         mesh,
         sharded,
         replicate(carried, mesh),
-        mo.sharding.split(mesh, specs),
+        mo.sharding.split(mesh, specs if kind == AxisType.Auto else None),
     )
     assert_close(actual, expected)
     assert set(collectives(compiled)) <= {"all-reduce", "all-gather"}

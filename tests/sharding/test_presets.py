@@ -24,7 +24,10 @@ from sharding.layouts import (
 pytestmark = pytest.mark.devices
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+# On Auto axes `test_every_transform` runs them, too.
+@pytest.mark.parametrize(
+    "kind", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit]
+)
 @pytest.mark.parametrize("make", [mo.muon, mo.manifold_muon, mo.hyperspherical_descent])
 def test_presets_train_sharded(
     make: Any, kind: AxisType, rng: np.random.Generator
@@ -80,12 +83,13 @@ def test_uncovered_shardings_name_the_leaf(rng: np.random.Generator) -> None:
     short = {"dense": {"kernel": jax.device_put(x[:12, :8], NamedSharding(mesh, xy))}}
     with pytest.raises(ValueError, match=r"'dense/kernel'.*long side of 12"):
         map_matrices(kernels.newton_schulz, (short,), placement=mo.sharding.split(mesh))
+    automatic = mesh_of(AxisType.Auto)
     with pytest.raises(ValueError, match=r"'fused'.*split into blocks"):
         map_matrices(
             kernels.newton_schulz,
             ({"fused": x},),
             axes=mo.Split((8, 8)),
-            placement=mo.sharding.owned(mesh, {"fused": P(None, "x")}),
+            placement=mo.sharding.owned(automatic, {"fused": P(None, "x")}),
         )
     for spec, message in (
         (P(P.UNCONSTRAINED, None), "unconstrained"),
@@ -96,7 +100,7 @@ def test_uncovered_shardings_name_the_leaf(rng: np.random.Generator) -> None:
             map_matrices(
                 kernels.newton_schulz,
                 ({"w": x[:, :12]},),
-                placement=mo.sharding.owned(mesh, {"w": spec}),
+                placement=mo.sharding.owned(automatic, {"w": spec}),
             )
     turned = {"w": jax.device_put(x, NamedSharding(mesh, P("x", None)))}
     other = {"w": jax.device_put(x, NamedSharding(mesh, P("y", None)))}
@@ -106,15 +110,14 @@ def test_uncovered_shardings_name_the_leaf(rng: np.random.Generator) -> None:
         map_matrices(
             kernels.newton_schulz,
             ({"w": x},),
-            placement=mo.sharding.owned(mesh, {"v": P(None, "x")}),
+            placement=mo.sharding.owned(automatic, {"v": P(None, "x")}),
         )
     with pytest.raises(ValueError, match=r"'w'.*mesh axes \['z'\]"):
         map_matrices(
             kernels.newton_schulz,
             ({"w": x},),
-            placement=mo.sharding.owned(mesh, {"w": P(None, "z")}),
+            placement=mo.sharding.owned(automatic, {"w": P(None, "z")}),
         )
-    automatic = mesh_of(AxisType.Auto)
     with pytest.raises(ValueError, match=r"no specs.*'w'"):
         map_matrices(
             kernels.newton_schulz,

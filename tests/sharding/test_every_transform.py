@@ -1,0 +1,141 @@
+"""Every public transformation on eight devices gives what it gives on one.
+
+The cases are those of the conformance table that work on matrices alone. Two updates of
+one compiled program each: the second starts from the sharded state of the first.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import manifold_optax as mo
+from conformance.table import Case, CASES, filled, on_manifold
+from sharding.layouts import mesh_of, TOLERANCE
+
+pytestmark = pytest.mark.devices
+
+SHAPES = {"tall": (16, 8), "wide": (8, 16), "stack": (8, 16, 8)}
+"""Ten matrices of one stack where they may be transposed: one kernel to compile."""
+
+CUT = {name: P(*(None,) * (len(shape) - 2), "x", "y") for name, shape in SHAPES.items()}
+"""Two-dimensional: over 2 × 4 devices."""
+
+LAYOUTS: dict[str, tuple[Callable[..., mo.sharding.Placement], dict[str, P]]] = {
+    "two-dimensional": (mo.sharding.owned, CUT),
+    # Two replicas of what four devices hold together.
+    "hybrid": (
+        mo.sharding.owned,
+        {"tall": P("y"), "wide": P("y"), "stack": P(None, "y")},
+    ),
+    # Experts lie on a device each.
+    "batch": (mo.sharding.owned, CUT | {"stack": P(("x", "y"))}),
+    "split": (mo.sharding.split, CUT),
+    "auto": (mo.sharding.auto, CUT),
+}
+
+FAST = {
+    ("muon", "two-dimensional"),
+    ("retract-Sphere-kept", "hybrid"),
+    ("add_spectral_weight_decay", "batch"),
+    ("scale_by_row_rms", "split"),
+    ("shrink_norm-RowRms", "auto"),
+}
+"""One of each layout and kind of kernel; all others are compiled nightly."""
+
+
+def each_pair() -> pytest.MarkDecorator:
+    """Every case in every layout."""
+    pairs = [
+        pytest.param(
+            case,
+            layout,
+            id=f"{case.name}-{layout}",
+            marks=() if (case.name, layout) in FAST else (pytest.mark.slow,),
+        )
+        for case in CASES
+        if not case.whole_model
+        for layout in LAYOUTS
+    ]
+    return pytest.mark.parametrize(("case", "layout"), pairs)
+
+
+def inputs_of(case: Case) -> tuple[Any, list[Any]]:
+    """Parameters on the manifold, and two gradients."""
+    points = filled(SHAPES, 0)
+    points = jax.tree.map(functools.partial(on_manifold, case.manifold), points)
+    return points, [filled(SHAPES, 1), filled(SHAPES, 2)]
+
+
+def step_of(tx: Any) -> Callable[..., Any]:
+    def step(gradient: Any, state: Any, params: Any) -> Any:
+        updates, state = tx.update(gradient, state, params)
+        return updates, state, optax.apply_updates(params, updates)
+
+    return step
+
+
+def two_steps(step: Any, gradients: list[Any], state: Any, params: Any) -> Any:
+    """Updates and states of two steps."""
+    taken = []
+    for gradient in gradients:
+        updates, state, params = step(gradient, state, params)
+        taken.append((updates, state))
+    return taken
+
+
+@functools.cache
+def on_one_device(case: Case) -> Any:
+    params, gradients = inputs_of(case)
+    tx = case.make()
+    step = jax.jit(step_of(tx))
+    return jax.device_get(two_steps(step, gradients, tx.init(params), params))
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """Equal within the tolerance, relative to the largest entry of each array.
+
+    Gaps and tangencies are relative errors already, of the size of rounding: they are
+    compared on the scale that they are relative to.
+    """
+    paired, treedef = jax.tree_util.tree_flatten_with_path(expected)
+    for (keys, wanted), got in zip(paired, treedef.flatten_up_to(actual), strict=True):
+        wanted = np.asarray(wanted)
+        # NaN stands for numbers that no one asked for; it must be NaN on both.
+        scale = np.abs(wanted[~np.isnan(wanted)]).max(initial=0)
+        if any(getattr(key, "name", None) in mo.diagnostics.FIELDS for key in keys):
+            scale = 1
+        np.testing.assert_allclose(
+            np.asarray(got),
+            wanted,
+            rtol=0,
+            atol=TOLERANCE * float(scale),
+            err_msg=jax.tree_util.keystr(keys),
+        )
+
+
+@each_pair()
+def test_two_updates_equal_those_of_one_device(case: Case, layout: str) -> None:
+    place, specs = LAYOUTS[layout]
+    mesh = mesh_of(AxisType.Auto)
+    where = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+    params, gradients = inputs_of(case)
+    params = jax.device_put(params, where)
+    gradients = [jax.device_put(gradient, where) for gradient in gradients]
+    arguments = {**case.arguments, **case.numbers}
+    if "placement" in inspect.signature(case.factory).parameters:
+        arguments["placement"] = place(mesh, params)
+    tx = case.factory(**arguments)
+    of_state = mo.sharding.state_shardings(tx, params)
+    state = jax.device_put(tx.init(params), of_state)
+    step = jax.jit(step_of(tx), out_shardings=(where, of_state, where))
+    compiled = step.lower(gradients[0], state, params).compile()
+    actual = two_steps(compiled, gradients, state, params)
+    assert_same(jax.device_get(actual), on_one_device(case))
+    assert mo.sharding.collectives(compiled).inside_loops == 0
