@@ -1,12 +1,15 @@
 """Which device owns which matrix: dealt by cost, packed into one buffer per owner."""
 
 import dataclasses
-import heapq
 import itertools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
+
+_SLACK = 1.05
+"""Work of the busiest owner that fewer bytes may cost, the best possible being 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +26,23 @@ class OwnerClass:
 class Deal:
     """The matrices of several stacks, dealt to owners.
 
-    Owners take the matrices of a stack in their order: the first owner the first
-    `counts`, and so on. All methods are about static facts and layout.
+    Owners take the matrices of a stack in the order of their positions: the first the
+    first `counts`, and so on. All methods are about static facts and layout.
     """
 
     classes: tuple[OwnerClass, ...]
+    positions: tuple[int, ...]
+    """Position of each owner among all, class after class."""
 
     @property
     def owners(self) -> int:
         """Number of owners."""
-        return sum(c.owners for c in self.classes)
+        return len(self.positions)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether owners stand in the order of their numbers."""
+        return self.positions == tuple(range(self.owners))
 
     def start(self, which: int, stack: int) -> int:
         """Position in a stack of the first matrix that class `which` owns."""
@@ -55,10 +65,13 @@ class Deal:
                 columns.append(part.reshape(c.owners, count * sizes[index]))
             row = jnp.concatenate(columns, axis=1)
             rows.append(jnp.pad(row, ((0, 0), (0, width - row.shape[1]))))
-        return jnp.concatenate(rows)
+        joined = jnp.concatenate(rows)
+        return joined if self.in_order else joined[jnp.asarray(self.positions)]
 
     def unpack(self, buffer: Array, sizes: Sequence[int]) -> list[Array]:
         """`[owners, width]` → stacks `[count, size]`; the inverse of `pack`."""
+        if not self.in_order:
+            buffer = buffer[jnp.argsort(jnp.asarray(self.positions))]
         parts: list[list[Array]] = [[] for _ in sizes]
         for c in self.classes:
             rows = buffer[c.first : c.first + c.owners]
@@ -71,26 +84,50 @@ class Deal:
         return [jnp.concatenate(part) for part in parts]
 
 
-def deal(counts: Sequence[int], costs: Sequence[int], owners: int) -> Deal:
-    """Deals `counts[i]` matrices of cost `costs[i]`, the dearest first.
+def deal(
+    counts: Sequence[int],
+    costs: Sequence[int],
+    sizes: Sequence[int],
+    loads: Sequence[float],
+) -> tuple[Deal, list[float]]:
+    """Deals matrices to owners, the dearest first.
 
-    Each goes to the owner with the least work so far (longest-processing-time first:
-    at most 4/3 of the best possible makespan; R. L. Graham, 1969).
+    Each goes to the owner that receives the fewest entries, among those whom it does
+    not load beyond `_SLACK` times the best possible; where there is none, to the one
+    with the least work (longest-processing-time first: at most 4/3 of the best;
+    R. L. Graham, 1969).
+
+    Args:
+        counts: number of matrices of each stack.
+        costs: of one matrix of each stack.
+        sizes: entries of one matrix of each stack.
+        loads: what each owner has to do already.
+
+    Returns:
+        The deal, and the loads with it.
     """
-    heap = [(0, owner) for owner in range(owners)]
-    owned = [[0] * len(counts) for _ in range(owners)]
+    work, full = np.array(loads, float), np.zeros(len(loads))
+    owned = np.zeros((len(loads), len(counts)), int)
+    total = work.sum() + _total(counts, costs)
+    best = max(total / len(loads), work.max(), *(c for c in (0, *costs)))
     for index in sorted(range(len(counts)), key=lambda i: -costs[i]):
         for _ in range(counts[index]):
-            load, owner = heapq.heappop(heap)
-            owned[owner][index] += 1
-            heapq.heappush(heap, (load + costs[index], owner))
-    owned.sort(reverse=True)
+            after = work + costs[index]
+            fits = after <= _SLACK * best
+            key = np.where(fits, full, np.inf) if fits.any() else after
+            # Of equals the one with less to do, then the first.
+            owner = np.lexsort((work, key))[0]
+            owned[owner, index] += 1
+            work[owner] += costs[index]
+            full[owner] += sizes[index]
+    order = sorted(range(len(loads)), key=lambda owner: [-n for n in owned[owner]])
     classes, first = [], 0
-    for each, same in itertools.groupby(owned):
-        size = len(list(same))
-        classes.append(OwnerClass(first, size, tuple(each)))
-        first += size
-    return Deal(tuple(classes))
+    for each, same in itertools.groupby(tuple(map(int, owned[o])) for o in order):
+        number = len(list(same))
+        classes.append(OwnerClass(first, number, each))
+        first += number
+    positions = tuple(order.index(owner) for owner in range(len(loads)))
+    return Deal(tuple(classes), positions), work.tolist()
 
 
 def _total(counts: Sequence[int], sizes: Sequence[int]) -> int:

@@ -67,6 +67,8 @@ def apply_at_owners(job: Job, stacks: Stacks, carried: Stacks) -> tuple[Stacks, 
         for which in range(len(deal.classes))
     ]
     owner = jnp.asarray(first + device_index(shards))
+    if not deal.in_order:
+        owner = jnp.asarray(deal.positions)[owner]
     if len(branches) == 1:
         results, numbers = branches[0](received, carried, owner)
     else:

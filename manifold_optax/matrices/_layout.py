@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from manifold_optax.matrices._plan import AnyMesh, Placement
-from manifold_optax.matrices._view import block_spec, View
+from manifold_optax.matrices._view import block_spec, names_of, View
 
 
 def resolved(placement: Placement | None, arrays: Sequence[Array]) -> Placement | None:
@@ -67,8 +67,19 @@ def _check_mesh(mesh: Any, placed: AnyMesh, path: str) -> None:
 
 def _checked_spec(spec: PartitionSpec, sharding: Any, view: View) -> PartitionSpec:
     """`spec`, which must be that of the array where its type says one."""
-    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
-    if explicit and block_spec(view, spec) != block_spec(view, sharding.spec):
+    visible = [
+        name
+        for name, kind in zip(
+            sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True
+        )
+        if kind == jax.sharding.AxisType.Explicit
+    ]
+
+    def seen(spec: PartitionSpec) -> list[tuple[str, ...]]:
+        entries = (names_of(entry) for entry in block_spec(view, spec))
+        return [tuple(n for n in names if n in visible) for names in entries]
+
+    if visible and seen(spec) != seen(sharding.spec):
         raise ValueError(
             f"The array at {view.path!r} has the spec {sharding.spec}, the placement "
             f"gives {spec}; on Explicit meshes leave the specs out."

@@ -63,9 +63,9 @@ def map_matrices(
         trees: input trees of one structure, e.g. `(updates,)` or `(updates, params)`.
             The first decides which leaves exist: `None`, `optax.MaskedNode` and empty
             leaves pass through.
-        carried: trees of per-matrix arrays, leaf `[*batch, …]`, `[*batch, blocks, …]`
-            for a `Split`: numbers, or vectors of the short side (of a square matrix:
-            the fan-in).
+        carried: trees of per-matrix floating arrays, leaf `[*batch, …]`,
+            `[*batch, blocks, …]` for a `Split`: numbers, or vectors of the short side
+            (of a square matrix: the fan-in).
         axes: how every leaf is a batch of matrices; axes that are not named are batch
             axes.
         transposable: whether `kernel(xᵀ) = kernel(x)ᵀ`. Then wide matrices are
@@ -227,7 +227,7 @@ def _blocks(
     for index, arrays in flat.arrays.items():
         batch = per_matrix_shape(arrays[0], flat.paths[index], axes)
         for column in columns:
-            _check_batch(column[index], batch, flat.paths[index])
+            _check_carried(column[index], batch, flat.paths[index])
         wide = jnp.result_type(jnp.float32, *arrays) if dtype is None else dtype
         for position, view in enumerate(views_of(arrays[0], flat.paths[index], axes)):
             at = _block_index(view, position, axes)
@@ -240,13 +240,14 @@ def _blocks(
     return blocks
 
 
-def _check_batch(carried: Any, batch: tuple[int, ...], path: str) -> None:
+def _check_carried(carried: Any, batch: tuple[int, ...], path: str) -> None:
     if tuple(carried.shape[: len(batch)]) != batch:
         raise ValueError(
             f"What is carried at {path!r} has the shape {tuple(carried.shape)}, but "
             f"there must be one entry for each of the matrices, {batch}; make the "
             "state with the parameters that are updated."
         )
+    require_floating(carried, path)
 
 
 def _block_index(view: View, position: int, axes: Axes) -> Any:

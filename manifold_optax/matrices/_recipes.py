@@ -15,11 +15,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from manifold_optax.matrices import _cost
-from manifold_optax.matrices._deal import deal
+from manifold_optax.matrices._deal import Deal, deal
 from manifold_optax.matrices._plan import (
+    AnyMesh,
     Exchange,
     Group,
     Member,
@@ -29,7 +31,7 @@ from manifold_optax.matrices._plan import (
     Side,
 )
 from manifold_optax.matrices._table import table_of
-from manifold_optax.matrices._view import block_spec, View
+from manifold_optax.matrices._view import block_spec, names_of, View
 
 
 class Facts(NamedTuple):
@@ -86,10 +88,10 @@ def make_plan(
     ]
     if placement is not None and placement.recipe == "auto":
         groups = [better for g in groups for better in _better(g, placement)]
-    exchanges = _exchanges(groups, placement)
+    exchanges, loads = _exchanges(groups, placement)
     rest = tuple(group for group in groups if group.recipe != "owned")
     known = all(block.spec is not None for block in blocks)
-    table = table_of(rest, exchanges, placement, known)
+    table = table_of(rest, exchanges, placement, known, int(loads.max(initial=0)))
     either = transposable == "either"
     return Plan(rest, exchanges, placement, known, either, table)
 
@@ -177,7 +179,7 @@ def _better(group: Group, placement: Placement) -> list[Group]:
         )
         for cut, members in cuts.items()
     ]
-    exchange = _exchanges([group], placement)[0]
+    (exchange,), _ = _exchanges([group], placement)
     if _cost.prefers_split(split, exchange, placement):
         return split
     return [group]
@@ -191,29 +193,49 @@ def _moved(member: Member) -> tuple[Any, ...]:
 
 def _exchanges(
     groups: Sequence[Group], placement: Placement | None
-) -> tuple[Exchange, ...]:
-    """Owned groups that the same devices hold travel together, by wire dtype."""
+) -> tuple[tuple[Exchange, ...], np.ndarray]:
+    """Owned groups that the same devices hold travel together, by wire dtype.
+
+    Also returns the FLOPs of each device of the mesh, at its owners' work.
+    """
     if placement is None:
-        return ()
+        return (), np.zeros(0)
     together: dict[Any, list[Group]] = {}
     for group in groups:
         if group.recipe == "owned":
             wires = tuple(placement.wire_dtype(d) for d in group.dtypes[:-1])
             key = (group.shard_axes, group.replica_axes, wires)
             together.setdefault(key, []).append(group)
-    return tuple(
-        Exchange(
-            tuple(same),
-            deal(
-                [group.count for group in same],
-                [_cost.whole_flops(group) for group in same],
-                _product((*shards, *replicas), placement),
-            ),
-            shards,
-            replicas,
-        )
-        for (shards, replicas, _), same in together.items()
+    loads = np.zeros(tuple(placement.mesh.shape.values()))
+    exchanges = []
+    for (shards, replicas, _), same in together.items():
+        found, loads = _deal(same, (*replicas, *shards), placement.mesh, loads)
+        exchanges.append(Exchange(tuple(same), found, shards, replicas))
+    return tuple(exchanges), loads
+
+
+def _deal(
+    groups: Sequence[Group],
+    names: tuple[str, ...],
+    mesh: AnyMesh,
+    loads: np.ndarray,
+) -> tuple[Deal, np.ndarray]:
+    """Deals to the devices along `names`, given the loads of all, and adds to these."""
+    axes = [mesh.axis_names.index(name) for name in names]
+    front = tuple(range(len(axes)))
+    # An owner stands for all devices that differ from it along other mesh axes.
+    owners = np.moveaxis(loads, axes, front)
+    sizes = owners.shape[: len(axes)]
+    start = owners.reshape(math.prod(sizes), -1).max(axis=1)
+    found, after = deal(
+        [group.count for group in groups],
+        [_cost.whole_flops(group) for group in groups],
+        [group.short * group.long for group in groups],
+        start.tolist(),
     )
+    rest = (1,) * (owners.ndim - len(axes))
+    added = (np.array(after) - start).reshape(*sizes, *rest)
+    return found, np.moveaxis(owners + added, front, axes)
 
 
 def _check(view: View, spec: PartitionSpec, placement: Placement) -> None:
@@ -225,7 +247,7 @@ def _check(view: View, spec: PartitionSpec, placement: Placement) -> None:
             "axis. Give the axes that shard it, or None."
         )
     for size, entry in zip(shape, spec, strict=True):
-        names = _tuple(entry)
+        names = names_of(entry)
         unknown = [name for name in names if name not in mesh.axis_names]
         if unknown:
             raise ValueError(
@@ -264,13 +286,7 @@ def _names(entry: Any, placement: Placement | None) -> tuple[str, ...]:
     """Mesh axes of an entry of a spec, without those of size 1, which cut nothing."""
     if placement is None:
         return ()
-    return tuple(n for n in _tuple(entry) if placement.mesh.shape[n] > 1)
-
-
-def _tuple(entry: Any) -> tuple[str, ...]:
-    if entry is None:
-        return ()
-    return (entry,) if isinstance(entry, str) else tuple(entry)
+    return tuple(n for n in names_of(entry) if placement.mesh.shape[n] > 1)
 
 
 def _product(names: Sequence[str], placement: Placement | None) -> int:

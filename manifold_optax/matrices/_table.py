@@ -17,18 +17,21 @@ def table_of(
     exchanges: Sequence[Exchange],
     placement: Placement | None,
     known: bool,
+    owned_flops: int,
 ) -> str:
-    """The table of a plan: per stack and device, and in all for the busiest one."""
+    """The table of a plan: per stack and device, and in all for the busiest one.
+
+    `owned_flops` are those of the busiest owner.
+    """
     if not groups and not exchanges:
         return ""
     rows = [_row(group, placement, known) for group in groups]
-    flops = sum(_flops(group, placement) for group in groups)
+    flops = owned_flops + sum(_flops(group, placement) for group in groups)
     sent = sum(_bytes(group, placement) for group in groups)
     wasted = 0.0
     for exchange in exchanges:
         assert placement is not None
         rows += [_owned_row(g, exchange, placement) for g in exchange.groups]
-        flops += max(_class_flops(exchange))
         alone = sum(_cost.owned_bytes(exchange, placement, g) for g in exchange.groups)
         padded = _cost.owned_bytes(exchange, placement)
         sent, wasted = sent + padded, wasted + padded - alone
@@ -106,12 +109,3 @@ def _bytes(group: Group, placement: Placement | None) -> float:
     if placement is None or group.recipe == "local":
         return 0.0
     return _cost.split_bytes(group, placement)
-
-
-def _class_flops(exchange: Exchange) -> list[int]:
-    """What an owner of each class computes."""
-    each = [_cost.whole_flops(group) for group in exchange.groups]
-    return [
-        sum(n * cost for n, cost in zip(c.counts, each, strict=True))
-        for c in exchange.deal.classes
-    ]

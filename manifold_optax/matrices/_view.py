@@ -174,6 +174,13 @@ def block_spec(view: View, spec: PartitionSpec) -> tuple[Any, ...]:
     return (*spec, *(None,) * (len(view.shape) - len(spec)))
 
 
+def names_of(entry: Any) -> tuple[str, ...]:
+    """Mesh axes of one entry of a spec."""
+    if entry is None or entry is PartitionSpec.UNCONSTRAINED:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
 def _view_of(
     shape: tuple[int, ...],
     path: str,

@@ -69,10 +69,15 @@ def state_shardings(
         (keys, leaf.shape, spec)
         for (keys, leaf), spec in zip(paired, specs, strict=True)
     ]
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: _as_jax_writes(mesh, leaf.ndim, _spec(keys, leaf, known)),
-        state,
-    )
+
+    def of_leaf(keys: Any, leaf: Any) -> NamedSharding:
+        like = _like(keys, leaf, known)
+        # Nothing known, or replicated: made from a shape alone, which has no layout.
+        derived = PartitionSpec() if leaf.sharding is None else leaf.sharding.spec
+        spec = derived if any(derived) else like or PartitionSpec()
+        return NamedSharding(mesh, _as_jax_writes(mesh, leaf.ndim, spec, like))
+
+    return jax.tree_util.tree_map_with_path(of_leaf, state)
 
 
 def _mesh(paired: Sequence[tuple[Any, Any]], mesh: Mesh | None) -> Mesh:
@@ -108,31 +113,35 @@ def _mesh(paired: Sequence[tuple[Any, Any]], mesh: Mesh | None) -> Mesh:
     return mesh
 
 
-def _spec(
+def _like(
     keys: tuple[Any, ...],
     leaf: Any,
     known: Sequence[tuple[tuple[Any, ...], tuple[int, ...], PartitionSpec]],
-) -> PartitionSpec:
-    if leaf.sharding is not None and any(leaf.sharding.spec):
-        return leaf.sharding.spec
-    # Nothing known, or replicated: made from a shape alone, which carries no layout.
+) -> PartitionSpec | None:
+    """Spec of the parameter that a state leaf has the shape and the path of."""
     same = [
         (len(path), spec)
         for path, shape, spec in known
         if shape == leaf.shape and keys[len(keys) - len(path) :] == path
     ]
-    return max(same, key=lambda found: found[0])[1] if same else PartitionSpec()
+    return max(same, key=lambda found: found[0])[1] if same else None
 
 
-def _as_jax_writes(mesh: Mesh, rank: int, spec: PartitionSpec) -> NamedSharding:
+def _as_jax_writes(
+    mesh: Mesh, rank: int, spec: PartitionSpec, like: PartitionSpec | None
+) -> PartitionSpec:
     """`spec` in the form that the results of a compiled update have.
 
     A trailing `None` changes no layout, but a spec with it is unequal to one without,
     and `jit` keeps one program for each. On Explicit meshes results come with an entry
-    for each axis, on Auto meshes without trailing `None`s.
+    for each axis, on Auto meshes as inputs of their shape are written, else without
+    trailing `None`s.
     """
     entries = [*spec, *(None,) * (rank - len(spec))]
-    if all(kind == AxisType.Auto for kind in mesh.axis_types):
-        while entries and entries[-1] is None:
-            entries.pop()
-    return NamedSharding(mesh, PartitionSpec(*entries))
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return PartitionSpec(*entries)
+    if like is not None and entries == [*like, *(None,) * (rank - len(like))]:
+        return like
+    while entries and entries[-1] is None:
+        entries.pop()
+    return PartitionSpec(*entries)

@@ -74,7 +74,7 @@ def test_carried_arrays_stand_along_the_batch_axes_then_the_blocks(rng, name, ta
     leaf = draw(rng, *example.shape)
     sums = example.sums(np.asarray(leaf))
     numbers = draw(rng, *sums.shape, *tail)
-    indices = jnp.arange(numbers.size, dtype=jnp.int32).reshape(numbers.shape)
+    indices = jnp.arange(numbers.size, dtype=jnp.float16).reshape(numbers.shape)
 
     def total(x, number, index, axis_name=None):
         return (), (jnp.sum(x) + number, index + 1)
@@ -91,7 +91,7 @@ def test_carried_arrays_stand_along_the_batch_axes_then_the_blocks(rng, name, ta
     # A sum of at most 36 float32 numbers of order 1.
     np.testing.assert_allclose(found["w"], expected, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(counted["w"], indices + 1)
-    assert counted["w"].dtype == jnp.int32
+    assert counted["w"].dtype == jnp.float16
 
 
 @each_batched

@@ -79,6 +79,15 @@ def test_carried_arrays_of_the_wrong_batch_are_an_error():
         mo.map_matrices(kernel, (stack,), ({"w": jnp.ones((2,))},))
 
 
+def test_carried_integers_are_an_error():
+    # They would travel as float32, and lose bits above 2²⁴.
+    kernel = lambda x, c, axis_name=None: ((x,), (c,))
+    with pytest.raises(TypeError, match=r"'w'.*int32"):
+        mo.map_matrices(
+            kernel, ({"w": jnp.ones((6, 4))},), ({"w": jnp.zeros((), jnp.int32)},)
+        )
+
+
 def test_a_numpy_leaf_is_as_good_as_any(unhooked):
     leaf = np.ones((6, 4), np.float32)
     (found,), _ = mo.map_matrices(identity, ({"w": leaf},))

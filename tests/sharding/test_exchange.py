@@ -245,6 +245,28 @@ def test_a_cut_of_the_short_side_is_moved_to_the_long_one(
     assert plan.count("cooperative over") == 3
 
 
+def test_work_of_several_exchanges_is_spread_over_all_devices() -> None:
+    # Four layouts of two matrices each: eight owners, one matrix each.
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    cuts = (P("x", None), P(None, "y"), P("x", "y"), P(None, None))
+    specs = {f"w{i}": spec for i, spec in enumerate(2 * cuts)}
+    tree = {
+        name: jax.random.normal(jax.random.key(i), (16, 16))
+        for i, name in enumerate(specs)
+    }
+    put = {n: jax.device_put(x, NamedSharding(mesh, specs[n])) for n, x in tree.items()}
+    placement = mo.sharding.owned(mesh, specs)
+    plan = mo.plan_matrices(tree, placement=placement)
+    alone = str(mo.plan_matrices({"w": tree["w0"]}))
+    busiest = [text.splitlines()[-1].split()[2] for text in (str(plan), alone)]
+    assert busiest[0] == busiest[1]
+    expected = jax.jit(lambda x: map_matrices(kernels.newton_schulz, (x,)))(tree)
+    found = jax.jit(
+        lambda x: map_matrices(kernels.newton_schulz, (x,), placement=placement)
+    )(put)
+    assert_close(found, expected)
+
+
 def test_auto_splits_long_matrices_and_deals_out_the_others() -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     shapes = {"embedding": (4096, 64), "mlp": (16, 256, 64), "head": (64, 4096)}

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import manifold_optax as mo
+from sharding.layouts import assert_close
 
 pytestmark = pytest.mark.devices
 
@@ -30,6 +31,19 @@ def test_other_specs_than_those_of_explicit_arrays_are_an_error() -> None:
     placement = mo.sharding.owned(mesh, {"w": P(None, "x")})
     with pytest.raises(ValueError, match=r"'w'.*P\('x', None\).*P\(None, 'x'\)"):
         mo.plan_matrices({"w": x}, placement=placement)
+
+
+@pytest.mark.parametrize("first", [AxisType.Explicit, AxisType.Auto])
+def test_meshes_of_both_kinds_of_axes_take_specs(first: AxisType) -> None:
+    kinds = sorted((AxisType.Explicit, AxisType.Auto), key=lambda kind: kind != first)
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=tuple(kinds))
+    x = jax.random.normal(jax.random.key(0), (16, 8))
+    specs = {"w": P("x", "y")}
+    tx = mo.orthogonalize_via_newton_schulz()
+    expected, _ = jax.jit(tx.update)({"w": x}, optax.EmptyState())
+    put = {"w": jax.device_put(x, NamedSharding(mesh, specs["w"]))}
+    tx = mo.orthogonalize_via_newton_schulz(placement=mo.sharding.owned(mesh, specs))
+    assert_close(jax.jit(tx.update)(put, optax.EmptyState())[0], expected)
 
 
 def test_a_block_along_a_mesh_axis_of_size_1_is_not_cut() -> None:

@@ -148,6 +148,23 @@ def test_a_step_keeps_the_layout_and_its_one_program(
     assert jitted._cache_size() == 1
 
 
+def test_specs_with_trailing_nones_keep_one_program() -> None:
+    layout = NamedSharding(mesh_of(AxisType.Auto), P("x", None))
+    params = {"w": jax.device_put(jnp.ones((8, 4)), layout)}
+    tx = optax.trace(0.9)
+    shardings = state_shardings(tx, params)
+    state = jax.jit(tx.init, out_shardings=shardings)(params)
+
+    @jax.jit
+    def step(state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(params, state, params)
+        return state, optax.apply_updates(params, updates)
+
+    for _ in range(3):
+        state, params = step(state, params)
+    assert step._cache_size() == 1
+
+
 PRESETS = (
     mo.hyperball,
     mo.manifold_muon,
