@@ -19,7 +19,7 @@ from manifold_optax.geometry._row_norms import ColumnRms, RowRms
 from manifold_optax.geometry._spectral_sphere import SpectralSphere
 from manifold_optax.geometry._sphere import Sphere
 from manifold_optax.geometry._sphere_spectral import normal_spectral_direction
-from manifold_optax.geometry._steepest import is_searched, steepest_direction
+from manifold_optax.geometry._steepest import needs_whole, steepest_direction
 from manifold_optax.geometry._stiefel import Stiefel
 from manifold_optax.geometry._stiefel_spectral import (
     BACKENDS,
@@ -54,7 +54,7 @@ __all__ = (
     "band_spectral_direction",
     "divide",
     "gram_spectral_direction",
-    "is_searched",
+    "needs_whole",
     "normal_spectral_direction",
     "p_norm_direction",
     "steepest_direction",

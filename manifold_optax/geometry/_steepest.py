@@ -97,19 +97,22 @@ def steepest_direction(manifold: Manifold, norm: Norm) -> Callable[..., Matrix]:
             )
 
 
-def is_searched(manifold: Manifold, norm: Norm) -> bool:
-    """Whether the direction of a pair is searched for by sums over the long side.
+def needs_whole(manifold: Manifold, norm: Norm) -> bool:
+    """Whether the direction of a pair wants matrices that are not split.
 
-    Each trial of the search takes some, so that a matrix whose long side is split over
-    devices would cost messages at every one.
+    Most directions that are searched for sum over the long side at every trial, so
+    that a split one would cost messages each time. And for `RmsToRms` on `Stiefel`
+    fan-out, which is then the side that is split, may be the short one.
 
     Example:
-        >>> is_searched(Sphere(), Spectral()), is_searched(Stiefel(), Spectral())
+        >>> needs_whole(Sphere(), Spectral()), needs_whole(Stiefel(), Spectral())
         (True, False)
     """
     match manifold, norm:
-        case Euclidean() | Stiefel(), _:
+        case Euclidean(), _:
             return False
+        case Stiefel(), _:
+            return isinstance(norm, RmsToRms)
         case _:
             return isinstance(norm, Spectral | RmsToRms | PNorm)
 

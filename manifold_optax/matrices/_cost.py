@@ -21,7 +21,7 @@ TPU v5p has about 4600 (459 TFLOP/s against 100 GB/s a link).
 
 def whole_flops(group: Group) -> int:
     """Of one matrix on its owner."""
-    return newton_schulz_flops(group.short, group.long)
+    return newton_schulz_flops(*group.sizes)
 
 
 def split_flops(group: Group, mesh: AnyMesh) -> int:

@@ -1,6 +1,6 @@
 """A kernel for one matrix, on many."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -42,8 +42,23 @@ def apply_kernel(
             f"The kernel must return {outputs} matrices and {len(carried)} carried "
             f"arrays, got {len(ys)} and {len(new)}."
         )
+    _check_shapes(
+        "matrices", ys, [matrices[0].shape[::-1] if turn else matrices[0].shape]
+    )
+    _check_shapes("carried arrays", new, [c.shape for c in carried])
     cast = tuple(n.astype(c.dtype) for n, c in zip(new, carried, strict=True))
     return tuple(turned(y).astype(dtypes[0]) for y in ys), cast
+
+
+def _check_shapes(what: str, found: Any, wanted: Sequence[tuple[int, ...]]) -> None:
+    """One shape for all, or one for each. Others would be written over in part."""
+    for index, array in enumerate(found):
+        shape = wanted[index] if len(wanted) > 1 else wanted[0]
+        if tuple(array.shape) != tuple(shape):
+            raise ValueError(
+                f"The kernel must return {what} of the shapes that it was given, here "
+                f"{tuple(shape)}; got {tuple(array.shape)}."
+            )
 
 
 def over_stack(

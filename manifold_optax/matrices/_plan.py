@@ -111,6 +111,11 @@ class Group:
         return sum(member.count for member in self.members)
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """The smaller and the larger one; not transposable, `short` may be larger."""
+        return min(self.short, self.long), max(self.short, self.long)
+
+    @property
     def tall(self) -> bool:
         """Whether matrices stand `long × short` in memory, as most leaves have them."""
         votes = (

@@ -50,13 +50,12 @@ def state_shardings(
         >>> state = jax.jit(optax.trace(0.9).init, out_shardings=shardings)(params)
     """
     paired, treedef = jax.tree_util.tree_flatten_with_path(params)
-    mesh = _mesh(paired, mesh)
+    mesh, specs = _mesh(paired, mesh), [leaf.sharding.spec for _, leaf in paired]
     explicit = AbstractMesh(
         mesh.axis_sizes,
         mesh.axis_names,
         axis_types=(AxisType.Explicit,) * len(mesh.axis_names),
     )
-    specs = [leaf.sharding.spec for _, leaf in paired]
     abstract = [
         jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=NamedSharding(explicit, spec)

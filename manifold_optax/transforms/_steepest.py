@@ -8,8 +8,8 @@ from manifold_optax._checks import require_params
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import (
     Euclidean,
-    is_searched,
     Manifold,
+    needs_whole,
     Norm,
     steepest_direction,
 )
@@ -38,9 +38,9 @@ def steepest(
         norm: the norm of a step.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
-            Pairs whose direction is searched for by sums over the long side (with
-            Spectral or PNorm, off the Euclidean space and Stiefel) are never split:
-            they are `owned` instead.
+            Pairs whose direction wants whole matrices (those with Spectral, RmsToRms
+            and PNorm, but for the Euclidean space and Stiefel × Spectral) are never
+            split: they are `owned` instead.
 
     Returns:
         A stateless transformation; it needs `params` unless the manifold is Euclidean.
@@ -62,7 +62,7 @@ def steepest(
     """
     direction = steepest_direction(manifold, norm)
     flat = isinstance(manifold, Euclidean)
-    if placement is not None and is_searched(manifold, norm):
+    if placement is not None and needs_whole(manifold, norm):
         placement = placement.whole()
     transposable = manifold.transposable and norm.transposable
 

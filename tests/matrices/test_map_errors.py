@@ -79,6 +79,17 @@ def test_carried_arrays_of_the_wrong_batch_are_an_error():
         mo.map_matrices(kernel, (stack,), ({"w": jnp.ones((2,))},))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_results_of_other_shapes_are_an_error(count):
+    x, c = {"w": jnp.ones((count, 6, 4))}, {"w": jnp.ones((count, 2))}
+    fewer_rows = lambda x, c, axis_name=None: ((x[:3],), (c,))
+    with pytest.raises(ValueError, match=r"must return matrices.*\(6, 4\).*\(3, 4\)"):
+        mo.map_matrices(fewer_rows, (x,), (c,))
+    a_number = lambda x, c, axis_name=None: ((x,), (c[0],))
+    with pytest.raises(ValueError, match=r"must return carried arrays.*\(2,\).*\(\)"):
+        mo.map_matrices(a_number, (x,), (c,))
+
+
 def test_carried_integers_are_an_error():
     # They would travel as float32, and lose bits above 2²⁴.
     kernel = lambda x, c, axis_name=None: ((x,), (c,))

@@ -55,12 +55,15 @@ def test_a_block_along_a_mesh_axis_of_size_1_is_not_cut() -> None:
     assert str(plan).count("owned") == 2
 
 
-def test_searched_directions_are_never_split() -> None:
+@pytest.mark.parametrize(
+    ("manifold", "norm"), [(mo.Sphere(), mo.Spectral()), (mo.Stiefel(), mo.RmsToRms())]
+)
+def test_directions_that_want_whole_matrices_are_never_split(
+    manifold: Any, norm: Any
+) -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     x = {"w": jax.ShapeDtypeStruct((64, 8), jnp.float32)}
-    tx = mo.steepest(
-        mo.Sphere(), mo.Spectral(), placement=mo.sharding.split(mesh, {"w": P("x")})
-    )
+    tx = mo.steepest(manifold, norm, placement=mo.sharding.split(mesh, {"w": P("x")}))
     compiled = jax.jit(tx.update).lower(x, optax.EmptyState(), x).compile()
     found = mo.sharding.collectives(compiled)
     assert found.inside_loops == 0
