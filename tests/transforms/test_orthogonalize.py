@@ -56,6 +56,15 @@ def test_products_in_bfloat16_are_near_those_in_float32(rng):
     assert 1e-4 < difference < 0.1
 
 
+def test_a_narrow_dtype_of_smaller_range_loses_no_scale(rng):
+    x = draw(rng, 6, 3)
+    half = orthogonalized(x, compute_dtype=jnp.float16)
+    tiny = orthogonalized(np.float32(1e-20) * x, compute_dtype=jnp.float16)
+    # A rounding to float16, 5e-4, may fall otherwise; the five rows amplify it.
+    np.testing.assert_allclose(tiny, half, rtol=0, atol=0.05)
+    assert np.abs(half).max() > 0.3
+
+
 def test_form_and_preconditioner_reach_the_iteration(rng):
     x = draw(rng, 12, 3)
     for form in ("direct", "gram"):
