@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 from manifold_optax._checks import require_one_of
@@ -16,7 +15,6 @@ from manifold_optax.linalg import (
     PRECONDITIONERS,
 )
 from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
-from manifold_optax.transforms._leaves import map_leaves
 
 
 def orthogonalize_via_newton_schulz(
@@ -44,8 +42,7 @@ def orthogonalize_via_newton_schulz(
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
         compute_dtype: dtype of the operands of the products, e.g. `jnp.bfloat16`; sums
-            are in at least float32. Updates of a wider dtype of the same range are
-            stacked and sent in it, too. `None`: at least float32.
+            are in at least float32. `None`: at least float32.
 
     Returns:
         A stateless transformation. Leaves have at least two axes, any scale; updates
@@ -80,24 +77,9 @@ def orthogonalize_via_newton_schulz(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[ArrayTree, Any]:
         del params, extra_args
-        narrow = updates if compute_dtype is None else _narrowed(updates, compute_dtype)
-        (found,), _ = map_matrices(
-            kernel, (narrow,), axes=axes, transposable="either", placement=placement
+        (updates,), _ = map_matrices(
+            kernel, (updates,), axes=axes, transposable="either", placement=placement
         )
-        return map_leaves(lambda _, x, u: x.astype(u.dtype), found, updates), state
+        return updates, state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
-
-
-def _narrowed(updates: ArrayTree, dtype: Any) -> ArrayTree:
-    """Updates in the dtype of the products, so that stacks and messages are, too.
-
-    Not in one of a smaller range, in which their scale could be lost.
-    """
-
-    def narrow(_: str, leaf: Any) -> Any:
-        new, old = jnp.finfo(dtype), jnp.finfo(leaf.dtype)
-        fits = new.bits < old.bits and new.maxexp >= old.maxexp
-        return leaf.astype(dtype) if fits else leaf
-
-    return map_leaves(narrow, updates)
