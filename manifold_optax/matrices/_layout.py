@@ -5,13 +5,12 @@ from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array
 
 from manifold_optax.matrices._plan import AnyMesh, Placement
 from manifold_optax.matrices._view import block_spec, names_of, View
 
 
-def resolved(placement: Placement | None, arrays: Sequence[Array]) -> Placement | None:
+def resolved(placement: Placement | None, arrays: Sequence[Any]) -> Placement | None:
     """The placement given, or what the arrays' types say; none inside `shard_map`."""
     kinds = jax.sharding.get_abstract_mesh().axis_types
     inside = jax.sharding.AxisType.Manual in kinds
@@ -26,7 +25,7 @@ def resolved(placement: Placement | None, arrays: Sequence[Array]) -> Placement 
 
 
 def spec_of(
-    view: View, arrays: Sequence[Array], placement: Placement | None
+    view: View, arrays: Sequence[Any], placement: Placement | None
 ) -> PartitionSpec | None:
     """Partition spec of a block; `None` where only the compiler will know it."""
     path = view.path

@@ -123,16 +123,8 @@ def plan_matrices(
         4 × 2 float32  4         local   1.41k  0           a, b
         busiest device: 1.41k FLOPs, 0 bytes sent
     """
-    plans = []
-
-    def trace(tree: ArrayTree) -> None:
-        flat = _flatten((tree,))
-        blocks = _blocks(flat, (), axes, None)
-        plans.append(_plan(flat, blocks, transposable, placement))
-
-    # Traced, so that `jax.ShapeDtypeStruct`s do as well as arrays.
-    jax.eval_shape(trace, tree)
-    return plans[0]
+    flat = _flatten((tree,))
+    return _plan(flat, _blocks(flat, (), axes, None), transposable, placement)
 
 
 def per_matrix(

@@ -70,12 +70,17 @@ class View:
         """All axes that make up one matrix."""
         return (*self.in_axes, *self.out_axes)
 
-    def block(self, leaf: Array) -> Array:
-        """The part of `leaf` that this view is about."""
+    def block(self, leaf: Any) -> Any:
+        """The part of `leaf` that this view is about; of a shape, if it is one."""
         if self.window is None:
             return leaf
         axis, start, stop = self.window
-        return jax.lax.slice_in_dim(leaf, start, stop, axis=axis)
+
+        def cut(leaf: Array) -> Array:
+            return jax.lax.slice_in_dim(leaf, start, stop, axis=axis)
+
+        is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+        return jax.eval_shape(cut, leaf) if is_shape else cut(leaf)
 
 
 def leaf_path(keys: Sequence[Any]) -> str:

@@ -76,6 +76,14 @@ def test_costs_are_printed_for_one_device():
     assert plan.endswith("busiest device: 15.7M FLOPs, 0 bytes sent")
 
 
+def test_shapes_have_the_plan_of_arrays():
+    for axes in (mo.Split((4, 2, 1)), mo.Split((4, 3))):
+        array = leaf(2, 8, 7)
+        shape = jax.ShapeDtypeStruct(array.shape, array.dtype)
+        plans = [str(mo.plan_matrices({"w": x}, axes=axes)) for x in (array, shape)]
+        assert plans[0] == plans[1]
+
+
 def test_many_leaves_are_counted():
     plan = str(mo.plan_matrices({f"w{i}": leaf(8, 4) for i in range(9)}))
     assert "w0, w1, w2, w3 and 5 more" in plan
