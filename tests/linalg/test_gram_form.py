@@ -145,6 +145,9 @@ def operand_types(compiled):
     return found
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 10), reason="an older compiler widens more of them"
+)
 @pytest.mark.parametrize(("form", "narrow"), [("direct", 15), ("gram", 4)])
 def test_no_product_of_bfloat16_is_widened(form, narrow):
     # A compiler for CPUs widens operands where it lacks the product, as it does for one

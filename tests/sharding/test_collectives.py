@@ -155,7 +155,11 @@ def test_what_the_partitioner_inserts_is_read_too(kind: AxisType) -> None:
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind, kind))
     layout = lambda *axes: NamedSharding(mesh, P(*axes))
     x = jax.ShapeDtypeStruct((32, 32), jnp.float32, sharding=layout("x", "y"))
-    place = jax.reshard if kind == AxisType.Explicit else lax.with_sharding_constraint
+    place = (
+        jax.sharding.reshard
+        if kind == AxisType.Explicit
+        else lax.with_sharding_constraint
+    )
     program = jax.jit(lambda x: place(x, layout("x", None))).lower(x).compile()
     assert traffic(collectives(program)) == {"all-gather": (1, 3 * BLOCK, 0, 0)}
 

@@ -26,7 +26,7 @@ def test_another_mesh_than_that_of_the_arrays_is_an_error(kind: AxisType) -> Non
 
 
 def test_other_specs_than_those_of_explicit_arrays_are_an_error() -> None:
-    mesh = jax.make_mesh((8,), ("x",))
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
     x = jax.device_put(jnp.ones((16, 16)), NamedSharding(mesh, P("x", None)))
     placement = mo.sharding.owned(mesh, {"w": P(None, "x")})
     with pytest.raises(ValueError, match=r"'w'.*P\('x', None\).*P\(None, 'x'\)"):
