@@ -157,6 +157,9 @@ def test_split_equals_one_device_and_reduces_small_arrays_only(
     )
     assert_close(actual, expected)
     assert set(collectives(compiled)) <= {"all-reduce", "all-gather"}
+    if name == "newton_schulz":
+        # For each of three stacks one of the scales, and one of the Gram matrices.
+        assert collectives(compiled) == {"all-gather": 3, "all-reduce": 3}
     short = {32, 16}
     for shape in reduced_shapes(compiled):
         # n × n, vectors of the short side, or numbers, after the size of the stack.
