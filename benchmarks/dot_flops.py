@@ -1,6 +1,8 @@
 """FLOPs of the matrix products of a traced function, loops of known length included.
 
 XLA's own count takes the body of a loop once, whatever the number of trips.
+`mo.sharding.dot_flops` counts what a compiled program executes; this counts what the
+algorithm asks for, and refuses functions that factorise.
 """
 
 import math

@@ -109,7 +109,7 @@ def deal(
     work, full = np.array(loads, float), np.zeros(len(loads))
     owned = np.zeros((len(loads), len(counts)), int)
     total = work.sum() + _total(counts, costs)
-    best = max(total / len(loads), work.max(), *(c for c in (0, *costs)))
+    best = max(total / len(loads), work.max(), *costs)
     for index in sorted(range(len(counts)), key=lambda i: -costs[i]):
         for _ in range(counts[index]):
             after = work + costs[index]

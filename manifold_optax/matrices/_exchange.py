@@ -135,6 +135,7 @@ class _Lot(NamedTuple):
     size: int
     """Entries of a piece of a matrix."""
     matrices: int
+    """How many there are."""
     start: Array
     """Position of the first one in the stack of the group."""
     read: int

@@ -42,8 +42,9 @@ def apply_kernel(
             f"The kernel must return {outputs} matrices and {len(carried)} carried "
             f"arrays, got {len(ys)} and {len(new)}."
         )
+    rows, columns = matrices[0].shape
     _check_shapes(
-        "matrices", ys, [matrices[0].shape[::-1] if turn else matrices[0].shape]
+        "matrices", ys, [(columns, rows) if turn else (rows, columns)] * outputs
     )
     _check_shapes("carried arrays", new, [c.shape for c in carried])
     cast = tuple(n.astype(c.dtype) for n, c in zip(new, carried, strict=True))
@@ -51,9 +52,8 @@ def apply_kernel(
 
 
 def _check_shapes(what: str, found: Any, wanted: Sequence[tuple[int, ...]]) -> None:
-    """One shape for all, or one for each. Others would be written over in part."""
-    for index, array in enumerate(found):
-        shape = wanted[index] if len(wanted) > 1 else wanted[0]
+    """Smaller results would leave a part of what they are written over."""
+    for array, shape in zip(found, wanted, strict=True):
         if tuple(array.shape) != tuple(shape):
             raise ValueError(
                 f"The kernel must return {what} of the shapes that it was given, here "

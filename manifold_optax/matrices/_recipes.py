@@ -66,25 +66,17 @@ def make_plan(
         ValueError: for a sharding that the placement does not cover, naming the leaf.
     """
     turn = turn_squares and placement is not None and placement.recipe != "owned"
-    grouped: dict[tuple[Any, ...], list[Member]] = {}
+    grouped: dict[tuple[Group, Any], list[Member]] = {}
     for index, block in enumerate(blocks):
         member = _member(index, block, bool(transposable), turn, placement)
         recipe, shards, replicas = _recipe(member, placement)
+        short, long = member.short.size(block.view), member.long.size(block.view)
+        empty = Group(short, long, block.dtypes, recipe, shards, replicas, ())
         moved = _moved(member) if recipe == "cooperative" else ()
-        sizes = (member.short.size(block.view), member.long.size(block.view))
-        key = (*sizes, block.dtypes, recipe, shards, replicas, moved)
-        grouped.setdefault(key, []).append(member)
+        grouped.setdefault((empty, moved), []).append(member)
     groups = [
-        Group(short, long, dtypes, recipe, shards, replicas, tuple(members))
-        for (
-            short,
-            long,
-            dtypes,
-            recipe,
-            shards,
-            replicas,
-            _,
-        ), members in grouped.items()
+        dataclasses.replace(empty, members=tuple(members))
+        for (empty, _), members in grouped.items()
     ]
     if placement is not None and placement.recipe == "auto":
         groups = [better for g in groups for better in _better(g, placement)]

@@ -134,12 +134,7 @@ def retract(
     as a hard form of weight decay ("post-clip"): J. Su, kexue.fm 11729 (2026).
     """
     _check_times(manifold, every, size)
-    if placement is not None:
-        # Rounded on the wire, a point would be off its manifold by that rounding.
-        placement = dataclasses.replace(placement, wire=None)
-        if isinstance(manifold, DiagonalGram):
-            # Its projection alternates between two sums over the long side.
-            placement = placement.whole()
+    placement = _adapted(placement, manifold)
     timed = every > 1 or size is not None
 
     def land(updates: ArrayTree, params: ArrayTree, count: Any) -> ArrayTree:
@@ -186,6 +181,16 @@ def retract(
         return found, RetractState(count)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _adapted(placement: Placement | None, manifold: Manifold) -> Placement | None:
+    """The placement, as far as a retraction can follow it."""
+    if placement is None:
+        return None
+    # Rounded on the wire, a point would be off its manifold by that rounding.
+    exact = dataclasses.replace(placement, wire=None)
+    # The projection of a DiagonalGram alternates between two sums over the long side.
+    return exact.whole() if isinstance(manifold, DiagonalGram) else exact
 
 
 def _retraction_kernel(unit: Manifold) -> Callable[..., Any]:

@@ -62,3 +62,10 @@ def assert_close(actual: Any, expected: Any) -> None:
         )
 
     jax.tree.map(close, actual, expected)
+
+
+def counts_outside_loops(compiled: Any) -> dict[str, int]:
+    """Number of collectives of each kind that one device executes, none in a loop."""
+    found = mo.sharding.collectives(compiled)
+    assert not found.inside_loops
+    return {kind.name: kind.outside.count for kind in found.kinds}

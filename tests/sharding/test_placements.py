@@ -15,6 +15,7 @@ from manifold_optax.matrices import map_matrices, per_matrix
 from sharding import kernels
 from sharding.layouts import (
     assert_close,
+    counts_outside_loops,
     LAYOUTS,
     mesh_of,
     replicate,
@@ -42,13 +43,6 @@ def case(name: str, rng: np.random.Generator) -> tuple[Any, Any, Any]:
         for key in SHAPES
     }
     return kernels.rank_one_decay, (gradients,), (vectors,)
-
-
-def collectives(compiled: Any) -> dict[str, int]:
-    """Number of collectives of each kind that one device executes, none in a loop."""
-    found = mo.sharding.collectives(compiled)
-    assert not found.inside_loops
-    return {kind.name: kind.outside.count for kind in found.kinds}
 
 
 def reduced_shapes(compiled: Any) -> set[tuple[int, ...]]:
@@ -114,7 +108,7 @@ def test_owned_equals_one_device(name: str, layout: str, kind: AxisType) -> None
             wanted = NamedSharding(mesh, spec_for(LAYOUTS[layout], old))
             assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
     if layout == "replicated":
-        assert collectives(compiled) == {"all-gather": 1}
+        assert counts_outside_loops(compiled) == {"all-gather": 1}
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -127,7 +121,7 @@ def test_all_stacks_travel_by_two_all_to_alls_together(
     _, compiled = run(kernel, mesh, sharded, replicate(carried, mesh), None)
     # What is carried per matrix comes back by a small one of its own.
     gathered = {"all-gather": 1} if carried else {}
-    assert collectives(compiled) == {"all-to-all": 2, **gathered}
+    assert counts_outside_loops(compiled) == {"all-to-all": 2, **gathered}
 
 
 @each_on_one_kind([(name, "long side") for name in KERNELS])
@@ -156,10 +150,10 @@ def test_split_equals_one_device_and_reduces_small_arrays_only(
         mo.sharding.split(mesh, specs if kind == AxisType.Auto else None),
     )
     assert_close(actual, expected)
-    assert set(collectives(compiled)) <= {"all-reduce", "all-gather"}
+    assert set(counts_outside_loops(compiled)) <= {"all-reduce", "all-gather"}
     if name == "newton_schulz":
         # For each of three stacks one of the scales, and one of the Gram matrices.
-        assert collectives(compiled) == {"all-gather": 3, "all-reduce": 3}
+        assert counts_outside_loops(compiled) == {"all-gather": 3, "all-reduce": 3}
     short = {32, 16}
     for shape in reduced_shapes(compiled):
         # n × n, vectors of the short side, or numbers, after the size of the stack.
@@ -191,7 +185,7 @@ def test_batch_sharded_matrices_stay_where_they_are(
         mo.sharding.owned(mesh, specs),
     )
     assert_close(actual, expected)
-    assert not collectives(compiled)
+    assert not counts_outside_loops(compiled)
 
 
 def test_batch_and_matrix_axes_sharded_together(rng: np.random.Generator) -> None:
@@ -201,7 +195,7 @@ def test_batch_and_matrix_axes_sharded_together(rng: np.random.Generator) -> Non
     sharded = {"w": jax.device_put(x, NamedSharding(mesh, P("x", "y", None)))}
     actual, compiled = run(kernels.newton_schulz, mesh, (sharded,), (), None)
     assert_close(actual, expected)
-    assert collectives(compiled) == {"all-to-all": 2}
+    assert counts_outside_loops(compiled) == {"all-to-all": 2}
 
 
 @pytest.mark.skipif(

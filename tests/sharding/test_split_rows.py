@@ -1,8 +1,6 @@
 """Matrices whose rows are split: few messages, none in a loop, at full accuracy."""
 
 import functools
-import re
-from collections import Counter
 from typing import Any
 
 import jax
@@ -15,6 +13,7 @@ import manifold_optax as mo
 import oracles
 from manifold_optax import linalg
 from manifold_optax.geometry import gram_spectral_direction
+from sharding.layouts import counts_outside_loops
 
 pytestmark = pytest.mark.devices
 
@@ -53,11 +52,6 @@ def split(stacked: bool = False, **options: Any) -> Any:
     return on_devices(functools.partial(linalg.newton_schulz, **options), stacked)
 
 
-def collectives(compiled: Any) -> Counter[str]:
-    kinds = r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-    return Counter(re.findall(rf" ({kinds})(?:-start)?\(", compiled.as_text()))
-
-
 ONE = {"all-reduce": 1, "all-gather": 1}
 
 
@@ -76,7 +70,7 @@ def relative_error(found: Any, x: np.ndarray, schedule: Any) -> float:
 def test_one_all_reduce_is_as_accurate_as_one_device(name: str, bound: float) -> None:
     schedule = getattr(linalg, name)
     compiled = split(schedule=schedule).lower(jnp.zeros(SHAPE)).compile()
-    assert collectives(compiled) == ONE
+    assert counts_outside_loops(compiled) == ONE
     for kind in KINDS:
         x = matrix(kind)
         assert relative_error(compiled(x), x, schedule) <= bound
@@ -95,7 +89,7 @@ def test_scale_zero_and_bad_entries(preconditioner: str, stacked: bool) -> None:
     run = split(stacked, preconditioner=preconditioner)
     compiled = run.lower(jnp.zeros_like(stack if stacked else x)).compile()
     # A stack is one message.
-    assert collectives(compiled) == ONE
+    assert counts_outside_loops(compiled) == ONE
     found = compiled(stack) if stacked else np.stack([compiled(x) for x in stack])
     whole = linalg.newton_schulz(jnp.asarray(x), preconditioner=preconditioner)
     for each in found[:3]:
@@ -109,7 +103,7 @@ def test_the_direct_form_squares_no_large_matrix(shape: tuple[int, int]) -> None
     # A device has 32 × 16 of the first: the square of the Gram matrix costs less than
     # another product with the rows. Of the second it has 8 × 64.
     compiled = split(form="direct").lower(jnp.zeros(shape)).compile()
-    assert collectives(compiled) == {"all-reduce": 5, "all-gather": 1}
+    assert counts_outside_loops(compiled) == {"all-reduce": 5, "all-gather": 1}
     squares = compiled.as_text().count(f"f32[{shape[1]},{shape[1]}]{{1,0}} dot(")
     assert squares == 5 * (2 if shape[0] > 8 * shape[1] else 1)
     for kind in KINDS:
@@ -125,7 +119,7 @@ def test_in_float32_eight_rows_take_two(
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     schedule = getattr(linalg, name)
     compiled = split(schedule=schedule).lower(jnp.zeros(SHAPE)).compile()
-    assert collectives(compiled) == {"all-reduce": sums, "all-gather": 1}
+    assert counts_outside_loops(compiled) == {"all-reduce": sums, "all-gather": 1}
     assert "f64" not in compiled.as_text()
     for kind in KINDS:
         x = matrix(kind)
@@ -145,7 +139,7 @@ def test_bfloat16_rounds_the_matrix_once() -> None:
 
 def test_polar_takes_two_all_reduces_and_none_in_its_loop() -> None:
     compiled = on_devices(linalg.polar).lower(jnp.zeros(SHAPE)).compile()
-    assert collectives(compiled) == {"all-reduce": 2, "all-gather": 1}
+    assert counts_outside_loops(compiled) == {"all-reduce": 2, "all-gather": 1}
     eps = float(np.finfo(np.float32).eps)
     for kind in ("gauss", "1", "1e2", "1e4", "3e4"):
         x = matrix(kind)
@@ -165,7 +159,7 @@ def test_polar_of_a_stack_of_all_kinds() -> None:
     near = oracles.polar(x) + 1e-3 * x
     stack = np.stack([x, 1e30 * x, 1e-30 * x, near, 0 * x, *bad]).astype(np.float32)
     compiled = on_devices(linalg.polar, stacked=True).lower(stack).compile()
-    assert collectives(compiled) == {"all-reduce": 2, "all-gather": 1}
+    assert counts_outside_loops(compiled) == {"all-reduce": 2, "all-gather": 1}
     found = compiled(stack)
     for each in found[:4]:
         # Condition 2 (seen: 3e-7).
@@ -179,7 +173,7 @@ def test_spectral_norm_sums_its_gram_matrix_once() -> None:
     x = jnp.asarray(matrix("1e2"))
     compiled = on_devices(linalg.spectral_norm, out=out).lower(x).compile()
     # The scale, the Gram matrix and the last norm.
-    assert collectives(compiled) == {"all-reduce": 3}
+    assert counts_outside_loops(compiled) == {"all-reduce": 3}
     found, whole = compiled(x), linalg.spectral_norm(x)
     # Both have converged: a ratio of 0.74 of the second value, to the power of 64.
     np.testing.assert_allclose(found.norm, whole.norm, rtol=1e-6)
