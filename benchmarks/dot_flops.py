@@ -2,7 +2,7 @@
 
 XLA's own count takes the body of a loop once, whatever the number of trips.
 `mo.sharding.dot_flops` counts what a compiled program executes; this counts what the
-algorithm asks for, and refuses functions that factorise.
+algorithm asks for, and names the factorisations in it, which are no products.
 """
 
 import math
