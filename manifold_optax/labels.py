@@ -41,7 +41,8 @@ classes, and Muon's authors leave them to AdamW (K. Jordan et al., 2024)."""
 
 
 def label_by_path(
-    rules: Mapping[str, str], default: str | None = None
+    rules: Mapping[str, str],
+    default: str | Callable[[ArrayTree], ArrayTree] | None = None,
 ) -> Callable[[ArrayTree], ArrayTree]:
     """Labels each parameter by the first regular expression that its path contains.
 
@@ -50,23 +51,31 @@ def label_by_path(
 
     Args:
         rules: regular expression → label; the first that is found in the path wins.
-        default: label of the rest; `None`: a parameter without a label is an error.
+        default: label of the rest, or a function that labels the rest, such as
+            `label_matrices`: it is given the tree with `None` for the leaves that a
+            rule labels. `None`: a parameter without a label is an error.
 
     Returns:
         A function from a tree to its labels, for `optax.partition` and `hybrid`.
 
     Raises:
         ValueError: (the function returned) for a rule that no path matches, listing the
-            paths, and for a path that no rule matches when there is no default.
+            paths, and for a path that neither a rule nor the default labels.
 
     Example:
         >>> labels = label_by_path({r"kernel$": "matrix"}, default="other")
         >>> labels({"dense": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}})
         {'dense': {'bias': 'other', 'kernel': 'matrix'}}
+
+        The rules say what `label_matrices` cannot tell, and it labels the rest:
+
+        >>> labels = label_by_path({r"query$": "heads"}, default=label_matrices)
+        >>> labels({"query": jnp.ones((4, 2, 3)), "out": {"kernel": jnp.ones((6, 4))}})
+        {'out': {'kernel': 'matrix'}, 'query': 'heads'}
     """
     compiled = {re.compile(pattern): label for pattern, label in rules.items()}
 
-    def label(path: str, leaf: Any) -> str:
+    def label(path: str, leaf: Any) -> str | None:
         del leaf
         for pattern, name in compiled.items():
             if pattern.search(path):
@@ -76,7 +85,7 @@ def label_by_path(
                 f"No rule labels the parameter {path!r}; the rules are {list(rules)}. "
                 "Add one, or a default."
             )
-        return default
+        return None if callable(default) else default
 
     def labels(tree: ArrayTree) -> ArrayTree:
         labelled, paths = _label(label, tree)
@@ -85,12 +94,12 @@ def label_by_path(
             for pattern in compiled
             if not any(pattern.search(path) for path in paths)
         ]
-        if unused and jax.tree.leaves(labelled):
+        if unused and jax.tree.leaves(tree):
             raise ValueError(
                 f"The rules {unused} match no parameter. The paths are: "
                 f"{', '.join(paths)}."
             )
-        return labelled
+        return _label_rest(default, labelled, tree) if callable(default) else labelled
 
     return labels
 
@@ -131,14 +140,42 @@ def _role(path: str, leaf: Any) -> str:
         return MATRIX if min(shape) > 1 else OTHER
     raise ValueError(
         f"Cannot tell from its path and shape what the parameter {path!r} of shape "
-        f"{shape} is. Say so: hybrid(..., labels=label_by_path({{r'{name}$': "
-        f"'{MATRIX}'}}, default='{OTHER}')), with axes= for anything but a two-axis "
-        "(fan_in, fan_out) kernel."
+        f"{shape} is. Say so: hybrid(..., labels=label_by_path({{r'{path}$': "
+        f"'{MATRIX}'}}, default=label_matrices)), or '{OTHER}' in its place; anything "
+        "but a two-axis (fan_in, fan_out) kernel needs axes=, and a label of its own "
+        "where the axes of the others differ."
+    )
+
+
+def _label_rest(
+    default: Callable[[ArrayTree], ArrayTree], labelled: ArrayTree, tree: ArrayTree
+) -> ArrayTree:
+    """`labelled`, and where it has `None` the labels that `default` gives.
+
+    `default` does not see the other leaves, so that it need not know what they are.
+    """
+
+    def keep(name: Any, leaf: Any) -> Any:
+        return leaf if name is None else None
+
+    def choose(keys: Any, name: Any, leaf: Any, rest: Any) -> Any:
+        if name is not None or leaf is None:
+            return name
+        if rest is None:
+            raise ValueError(
+                f"Neither a rule nor the default labels {leaf_path(keys)!r}; the "
+                "function that is the default must label every leaf that it is given."
+            )
+        return rest
+
+    rest = default(jax.tree.map(keep, labelled, tree, is_leaf=is_absent))
+    return jax.tree_util.tree_map_with_path(
+        choose, labelled, tree, rest, is_leaf=is_absent
     )
 
 
 def _label(
-    of_leaf: Callable[[str, Any], str], tree: ArrayTree
+    of_leaf: Callable[[str, Any], str | None], tree: ArrayTree
 ) -> tuple[ArrayTree, list[str]]:
     """Labels of a tree, and its paths; `None` has a path, no label; masks neither."""
     paths: list[str] = []

@@ -106,6 +106,52 @@ def test_without_a_default_every_path_needs_a_rule():
         labels(ones(TREE))
 
 
+def test_a_function_labels_what_no_rule_does():
+    tree = ones(
+        {
+            "heads": {"kernel": (4, 2, 3)},
+            "dense": {"kernel": (4, 6), "bias": (6,)},
+            "experts": {"kernel": (8, 4, 6)},
+        }
+    )
+    rules = {"^heads": "heads", "^experts": "experts"}
+    assert mo.label_by_path(rules, mo.label_matrices)(tree) == {
+        "heads": {"kernel": "heads"},
+        "dense": {"kernel": "matrix", "bias": "other"},
+        "experts": {"kernel": "experts"},
+    }
+
+
+def test_the_function_is_strict_about_the_rest():
+    tree = ones({"heads": {"kernel": (4, 2, 3)}, "conv": {"kernel": (3, 3, 2, 8)}})
+    labels = mo.label_by_path({"^heads": "heads"}, mo.label_matrices)
+    with pytest.raises(ValueError, match="what the parameter 'conv/kernel' of shape"):
+        labels(tree)
+    labels = mo.label_by_path({"kernle": "typo"}, mo.label_matrices)
+    with pytest.raises(ValueError, match=r"\['kernle'\] match no parameter"):
+        labels(ones({"w": (4, 4)}))
+
+
+def test_a_function_that_leaves_one_out_is_an_error_that_names_it():
+    nothing = mo.label_by_path({"^a": "matrix"}, lambda _: {"a": None, "b": None})
+    with pytest.raises(ValueError, match="Neither a rule nor the default labels 'b'"):
+        nothing(ones({"a": (4, 4), "b": (4,)}))
+
+
+def test_rules_before_a_function_see_absent_leaves_and_boxes():
+    labels = mo.label_by_path({"^a": "first"}, mo.label_matrices)
+    tree = {"a": jnp.ones(2), "b": None, "c": optax.MaskedNode(), "w": jnp.ones((2, 3))}
+    expected = {"a": "first", "b": None, "c": optax.MaskedNode(), "w": "matrix"}
+    assert labels(tree) == expected
+    assert labels({"b": None}) == {"b": None}
+    state = nnx.state(Mlp(nnx.Rngs(0)), nnx.Param)
+    found = mo.label_by_path({"layers/0/kernel": "first"}, mo.label_matrices)(state)
+    by_path = dict(zip(paths_of(state), jax.tree.leaves(found), strict=True))
+    assert by_path["layers/0/kernel"] == "first"
+    assert by_path["layers/1/kernel"] == "matrix"
+    assert by_path["embed/embedding"] == "other"
+
+
 def test_absent_leaves_have_no_label_and_are_missed_by_no_rule():
     labels = mo.label_by_path({"^a": "matrix"})
     tree = {"a": jnp.ones((2, 2)), "b": None, "c": optax.MaskedNode()}

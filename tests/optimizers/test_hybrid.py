@@ -105,3 +105,40 @@ def test_an_unknown_label_is_an_error():
     labels = mo.label_by_path({"kernel": "matrices"}, default="other")
     with pytest.raises(ValueError, match="matrices"):
         mo.hybrid(mo.muon(0.02), labels=labels).init(gaussian(0))
+
+
+def test_a_mapping_gives_each_label_its_own_optimizer():
+    """Per head, and as one matrix: blocks of 8 × 2 are alone what they are together."""
+    rng = np.random.default_rng(0)
+    kernels = {name: rng.standard_normal((8, 4, 2)) for name in ("query", "out")}
+    gradient = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in kernels.items()}
+    gradient["out"] = gradient["out"].reshape(8, 8)
+    gradient["bias"] = jnp.ones(3)
+    per_head = mo.muon(0.02, axes=Axes(0, 2))
+    tx = mo.hybrid(
+        {"heads": per_head, "matrix": mo.muon(0.02)},
+        others=optax.sgd(1.0),
+        labels=mo.label_by_path({"query": "heads", "out": "matrix"}, "other"),
+    )
+    state = tx.init(gradient)
+    assert set(state.inner_states) == {"heads", "matrix", "other"}
+    found, _ = jax.jit(tx.update)(gradient, state, gradient)
+    for name, alone in (("query", per_head), ("out", mo.muon(0.02))):
+        tree = {name: gradient[name]}
+        wanted, _ = jax.jit(alone.update)(tree, alone.init(tree), tree)
+        # The same operations, compiled with other neighbours: rounding of 0.02.
+        np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=1e-7)
+    np.testing.assert_array_equal(found["bias"], -gradient["bias"])
+
+
+@pytest.mark.parametrize("matrices", [{}, {"other": optax.sgd(0.1)}])
+def test_a_mapping_must_have_labels_and_not_that_of_the_others(matrices):
+    with pytest.raises(ValueError, match="argument others"):
+        mo.hybrid(matrices)
+
+
+def test_what_is_no_transformation_is_an_error_that_names_its_label(unhooked):
+    with pytest.raises(TypeError, match="the label 'heads' must be an optax"):
+        mo.hybrid({"heads": mo.muon})
+    with pytest.raises(TypeError, match="the label 'other' must be an optax"):
+        mo.hybrid(mo.muon(0.02), others=3e-4)
