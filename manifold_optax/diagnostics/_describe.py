@@ -33,8 +33,8 @@ class LabelledLeaf:
     dtype: str
     label: str
     views: tuple[View, ...]
-    """The batches of matrices that it is, one per block of a `Split`; none where the
-    label says something else."""
+    """The batches of matrices that it is, one per block of a `Split`, where those that
+    repeat are one; none where the label says something else."""
 
     @property
     def count(self) -> int:

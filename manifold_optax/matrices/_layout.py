@@ -7,7 +7,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from manifold_optax.matrices._plan import AnyMesh, Placement
-from manifold_optax.matrices._view import block_spec, names_of, View
+from manifold_optax.matrices._view import block_spec, folded_spec, names_of, View
 
 
 def resolved(placement: Placement | None, arrays: Sequence[Any]) -> Placement | None:
@@ -36,7 +36,8 @@ def spec_of(
         if path not in placement.specs:
             known = ", ".join(sorted(placement.specs))
             raise ValueError(f"The placement has no spec for {path!r}; it has {known}.")
-        return _checked_spec(placement.specs[path], sharding, view)
+        spec = PartitionSpec(*placement.specs[path])
+        return _checked_spec(folded_spec(view, spec), sharding, view)
     if any(other.spec != sharding.spec for other in others):
         raise ValueError(
             f"The update and the parameter at {path!r} are sharded differently: "

@@ -30,10 +30,12 @@ from manifold_optax.matrices._view import (
     Axes,
     bare,
     is_absent,
+    joined,
+    joined_numbers,
     LAST_TWO,
     leaf_path,
+    numbers_of,
     per_matrix_shape,
-    Split,
     View,
     views_of,
 )
@@ -99,7 +101,7 @@ def map_matrices(
     blocks = _blocks(flat, carried, axes, dtype)
     plan = _plan(flat, blocks, transposable, placement)
     results = run(kernel, plan, [block.operands for block in blocks], outputs)
-    return _unflatten(flat, blocks, results, carried, axes, outputs)
+    return _unflatten(flat, blocks, results, carried, outputs)
 
 
 def plan_matrices(
@@ -152,7 +154,7 @@ def per_matrix(
 def _like_batch(numbers: Array, leaf: Any, view: View) -> Array:
     """`numbers` laid out as the batch axes of `leaf`, where its type says how."""
     sharding = jax.typeof(leaf).sharding
-    batch = [sharding.spec[axis] for axis in view.batch_axes]
+    batch = [sharding.spec[axis] for axis in view.leaf_batch_axes]
     if all(entry is None for entry in batch):
         return numbers
     spec = PartitionSpec(*batch)
@@ -221,11 +223,14 @@ def _blocks(
         for column in columns:
             _check_carried(column[index], batch, flat.paths[index])
         wide = jnp.result_type(jnp.float32, *arrays) if dtype is None else dtype
-        for position, view in enumerate(views_of(arrays[0], flat.paths[index], axes)):
-            at = _block_index(view, position, axes)
+        views = views_of(arrays[0], flat.paths[index], axes)
+        for position, view in enumerate(views):
             operands = Operands(
                 tuple(view.block(array) for array in arrays),
-                tuple(column[index][at] for column in columns),
+                tuple(
+                    numbers_of(view, position, len(views), column[index])
+                    for column in columns
+                ),
             )
             dtypes = (*(str(array.dtype) for array in arrays), str(jnp.dtype(wide)))
             blocks.append(_Block(index, view, operands, dtypes))
@@ -240,13 +245,6 @@ def _check_carried(carried: Any, batch: tuple[int, ...], path: str) -> None:
             "state with the parameters that are updated."
         )
     require_floating(carried, path)
-
-
-def _block_index(view: View, position: int, axes: Axes) -> Any:
-    """Where a block finds its own numbers in a carried array."""
-    if not isinstance(axes, Split):
-        return ...
-    return (*(slice(None),) * len(view.batch_axes), position)
 
 
 def _plan(
@@ -278,7 +276,6 @@ def _unflatten(
     blocks: Sequence[_Block],
     results: Sequence[Operands],
     carried: Sequence[ArrayTree],
-    axes: Axes,
     outputs: int,
 ) -> tuple[tuple[ArrayTree, ...], tuple[ArrayTree, ...]]:
     parts: dict[int, list[tuple[View, Operands]]] = {}
@@ -287,18 +284,14 @@ def _unflatten(
     trees = [list(flat.leaves) for _ in range(outputs)]
     numbers = [_like(flat.bare, bare(tree)) for tree in carried]
     for index, pieces in parts.items():
-        view = pieces[0][0]
+        views = [view for view, _ in pieces]
         dtype = flat.leaves[index].dtype
         for which, tree in enumerate(trees):
-            joined = [result.matrices[which] for _, result in pieces]
-            if view.window is not None:
-                joined = [jnp.concatenate(joined, axis=view.window[0])]
-            tree[index] = joined[0].astype(dtype)
+            blocks_of = [result.matrices[which] for _, result in pieces]
+            tree[index] = joined(views, blocks_of).astype(dtype)
         for which, column in enumerate(numbers):
-            joined = [result.carried[which] for _, result in pieces]
-            if isinstance(axes, Split):
-                joined = [jnp.stack(joined, axis=len(view.batch_axes))]
-            column[index] = joined[0]
+            numbers_there = [result.carried[which] for _, result in pieces]
+            column[index] = joined_numbers(views, numbers_there)
     return (
         tuple(flat.treedef.unflatten(tree) for tree in trees),
         tuple(flat.bare.unflatten(column) for column in numbers),

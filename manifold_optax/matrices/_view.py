@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
@@ -25,7 +26,8 @@ class Split(NamedTuple):
     """
 
     sizes: tuple[int, ...]
-    """Sizes of the blocks; their sum is the size of the axis."""
+    """Sizes of the blocks; their sum is the size of the axis. A pattern that repeats,
+    `(64,) * 32` or `(128, 64) * 32`, costs no more than one period of it."""
     axis: int = -1
     """The fused axis."""
     axes: optax.contrib.MuonDimensionNumbers = LAST_TWO
@@ -40,7 +42,9 @@ class View:
     """One block of a leaf as a batch of matrices.
 
     `window` is `(axis, start, stop)` of the block in its leaf, `None` for the whole
-    leaf; `shape` and the axes are those of the block.
+    leaf; `shape` and the axes are those of the block. Blocks that repeat are one view:
+    the split axis is folded in two, `repeats` and one period, of which the block is a
+    window; the first of the two is the last one of the batch axes.
     """
 
     path: str
@@ -49,6 +53,7 @@ class View:
     in_axes: tuple[int, ...]
     out_axes: tuple[int, ...]
     window: tuple[int, int, int] | None = None
+    repeats: int = 1
 
     @property
     def fan_in(self) -> int:
@@ -70,6 +75,22 @@ class View:
         """All axes that make up one matrix."""
         return (*self.in_axes, *self.out_axes)
 
+    @property
+    def leaf_batch_axes(self) -> tuple[int, ...]:
+        """Batch axes that the leaf itself has, as axes of the leaf."""
+        if self.window is None or self.repeats == 1:
+            return self.batch_axes
+        folded = self.window[0] - 1
+        return tuple(axis - (axis > folded) for axis in self.batch_axes[:-1])
+
+    def folded(self, array: Array) -> Array:
+        """A leaf, or its state along the split axis, with the repeats on an axis."""
+        if self.window is None or self.repeats == 1:
+            return array
+        axis, shape = self.window[0] - 1, array.shape
+        period = shape[axis] // self.repeats
+        return array.reshape(*shape[:axis], self.repeats, period, *shape[axis + 1 :])
+
     def block(self, leaf: Any) -> Any:
         """The part of `leaf` that this view is about; of a shape, if it is one."""
         if self.window is None:
@@ -77,7 +98,7 @@ class View:
         axis, start, stop = self.window
 
         def cut(leaf: Array) -> Array:
-            return jax.lax.slice_in_dim(leaf, start, stop, axis=axis)
+            return jax.lax.slice_in_dim(self.folded(leaf), start, stop, axis=axis)
 
         is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
         return jax.eval_shape(cut, leaf) if is_shape else cut(leaf)
@@ -145,8 +166,10 @@ def views_of(leaf: Any, path: str, axes: Axes) -> tuple[View, ...]:
             f"but the leaf {path!r} of shape {tuple(leaf.shape)} has "
             f"{leaf.shape[axis]} there; the sizes must be positive and add up."
         )
+    # Along an axis that devices share, folding would move data; a slice says so.
+    period = axes.sizes if _is_sharded(leaf, axis) else _period_of(axes.sizes)
     views, start = [], 0
-    for size in axes.sizes:
+    for size in period:
         shape = (*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
         views.append(_view_of(shape, path, axes.axes, (axis, start, start + size)))
         start += size
@@ -155,14 +178,41 @@ def views_of(leaf: Any, path: str, axes: Axes) -> tuple[View, ...]:
             f"The split axis {axes.axis} of the leaf {path!r} is a batch axis of "
             f"{axes.axes}; split an input or an output axis."
         )
-    return tuple(views)
+    return tuple(_repeated(view, len(axes.sizes) // len(period)) for view in views)
+
+
+def joined(views: Sequence[View], blocks: Sequence[Array]) -> Array:
+    """The leaf of these blocks, one per view; undoes `View.block`."""
+    view = views[0]
+    if view.window is None:
+        return blocks[0]
+    axis = view.window[0]
+    whole = jnp.concatenate(blocks, axis=axis)
+    return whole if view.repeats == 1 else _merged(whole, axis - 1)
 
 
 def per_matrix_shape(leaf: Any, path: str, axes: Axes) -> tuple[int, ...]:
     """Shape of one number per matrix: the batch axes, then the blocks of a split."""
-    views = views_of(leaf, path, axes)
-    blocks = (len(views),) if isinstance(axes, Split) else ()
-    return (*views[0].batch_shape, *blocks)
+    batch = views_of(leaf, path, axes)[0].leaf_batch_axes
+    blocks = (len(axes.sizes),) if isinstance(axes, Split) else ()
+    return (*(leaf.shape[axis] for axis in batch), *blocks)
+
+
+def numbers_of(view: View, position: int, views: int, numbers: Array) -> Array:
+    """Of `[*batch, blocks, …]` the part of the view at `position` of `views`."""
+    if view.window is None:
+        return numbers
+    own = position if view.repeats == 1 else slice(position, None, views)
+    return numbers[(*(slice(None),) * len(view.leaf_batch_axes), own)]
+
+
+def joined_numbers(views: Sequence[View], numbers: Sequence[Array]) -> Array:
+    """`[*batch, blocks, …]` from the parts of all views; undoes `numbers_of`."""
+    if views[0].window is None:
+        return numbers[0]
+    stacked = jnp.stack(numbers, axis=len(views[0].batch_axes))
+    batch = len(views[0].leaf_batch_axes)
+    return stacked if views[0].repeats == 1 else _merged(stacked, batch)
 
 
 def block_spec(view: View, spec: PartitionSpec) -> tuple[Any, ...]:
@@ -177,6 +227,16 @@ def block_spec(view: View, spec: PartitionSpec) -> tuple[Any, ...]:
             f"{view.shape} has axes."
         )
     return (*spec, *(None,) * (len(view.shape) - len(spec)))
+
+
+def folded_spec(view: View, spec: PartitionSpec) -> PartitionSpec:
+    """The spec of a block, from that of its leaf."""
+    if view.window is None or view.repeats == 1:
+        return spec
+    folded = view.window[0] - 1
+    if len(spec) <= folded:
+        return spec
+    return PartitionSpec(*spec[:folded], None, *spec[folded:])
 
 
 def names_of(entry: Any) -> tuple[str, ...]:
@@ -206,6 +266,48 @@ def _view_of(
         )
     batch = tuple(axis for axis in range(len(shape)) if axis not in named)
     return View(path, shape, batch, in_axes, out_axes, window)
+
+
+def _repeated(view: View, repeats: int) -> View:
+    """A view of one period as the view of all `repeats` periods."""
+    if view.window is None or repeats == 1:
+        return view
+    axis, start, stop = view.window
+
+    def moved(axes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(a + (a >= axis) for a in axes)
+
+    return View(
+        view.path,
+        (*view.shape[:axis], repeats, *view.shape[axis:]),
+        (*moved(view.batch_axes), axis),
+        moved(view.in_axes),
+        moved(view.out_axes),
+        (axis + 1, start, stop),
+        repeats,
+    )
+
+
+def _merged(array: Array, axis: int) -> Array:
+    """`array` with an axis and the one after it as one."""
+    shape = array.shape
+    size = shape[axis] * shape[axis + 1]
+    return array.reshape(*shape[:axis], size, *shape[axis + 2 :])
+
+
+def _period_of(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shortest beginning of `sizes` of which they are a multiple."""
+    count = len(sizes)
+    lengths = (n for n in range(1, count + 1) if count % n == 0)
+    return next(
+        sizes[:n] for n in lengths if tuple(sizes[:n]) * (count // n) == tuple(sizes)
+    )
+
+
+def _is_sharded(leaf: Any, axis: int) -> bool:
+    """Whether the type of a leaf names mesh axes for this axis."""
+    spec = jax.typeof(leaf).sharding.spec
+    return axis < len(spec) and bool(names_of(spec[axis]))
 
 
 def _normalized(axis: int, rank: int, path: str) -> int:

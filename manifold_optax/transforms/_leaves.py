@@ -10,7 +10,7 @@ from jaxtyping import Array
 from manifold_optax._checks import require_floating, require_present
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import divide, Manifold
-from manifold_optax.matrices import Axes, is_absent, leaf_path, View, views_of
+from manifold_optax.matrices import Axes, is_absent, joined, leaf_path, View, views_of
 
 
 def map_leaves(fn: Callable[..., Any], tree: ArrayTree, *rest: ArrayTree) -> ArrayTree:
@@ -74,9 +74,12 @@ def per_block(
     parts = []
     for view in views:
         part = jnp.asarray(value(view), jnp.promote_types(leaf.dtype, jnp.float32))
-        part = part.reshape(part.shape or (1,) * leaf.ndim)
-        parts.append(jnp.repeat(part, view.shape[split_axis], axis=split_axis))
-    return jnp.concatenate(parts, axis=split_axis)
+        part = part.reshape(part.shape or (1,) * len(view.shape))
+        part = jnp.repeat(part, view.shape[split_axis], axis=split_axis)
+        if view.repeats > part.shape[split_axis - 1]:
+            part = jnp.repeat(part, view.repeats, axis=split_axis - 1)
+        parts.append(part)
+    return joined(views, parts)
 
 
 def divide_leaves(tree: ArrayTree, sizes: ArrayTree) -> ArrayTree:

@@ -1,6 +1,5 @@
 """NorMuon's normalisation: every neuron moves by the same amount in the long run."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,15 @@ from manifold_optax._checks import require_in_range, require_present
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Sphere
 from manifold_optax.linalg import nonzero
-from manifold_optax.matrices import Axes, bare, boxed_like, LAST_TWO, View, views_of
+from manifold_optax.matrices import (
+    Axes,
+    bare,
+    boxed_like,
+    joined,
+    LAST_TWO,
+    View,
+    views_of,
+)
 from manifold_optax.transforms._leaves import fill_absent, map_leaves
 
 
@@ -83,7 +90,7 @@ def scale_by_row_rms(
                 jnp.sum(x, axis=view.in_axes, keepdims=True)
                 for x, view in zip(zeros, views, strict=True)
             ]
-            return _join(views, rows)
+            return joined(views, rows)
 
         return RowRmsState(map_leaves(start, bare(params)))
 
@@ -98,7 +105,7 @@ def scale_by_row_rms(
             mean = jnp.mean(square, axis=view.in_axes, keepdims=True)
             old = _rows_of(average, view, position)
             parts.append((decay * old + (1 - decay) * mean).astype(average.dtype))
-        return _join(views, parts)
+        return joined(views, parts)
 
     def read(path: str, update: Array, average: Array) -> Array:
         if not update.size:
@@ -110,7 +117,7 @@ def scale_by_row_rms(
             even = block / (jnp.sqrt(_rows_of(average, view, position)) + eps)
             length = _norm(block, view) / nonzero(_norm(even, view))
             parts.append((even * length).astype(update.dtype))
-        return _join(views, parts)
+        return joined(views, parts)
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
@@ -138,9 +145,4 @@ def _rows_of(average: Array, view: View, position: int) -> Array:
     axis, start, stop = view.window
     if axis in view.in_axes:
         start, stop = position, position + 1
-    return jax.lax.slice_in_dim(average, start, stop, axis=axis)
-
-
-def _join(views: Sequence[View], parts: Sequence[Array]) -> Array:
-    window = views[0].window
-    return parts[0] if window is None else jnp.concatenate(parts, axis=window[0])
+    return jax.lax.slice_in_dim(view.folded(average), start, stop, axis=axis)

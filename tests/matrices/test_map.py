@@ -64,6 +64,7 @@ def test_blocks_of_several_inputs_keep_their_places(rng):
 
 BATCHED = ("kernel", "layers", "interleaved", "split out", "split layers")
 BATCHED += ("batches around", "split around a batch")
+BATCHED += ("split repeated", "split repeated first")
 each_batched = pytest.mark.parametrize("name", BATCHED)
 
 

@@ -86,6 +86,11 @@ EXAMPLES = {
     "split around a batch": Example(
         (7, 2, 4), mo.Split((3, 4), axis=-3, axes=Dims(0, -1)), (0,), (2,)
     ),
+    # Two periods: folded into a batch, with another one before it and behind it.
+    "split repeated": Example((2, 4, 12), mo.Split((4, 2) * 2), (1,), (2,)),
+    "split repeated first": Example(
+        (12, 3, 4), mo.Split((4, 2) * 2, axis=0, axes=Dims(0, 2)), (0,), (2,)
+    ),
     "split heads": Example(
         (4, 5, 2), mo.Split((4, 1), axis=1, axes=Dims(0, (1, 2))), (0,), (1, 2)
     ),
