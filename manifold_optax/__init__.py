@@ -9,7 +9,8 @@ From small to large: `linalg` (functions of arrays), manifolds and norms, buildi
 blocks to chain, optimizers, labels and placements.
 """
 
-from manifold_optax import diagnostics, initializers, linalg, sharding
+from manifold_optax import attention, diagnostics, initializers, linalg, sharding
+from manifold_optax.attention import Attention, HeadPart
 from manifold_optax.diagnostics import describe
 from manifold_optax.geometry import (
     Ball,
@@ -45,7 +46,9 @@ from manifold_optax.optimizers import (
     hyperball,
     hyperspherical_descent,
     manifold_muon,
+    MatrixGroup,
     muon,
+    muon_clip,
     normuon,
     scion,
     sign_descent,
@@ -54,12 +57,15 @@ from manifold_optax.optimizers import (
 )
 from manifold_optax.transforms import (
     add_spectral_weight_decay,
+    apply_qk_clip,
+    balance_router_bias,
     dual_ascent_spectral,
     DualAscentState,
     momentum,
     MomentumState,
     orthogonalize_via_newton_schulz,
     project,
+    qk_clip,
     retract,
     retract_polar,
     RetractState,
@@ -79,6 +85,7 @@ __version__ = "0.1.0"
 __all__ = (
     "L1",
     "LAST_TWO",
+    "Attention",
     "Ball",
     "Band",
     "ColumnRms",
@@ -86,7 +93,9 @@ __all__ = (
     "DualAscentState",
     "Euclidean",
     "Frobenius",
+    "HeadPart",
     "Manifold",
+    "MatrixGroup",
     "Max",
     "MomentumState",
     "Norm",
@@ -106,6 +115,9 @@ __all__ = (
     "Stiefel",
     "__version__",
     "add_spectral_weight_decay",
+    "apply_qk_clip",
+    "attention",
+    "balance_router_bias",
     "describe",
     "diagnostics",
     "dual_ascent_spectral",
@@ -120,10 +132,12 @@ __all__ = (
     "map_matrices",
     "momentum",
     "muon",
+    "muon_clip",
     "normuon",
     "orthogonalize_via_newton_schulz",
     "plan_matrices",
     "project",
+    "qk_clip",
     "retract",
     "retract_polar",
     "scale_by_row_rms",

@@ -14,6 +14,7 @@ import manifold_optax as mo
 
 PACKAGES = [
     "manifold_optax",
+    "manifold_optax.attention",
     "manifold_optax.diagnostics",
     "manifold_optax.geometry",
     "manifold_optax.initializers",

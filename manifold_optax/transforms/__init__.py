@@ -13,12 +13,14 @@ from manifold_optax.transforms._dual_ascent import (
 from manifold_optax.transforms._momentum import momentum, MomentumState
 from manifold_optax.transforms._normalize_rows import RowRmsState, scale_by_row_rms
 from manifold_optax.transforms._orthogonalize import orthogonalize_via_newton_schulz
+from manifold_optax.transforms._qk_clip import apply_qk_clip, qk_clip
 from manifold_optax.transforms._retract import (
     project,
     retract,
     retract_polar,
     RetractState,
 )
+from manifold_optax.transforms._router import balance_router_bias
 from manifold_optax.transforms._scale import scale_by_shape, SHAPE_RULES
 from manifold_optax.transforms._scale_by_size import scale_by_size
 from manifold_optax.transforms._steepest import steepest
@@ -33,10 +35,13 @@ __all__ = (
     "ShrinkState",
     "SpectralDecayState",
     "add_spectral_weight_decay",
+    "apply_qk_clip",
+    "balance_router_bias",
     "dual_ascent_spectral",
     "momentum",
     "orthogonalize_via_newton_schulz",
     "project",
+    "qk_clip",
     "retract",
     "retract_polar",
     "scale_by_row_rms",

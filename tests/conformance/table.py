@@ -45,6 +45,10 @@ class Case:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Arguments that may be injected as hyperparameters."""
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Extra arguments that every update is given: `make` binds them."""
+    names_leaves: bool = False
+    """Works on leaves that it names, which must be there, and passes all others."""
     manifold: mo.Manifold = _EUCLIDEAN
     """Where the parameters lie at the start."""
     needs_params: bool = True
@@ -59,8 +63,18 @@ class Case:
     covered: bool = False
     """Its code is compiled in another case too: nightly only where that is dear."""
 
-    def make(self) -> Tx:
-        return self.factory(**self.arguments, **self.numbers)
+    def make(self, factory: Callable[..., Tx] | None = None) -> Tx:
+        """The transformation, or what `factory` makes of the same arguments."""
+        tx = (factory or self.factory)(**self.arguments, **self.numbers)
+        if not self.extra:
+            return tx
+
+        def update(
+            updates: Tree, state: Tree, params: Tree = None, **extra: Any
+        ) -> Any:
+            return tx.update(updates, state, params, **(extra | dict(self.extra)))
+
+        return optax.GradientTransformationExtraArgs(tx.init, update)
 
     @property
     def public_name(self) -> str:
@@ -80,6 +94,32 @@ def hybrid(learning_rate: Any, momentum: Any, weight_decay: Any) -> Tx:
         mo.muon(learning_rate, momentum=momentum, weight_decay=weight_decay),
         others=optax.adamw(learning_rate),
         labels=mo.label_by_path({"kernel$": "matrix"}, default="other"),
+    )
+
+
+# Two heads: one above the threshold of the cases below.
+_ATTENTION = {
+    "": mo.Attention(
+        2,
+        query=mo.HeadPart("first/kernel", axis=-1),
+        key=mo.HeadPart("second/kernel", axis=0),
+    )
+}
+_LARGEST = {"max_logits": {"": jnp.asarray([40.0, 1.0])}}
+
+
+def muon_clip(
+    learning_rate: Any, momentum: Any, weight_decay: Any, threshold: Any, balance: Any
+) -> Tx:
+    """`mo.muon_clip` of numbers alone."""
+    return mo.muon_clip(
+        learning_rate,
+        _ATTENTION,
+        threshold=threshold,
+        balance=balance,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        groups={"stacked": mo.MatrixGroup("third")},
     )
 
 
@@ -255,7 +295,36 @@ CASES = (
         covered=True,
     ),
     Case("sign_descent", mo.sign_descent, numbers=_DECAYED),
+    Case(
+        "balance_router_bias",
+        mo.balance_router_bias,
+        {"routers": {"fourth": "bias"}},
+        {"rate": 0.1},
+        extra={"expert_load": {"fourth": jnp.asarray([1, 2, 6])}},
+        names_leaves=True,
+        **_MOMENTUM,
+    ),
+    Case(
+        "qk_clip",
+        mo.qk_clip,
+        {"attention": _ATTENTION},
+        {"threshold": 10.0, "balance": 0.5},
+        extra=_LARGEST,
+        names_leaves=True,
+        any_shape=True,
+        decays=True,
+    ),
     Case("hybrid", hybrid, numbers=_DECAYED, whole_model=True),
+    Case(
+        "muon_clip",
+        muon_clip,
+        numbers=_DECAYED | {"threshold": 10.0, "balance": 0.5},
+        extra=_LARGEST,
+        whole_model=True,
+        names_leaves=True,
+        decays=True,
+        covered=True,
+    ),
 )
 
 

@@ -60,7 +60,7 @@ def each_pair() -> pytest.MarkDecorator:
             marks=() if (case.name, layout) in FAST else (pytest.mark.slow,),
         )
         for case in CASES
-        if not case.whole_model
+        if not (case.whole_model or case.names_leaves)
         for layout in LAYOUTS
     ]
     return pytest.mark.parametrize(("case", "layout"), pairs)

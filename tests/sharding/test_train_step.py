@@ -138,7 +138,7 @@ def train(make: Callable[[Any], Any], mesh: jax.sharding.Mesh, **options: Any) -
     return losses, last, state
 
 
-MATRIX_CASES = [case for case in CASES if not case.whole_model]
+MATRIX_CASES = [c for c in CASES if not (c.whole_model or c.names_leaves)]
 
 OPTIMIZERS = {
     "muon": lambda placement: mo.hybrid(mo.muon(0.02, placement=placement)),

@@ -1,0 +1,34 @@
+"""Attention layers: where their heads lie, and how large their logits are."""
+
+from manifold_optax.attention._clip import locate, Rescaling, rescalings
+from manifold_optax.attention._dot_product import (
+    attend,
+    dot_product_attention,
+    Dropout,
+)
+from manifold_optax.attention._largest_logits import largest_logits
+from manifold_optax.attention._resolve import (
+    join,
+    leaves_by_path,
+    require_statistics,
+    resolve,
+)
+from manifold_optax.attention._scores import Scores
+from manifold_optax.attention._spec import Attention, HeadPart
+
+__all__ = (
+    "Attention",
+    "Dropout",
+    "HeadPart",
+    "Rescaling",
+    "Scores",
+    "attend",
+    "dot_product_attention",
+    "join",
+    "largest_logits",
+    "leaves_by_path",
+    "locate",
+    "require_statistics",
+    "rescalings",
+    "resolve",
+)

@@ -1,0 +1,131 @@
+"""Which factor multiplies each entry of a leaf."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from manifold_optax.attention._spec import Attention, HeadPart, SIDES
+from manifold_optax.matrices import Split
+
+
+def layer_axes(
+    attention: Attention, part: HeadPart, rank: int, path: str
+) -> tuple[int, ...]:
+    """The axes of stacked layers of a leaf, as numbers from 0."""
+    layers = attention.layers if part.layers is None else part.layers
+    layers = (layers,) if isinstance(layers, int) else tuple(layers)
+    return tuple(_axis(axis, rank, path) for axis in layers)
+
+
+def columns_of(
+    attention: Attention, side: str, part: HeadPart, shape: Sequence[int], path: str
+) -> np.ndarray:
+    """For each entry of a leaf the column of `side_factors` that multiplies it.
+
+    Returns:
+        Integers of the rank of the leaf, to broadcast with it.
+
+    Raises:
+        ValueError: for axes that the leaf does not have, and sizes that do not fit.
+    """
+    rank = len(shape)
+    place, counts = SIDES.index(side), attention.counts
+    first, count, untouched = sum(counts[:place]), counts[place], sum(counts)
+    layers = layer_axes(attention, part, rank, path)
+    axes = () if part.axis is None else part.axis
+    axes = (axes,) if isinstance(axes, int) else tuple(axes)
+    axes = tuple(_axis(axis, rank, path) for axis in axes)
+    used = {axis: shape[axis] for axis in axes}
+    chosen = np.ones((1,) * rank, bool)
+    if part.split is not None:
+        cut = _axis(part.split.axis, rank, path)
+        used.setdefault(cut, shape[cut])
+        chosen = _of_blocks(part, part.split, shape[cut], path)
+        chosen = chosen.reshape([shape[cut] if i == cut else 1 for i in range(rank)])
+    if len(set(axes)) < len(axes) or set(used) & set(layers):
+        raise ValueError(
+            f"The axes of heads {part.axis}, layers {part.layers or attention.layers} "
+            f"and split of {path!r}, which has the shape {tuple(shape)}, must be "
+            "different ones."
+        )
+    across = np.broadcast_to(
+        chosen, [shape[i] if i in axes else chosen.shape[i] for i in range(rank)]
+    )
+    if not axes:
+        return np.where(across, first, untouched)
+    # Entries along the axes of the heads, in their order; a split across them (of each
+    # head's own columns) is the same for every head.
+    along = across.any(axis=tuple(i for i in range(rank) if i not in axes))
+    order = np.argsort(axes)
+    along = along.transpose(tuple(np.argsort(order)))
+    number = int(along.sum())
+    if number % count or not number:
+        raise ValueError(
+            f"The {number} entries of {path!r} (shape {tuple(shape)}) along the axis "
+            f"{part.axis} cannot be shared evenly by {count} {side} heads."
+        )
+    position = np.cumsum(along).reshape(along.shape) - 1
+    head = (position // (number // count)).transpose(tuple(order))
+    head = head.reshape([shape[i] if i in axes else 1 for i in range(rank)])
+    return np.where(across, first + head, untouched)
+
+
+def merge(columns: Sequence[np.ndarray], untouched: int, path: str) -> np.ndarray:
+    """The columns of several parts of one leaf.
+
+    Raises:
+        ValueError: where two parts claim the same entry.
+    """
+    merged = columns[0]
+    for other in columns[1:]:
+        if np.any((merged != untouched) & (other != untouched)):
+            raise ValueError(
+                f"Two parts of the spec name the same entries of {path!r}; give each "
+                "its own block of a split."
+            )
+        merged = np.minimum(merged, other)
+    return merged
+
+
+def spread(
+    factors: Float[Array, "*layers columns"], columns: np.ndarray, layers: Sequence[int]
+) -> Array:
+    """The factor of each entry of a leaf, to broadcast with it."""
+    inner = columns.reshape(
+        [size for axis, size in enumerate(columns.shape) if axis not in layers]
+    )
+    taken = jnp.take(factors, inner, axis=-1)
+    return jnp.moveaxis(taken, range(len(layers)), layers)
+
+
+def _of_blocks(part: HeadPart, split: Split, size: int, path: str) -> np.ndarray:
+    """Which entries along a split axis the blocks of a part hold."""
+    if sum(split.sizes) != size or min(split.sizes, default=0) < 1:
+        raise ValueError(
+            f"The split {split.sizes} of axis {split.axis} sums to {sum(split.sizes)}, "
+            f"but the leaf {path!r} has {size} there; the sizes must be positive and "
+            "add up."
+        )
+    blocks = [part.block] if isinstance(part.block, int) else list(part.block)
+    if any(not 0 <= block < len(split.sizes) for block in blocks) or not blocks:
+        raise ValueError(
+            f"The block {part.block} of {path!r} must name some of the blocks 0 to "
+            f"{len(split.sizes) - 1} of its split."
+        )
+    if blocks != sorted(set(blocks)):
+        raise ValueError(
+            f"The blocks {blocks} of {path!r} must be different and in order."
+        )
+    owner = np.repeat(np.arange(len(split.sizes)), split.sizes)
+    return np.isin(owner, blocks)
+
+
+def _axis(axis: Any, rank: int, path: str) -> int:
+    if not -rank <= axis < rank:
+        raise ValueError(
+            f"Axis {axis} does not exist in the leaf {path!r}, which has {rank} axes."
+        )
+    return axis % rank

@@ -1,0 +1,134 @@
+"""Which leaves of a model a spec means, by path; and which of them are absent."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from manifold_optax.matrices import is_absent, leaf_path
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by normalised path, `None` and masks among them."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_absent)
+    return {leaf_path(keys): leaf for keys, leaf in flat}
+
+
+def join(module: str, leaf: str) -> str:
+    """Path of a leaf below a module; the module of the whole tree is `""`."""
+    return f"{module}/{leaf}" if module else leaf
+
+
+def modules_of(pattern: str, leaf: str, paths: Iterable[str]) -> list[str]:
+    """Modules whose path `pattern` matches in full and that have the leaf `leaf`."""
+    found = []
+    for path in paths:
+        module = path.removesuffix(leaf).removesuffix("/")
+        if join(module, leaf) == path and re.fullmatch(pattern, module):
+            found.append(module)
+    return found
+
+
+def resolve(
+    what: str, patterns: Mapping[str, Iterable[str]], leaves: Mapping[str, Any]
+) -> dict[str, str]:
+    """The pattern of every module that the patterns match.
+
+    Args:
+        what: what the modules are, for messages: `"attention"`.
+        patterns: regular expression of a module's path, to be matched in full → paths
+            of the leaves that each such module must have.
+        leaves: the leaves of the model, by path.
+
+    Returns:
+        Module path → pattern, in the order of the patterns.
+
+    Raises:
+        ValueError: for a pattern that matches no module or a module of another pattern,
+            and for a leaf that is missing, `None` or masked.
+    """
+    owner: dict[str, str] = {}
+    for pattern, wanted in patterns.items():
+        wanted = tuple(wanted)
+        found = dict.fromkeys(
+            module for leaf in wanted for module in modules_of(pattern, leaf, leaves)
+        )
+        if not found:
+            raise ValueError(
+                f"The {what} {pattern!r} with the leaves {list(wanted)} matches "
+                f"nothing. The paths are: {', '.join(leaves)}."
+            )
+        for module in found:
+            if module in owner:
+                raise ValueError(
+                    f"Two {what} patterns match {module!r}: {owner[module]!r} and "
+                    f"{pattern!r}; make them exclusive."
+                )
+            owner[module] = pattern
+            for leaf in wanted:
+                _require_leaf(what, module, join(module, leaf), leaves)
+    return owner
+
+
+def _require_leaf(what: str, module: str, path: str, leaves: Mapping[str, Any]) -> None:
+    if path not in leaves:
+        raise ValueError(
+            f"The {what} {module!r} has no leaf {path!r}; its leaves are "
+            f"{[known for known in leaves if known.startswith(module)]}."
+        )
+    if is_absent(leaves[path]):
+        raise ValueError(
+            f"The leaf {path!r} of the {what} {module!r} is {leaves[path]!r} here. "
+            "This transformation needs it: chain it after optax.partition (or "
+            "mo.hybrid, optax.masked), not inside, and do not freeze the leaf."
+        )
+
+
+def require_statistics(
+    name: str,
+    given: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    hint: str,
+    allow_missing: bool = False,
+) -> None:
+    """Raises unless `given` has an array of the right shape for every module.
+
+    Args:
+        name: name of the extra argument, for messages.
+        given: what came.
+        shapes: module path → shape that its array must have.
+        hint: what to do about a wrong shape.
+        allow_missing: whether modules may be left out.
+
+    Raises:
+        TypeError: for anything but a mapping of real arrays.
+        ValueError: for missing and unknown paths and for wrong shapes.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"{name} must be a dict {{path: array}} for {list(shapes)}, got "
+            f"{type(given).__name__}."
+        )
+    missing = [] if allow_missing else [path for path in shapes if path not in given]
+    unknown = [path for path in given if path not in shapes]
+    if missing or unknown:
+        raise ValueError(
+            f"{name} must have an array for each of {list(shapes)}; missing: "
+            f"{missing}, unknown: {unknown}."
+        )
+    for path, array in given.items():
+        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+            raise TypeError(
+                f"{name}[{path!r}] must be an array, got {type(array).__name__}."
+            )
+        if not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
+            raise TypeError(
+                f"{name}[{path!r}] must be real and floating, got {array.dtype}."
+            )
+        if tuple(array.shape) != tuple(shapes[path]):
+            raise ValueError(
+                f"{name}[{path!r}] must have the shape {tuple(shapes[path])}, got "
+                f"{tuple(array.shape)}. {hint}"
+            )

@@ -1,0 +1,193 @@
+"""Specs and statistics that do not fit are errors that name the path."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import manifold_optax as mo
+from manifold_optax import Attention, HeadPart
+
+ONE = Attention(4, 2, query="query", key="key")
+PARAMS = {"attention": {"query": jnp.ones((6, 4, 3)), "key": jnp.ones((6, 2, 3))}}
+LARGEST = {"attention": jnp.ones(4)}
+
+
+def clip(
+    spec: Any = ONE, *, params: Any = PARAMS, largest: Any = LARGEST, **options: Any
+) -> Any:
+    attention = spec if isinstance(spec, dict) else {"attention": spec}
+    return mo.apply_qk_clip(params, largest, attention, **options)
+
+
+def spec(**sides: Any) -> Attention:
+    return Attention(4, 2, **{"query": "query", "key": "key", **sides})
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Attention(0, query="q", key="k"), ValueError, "heads must be"),
+        (lambda: Attention(6, 4, query="q", key="k"), ValueError, "must divide heads"),
+        (lambda: Attention(4, query=(), key="k"), ValueError, "query side, got none"),
+        (lambda: Attention(4, query=3, key="k"), TypeError, "must hold paths"),
+        (lambda: Attention(4, query=(3,), key="k"), TypeError, "must hold paths"),
+        (
+            lambda: Attention(
+                4, query="q", key="k", query_rope=HeadPart("q", axis=None)
+            ),
+            ValueError,
+            "query_rope must name leaves that hold each head",
+        ),
+        (lambda: mo.qk_clip({}), TypeError, "at least one entry"),
+        (lambda: mo.qk_clip({"a": "query"}), TypeError, "mo.Attention"),
+        (lambda: mo.qk_clip(ONE), TypeError, "must be a dict"),
+        (lambda: mo.qk_clip({"a": ONE}, threshold=0.0), ValueError, "positive"),
+        (lambda: mo.qk_clip({"a": ONE}, threshold=-1.0), ValueError, "threshold"),
+        (lambda: mo.qk_clip({"a": ONE}, threshold="3"), TypeError, "threshold"),
+        (lambda: mo.qk_clip({"a": ONE}, balance=1.1), ValueError, "balance"),
+        (lambda: mo.qk_clip({"a": ONE}, balance=float("nan")), ValueError, "balance"),
+    ],
+)
+def test_specs_that_make_no_sense(
+    unhooked: None, make: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("attention", "message"),
+    [
+        ({"attn": ONE}, "'attn'.* matches nothing. The paths are: attention/key"),
+        ({"attention": ONE, "att.*": ONE}, "Two attention patterns match 'attention'"),
+        (spec(key=("key", "bias")), "has no leaf 'attention/bias'"),
+        (spec(key=HeadPart("key", axis=3)), "Axis 3 does not exist .*'attention/key'"),
+        (spec(key=HeadPart("key", layers=5)), "Axis 5 does not exist"),
+        (spec(key=HeadPart("key", axis=0, layers=0)), "must be different"),
+        (spec(query=HeadPart("query", axis=(1, 1))), "must be different"),
+        (Attention(8, query="query", key="key"), "cannot be shared evenly by 8 query"),
+        (spec(query="key", key="key"), "cannot be shared evenly by 4 query"),
+        (Attention(2, query="query", key="query"), "name the same entries"),
+        (
+            spec(key=HeadPart("key", split=mo.Split((2, 2)))),
+            r"split \(2, 2\) of axis -1 sums to 4, but the leaf 'attention/key' has 3",
+        ),
+        (
+            spec(key=HeadPart("key", split=mo.Split((2, 1)), block=2)),
+            "must name some of the blocks 0 to 1",
+        ),
+        (
+            spec(key=HeadPart("key", split=mo.Split((2, 1)), block=(1, 0))),
+            "different and in order",
+        ),
+        (
+            Attention(
+                2,
+                query=HeadPart("key", split=mo.Split((2, 1)), block=0),
+                key=HeadPart("key", split=mo.Split((2, 1)), block=1, offset=1.0),
+            ),
+            "disagree about its axes of stacked layers or its offset",
+        ),
+        (
+            Attention(
+                3, query=HeadPart("query", -1), key=HeadPart("key", -1), layers=1
+            ),
+            "disagree about the number of stacked layers",
+        ),
+    ],
+)
+def test_specs_that_do_not_fit_the_model(attention: Any, message: str) -> None:
+    attention = attention if isinstance(attention, dict) else {"attention": attention}
+    with pytest.raises(ValueError, match=message):
+        mo.qk_clip(attention).init(PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("largest", "error", "message"),
+    [
+        (None, TypeError, "must be a dict"),
+        (jnp.ones(4), TypeError, "must be a dict"),
+        ({}, ValueError, "missing: ['attention']"),
+        ({**LARGEST, "attentoin": jnp.ones(4)}, ValueError, "unknown: ['attentoin']"),
+        ({"attention": [1.0] * 4}, TypeError, "must be an array, got list"),
+        ({"attention": jnp.ones(4, int)}, TypeError, "must be real and floating"),
+        # The number of key heads, a layer axis that is not there, a batch that was
+        # not reduced, the heads of one of two devices, the logits themselves.
+        ({"attention": jnp.ones(2)}, ValueError, "the shape (4,), got (2,)"),
+        ({"attention": jnp.ones((1, 4))}, ValueError, "the shape (4,), got (1, 4)"),
+        ({"attention": jnp.ones((4, 7, 7))}, ValueError, "got (4, 7, 7)"),
+    ],
+)
+def test_statistics_that_do_not_fit(
+    unhooked: None, largest: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        clip(largest=largest)
+
+
+def test_stacked_layers_want_one_statistic_each() -> None:
+    params = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), PARAMS)
+    stacked = Attention(4, 2, query="query", key="key", layers=0)
+    for wrong in ((4,), (2, 4), (4, 3)):
+        with pytest.raises(ValueError, match=r"the shape \(3, 4\), got"):
+            clip(stacked, params=params, largest={"attention": jnp.ones(wrong)})
+    clip(stacked, params=params, largest={"attention": jnp.ones((3, 4))})
+
+
+def test_missing_statistics_can_be_allowed_but_unknown_ones_never() -> None:
+    clipped = clip(largest={}, allow_missing=True)
+    np.testing.assert_array_equal(
+        clipped["attention"]["query"], PARAMS["attention"]["query"]
+    )
+    with pytest.raises(ValueError, match="unknown"):
+        clip(largest={"other": jnp.ones(4)}, allow_missing=True)
+
+
+def test_without_the_extra_argument_or_parameters() -> None:
+    tx = mo.qk_clip({"attention": ONE})
+    with pytest.raises(TypeError, match="max_logits"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match="needs the current parameters"):
+        tx.update(PARAMS, tx.init(PARAMS), max_logits=LARGEST)
+
+
+def test_inside_a_partition_masked_leaves_are_named() -> None:
+    params = {**PARAMS, "attention": {**PARAMS["attention"], "bias": jnp.ones((4, 3))}}
+    with_bias = spec(query=("query", "bias"))
+    tx = optax.masked(
+        mo.qk_clip({"attention": with_bias}),
+        lambda tree: jax.tree.map(lambda leaf: leaf.ndim == 3, tree),
+    )
+    with pytest.raises(ValueError, match=r"'attention/bias'.*after optax.partition"):
+        tx.init(params)
+
+
+def test_frozen_leaves_are_named() -> None:
+    tx = mo.qk_clip({"attention": ONE})
+    updates = {"attention": {**PARAMS["attention"], "key": None}}
+    with pytest.raises(ValueError, match="'attention/key', but its update is None"):
+        tx.update(updates, tx.init(PARAMS), PARAMS, max_logits=LARGEST)
+
+
+def test_integer_weights_are_named() -> None:
+    params = {"attention": {**PARAMS["attention"], "key": jnp.ones((6, 2, 3), int)}}
+    with pytest.raises(TypeError, match="'attention/key' has dtype int"):
+        mo.qk_clip({"attention": ONE}).init(params)
+
+
+def test_the_whole_tree_can_be_the_attention() -> None:
+    clipped = mo.apply_qk_clip(PARAMS["attention"], {"": jnp.full(4, 400.0)}, {"": ONE})
+    np.testing.assert_allclose(clipped["key"], 0.5)
+
+
+def test_a_path_matches_in_full_and_per_layer() -> None:
+    params = {"blocks": [PARAMS, PARAMS], "cross": PARAMS}
+    largest = {f"blocks/{i}/attention": jnp.full(4, 400.0) for i in range(2)}
+    clipped = clip({r"blocks/\d/attention": ONE}, params=params, largest=largest)
+    np.testing.assert_allclose(clipped["blocks"][1]["attention"]["key"], 0.5)
+    np.testing.assert_array_equal(clipped["cross"]["attention"]["key"], 1.0)
