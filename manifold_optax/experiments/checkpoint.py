@@ -3,15 +3,16 @@
 import contextlib
 import pathlib
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast, Generic, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 
-from manifold_optax.experiments.train import RunState
+State = TypeVar("State", bound=tuple[object, ...])
+"""A named tuple of arrays; its first entry counts what is done, such as epochs."""
 
 
-class Checkpoints:
+class Checkpoints(Generic[State]):
     """The checkpoints of one run; only the latest is kept.
 
     Use `open_checkpoints` to make one.
@@ -20,11 +21,12 @@ class Checkpoints:
     def __init__(self, manager: ocp.CheckpointManager):
         self._manager = manager
 
-    def save(self, state: RunState) -> None:
-        """Saves a state under the number of its epoch; the write is atomic."""
-        self._manager.save(int(state.epoch), args=ocp.args.StandardSave(state))
+    def save(self, state: State) -> None:
+        """Saves a state under its first entry; the write is atomic."""
+        number = int(cast("jax.Array", state[0]))
+        self._manager.save(number, args=ocp.args.StandardSave(state))
 
-    def restore_latest(self, like: RunState) -> RunState:
+    def restore_latest(self, like: State) -> State:
         """Restores the latest state.
 
         Args:
@@ -38,11 +40,11 @@ class Checkpoints:
             return like
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         arguments = ocp.args.StandardRestore(abstract)
-        return cast("RunState", self._manager.restore(latest, args=arguments))
+        return cast("State", self._manager.restore(latest, args=arguments))
 
 
 @contextlib.contextmanager
-def open_checkpoints(directory: pathlib.Path) -> Iterator[Checkpoints]:
+def open_checkpoints(directory: pathlib.Path) -> Iterator[Checkpoints[Any]]:
     """Opens the checkpoints of one run.
 
     Args:

@@ -1,8 +1,13 @@
 """Settings of the experiments, with the defaults of each data set."""
 
 import dataclasses
-import math
 from typing import get_args, Literal, TypeAlias
+
+from manifold_optax.experiments.checks import (
+    require_at_least,
+    require_distinct,
+    require_positive,
+)
 
 DataName: TypeAlias = Literal["digits", "cifar10"]
 OptimizerName: TypeAlias = Literal[
@@ -32,13 +37,7 @@ class LearningRates:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            rates: tuple[float, ...] = getattr(self, field.name)
-            for rate in rates:
-                if not (math.isfinite(rate) and rate > 0):
-                    raise ValueError(
-                        f"learning_rates.{field.name} must hold positive finite "
-                        f"numbers, got {rate}."
-                    )
+            require_positive(f"learning_rates.{field.name}", getattr(self, field.name))
 
     def of(self, optimizer: OptimizerName) -> tuple[float, ...]:
         """Returns the rates of one optimizer."""
@@ -85,17 +84,17 @@ class MlpConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "checkpoint_every"):
-            _require_at_least(name, getattr(self, name), 1)
+            require_at_least(name, getattr(self, name), 1)
         for name in ("weight_decay", "validation_examples", "timing_rounds"):
-            _require_at_least(name, getattr(self, name), 0)
+            require_at_least(name, getattr(self, name), 0)
         for width in self.hidden:
-            _require_at_least("hidden", width, 1)
+            require_at_least("hidden", width, 1)
         for seed in self.seeds:
-            _require_at_least("seeds", seed, 0)
-        _require_distinct("seeds", self.seeds)
-        _require_distinct("optimizers", self.optimizers)
+            require_at_least("seeds", seed, 0)
+        require_distinct("seeds", self.seeds)
+        require_distinct("optimizers", self.optimizers)
         for optimizer in self.optimizers:
-            _require_distinct(
+            require_distinct(
                 f"learning_rates.{optimizer}", self.learning_rates.of(optimizer)
             )
 
@@ -133,15 +132,3 @@ def default_config(data: DataName) -> MlpConfig:
                 checkpoint_every=1,
                 output_dir="runs/mlp_cifar10",
             )
-
-
-def _require_at_least(name: str, value: float | int, lowest: int) -> None:
-    if not (math.isfinite(value) and value >= lowest):
-        raise ValueError(f"{name} must be at least {lowest}, got {value}.")
-
-
-def _require_distinct(name: str, values: tuple[object, ...]) -> None:
-    if not values:
-        raise ValueError(f"{name} must name at least one value, got none.")
-    if len(set(values)) != len(values):
-        raise ValueError(f"{name} must not repeat a value, got {values}.")

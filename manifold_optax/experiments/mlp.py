@@ -15,6 +15,7 @@ from manifold_optax.experiments.config import MlpConfig
 from manifold_optax.experiments.data import Dataset
 from manifold_optax.experiments.events import write_events
 from manifold_optax.experiments.optimizers import recipe
+from manifold_optax.experiments.records import claim_directory
 from manifold_optax.experiments.report import write_report
 from manifold_optax.experiments.results import (
     grid,
@@ -96,13 +97,7 @@ def make_runs(config: MlpConfig, problem: Problem, splits: Splits) -> list[RunRe
 
 def _earlier_results(config: MlpConfig, output: pathlib.Path) -> list[RunResult]:
     """Returns the finished runs to skip; refuses to mix with unwanted ones."""
-    taken = [output / "results.jsonl", output / "checkpoints"]
-    if not config.resume and any(path.exists() for path in taken):
-        raise FileExistsError(
-            f"{output} holds the results of an earlier run. Add --resume to continue "
-            f"it (finished runs are kept), or choose another --output-dir."
-        )
-    output.mkdir(parents=True, exist_ok=True)
+    claim_directory(output, resume=config.resume)
     return read_results(output / "results.jsonl")
 
 

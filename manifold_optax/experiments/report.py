@@ -1,10 +1,10 @@
 """The table of an experiment, as Markdown, and the files around it."""
 
 import pathlib
-import statistics
 from collections.abc import Mapping, Sequence
 
 from manifold_optax.experiments.figures import write_figures
+from manifold_optax.experiments.markdown import format_rows, format_spread
 from manifold_optax.experiments.results import (
     Cell,
     group_by_cell,
@@ -59,16 +59,7 @@ def format_table(cells: Sequence[Cell], times: Mapping[str, StepTime]) -> str:
     if validated:
         cells = sorted(cells, key=selection_score, reverse=True)
     rows = [_row(cell, times, validated=validated) for cell in cells]
-    columns = [list(rows[0]), *([*row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
-    lines = [_line(column, widths) for column in columns]
-    lines.insert(1, _line(["-" * width for width in widths], widths))
-    return "\n".join([*lines, "", _LEGEND, ""])
-
-
-def _line(entries: Sequence[str], widths: Sequence[int]) -> str:
-    padded = (text.ljust(width) for text, width in zip(entries, widths, strict=True))
-    return f"| {' | '.join(padded)} |"
+    return "\n".join([format_rows(rows), "", _LEGEND, ""])
 
 
 def _row(
@@ -86,9 +77,7 @@ def _row(
 
 
 def _spread(accuracies: Sequence[float]) -> str:
-    percent = [100 * accuracy for accuracy in accuracies]
-    mean = f"{statistics.fmean(percent):.2f}"
-    return f"{mean} ± {statistics.stdev(percent):.2f}" if len(percent) > 1 else mean
+    return format_spread([100 * accuracy for accuracy in accuracies])
 
 
 def _singular_values(cell: Cell) -> str:

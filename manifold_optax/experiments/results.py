@@ -1,16 +1,18 @@
 """Results of finished runs, one JSON object per line."""
 
 import dataclasses
-import hashlib
-import json
-import os
 import pathlib
 import statistics
-import tempfile
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 from manifold_optax.experiments.config import MlpConfig, OptimizerName
+from manifold_optax.experiments.records import (
+    as_tuples,
+    read_records,
+    run_name,
+    write_records,
+)
 
 SplitName: TypeAlias = Literal["train", "validation", "test"]
 
@@ -44,9 +46,8 @@ class RunSettings:
     @property
     def name(self) -> str:
         """A file name: readable, and different for different settings."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return f"{self.optimizer}-lr{self.learning_rate:g}-seed{self.seed}-{digest}"
+        label = f"{self.optimizer}-lr{self.learning_rate:g}-seed{self.seed}"
+        return run_name(label, self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,18 +167,7 @@ def read_results(path: pathlib.Path) -> list[RunResult]:
     Raises:
         ValueError: if a line is not a result of this version.
     """
-    if not path.exists():
-        return []
-    results: list[RunResult] = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        try:
-            results.append(_decode(json.loads(line)))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}, line {number} is not a result of this version ({error!r}). "
-                f"Move the file away, or use another output_dir."
-            ) from error
-    return results
+    return read_records(path, _decode)
 
 
 def write_results(path: pathlib.Path, results: Sequence[RunResult]) -> None:
@@ -187,26 +177,11 @@ def write_results(path: pathlib.Path, results: Sequence[RunResult]) -> None:
         path: A `results.jsonl`.
         results: All results it shall hold.
     """
-    lines = [
-        json.dumps(dataclasses.asdict(result), allow_nan=False) for result in results
-    ]
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, delete=False
-    ) as file:
-        file.write("".join(line + "\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+    write_records(path, results)
 
 
 def _decode(row: dict[str, Any]) -> RunResult:
     settings = dict(row.pop("settings"))
     settings["hidden"] = tuple(settings["hidden"])
-    values = {key: _as_tuples(value) for key, value in row.items()}
+    values = {key: as_tuples(value) for key, value in row.items()}
     return RunResult(settings=RunSettings(**settings), **values)
-
-
-def _as_tuples(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_as_tuples(item) for item in value)
-    return value

@@ -18,7 +18,7 @@ Older Flax has no `nnx.capture`: there the layers sow into the model, and
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jaxtyping import Array
 
+from manifold_optax._checks import require_one_of
 from manifold_optax._typing import AxisName
 from manifold_optax.attention import attend, Dropout, Scores
 from manifold_optax.matrices import leaf_path
@@ -114,9 +115,16 @@ def attention_fn(*, absolute: bool = False, chunk: int = 128) -> Callable[..., A
 
 
 def gather(
-    source: Any, name: str = NAME, *, axis_name: AxisName = None
+    source: Any,
+    name: str = NAME,
+    *,
+    reduce: Literal["max", "sum"] = "max",
+    axis_name: AxisName = None,
 ) -> dict[str, Array]:
     """The largest logits of all attention layers, as `qk_clip` takes them.
+
+    Or what other modules sowed: `gather(sown, "expert_load", reduce="sum")` for
+    `balance_router_bias`.
 
     Args:
         source: what was sown: the `nnx.State` that `nnx.capture` (or `nnx.pop`) gives,
@@ -124,16 +132,18 @@ def gather(
             `nnx.capture`: it is taken out of the module, so that the maxima of one
             step do not linger in the next.
         name: under which name the layers sowed it.
+        reduce: what becomes of several values of one module (a tuple, with Flax's
+            default reduction) and of the values on several devices: their maximum, or
+            their sum.
         axis_name: mesh axes over which the batch is split, inside `shard_map`: the
-            largest over all devices, by a single all-reduce.
+            maximum or sum over all devices, by a single all-reduce.
 
     Returns:
         Path of the module, such as `blocks/0/attention` (the path of its parameters
-        without their own names) → `[*layers, heads]`. Several values sown by one module
-        with Flax's default reduction, a tuple, become their maximum.
+        without their own names) → `[*layers, heads]`.
 
     Raises:
-        ValueError: when nothing of that name was sown.
+        ValueError: when nothing of that name was sown, and for an unknown `reduce`.
 
     Example:
         >>> from flax import nnx
@@ -141,6 +151,8 @@ def gather(
         >>> gather(nnx.State({"attention": sown}))
         {'attention': Array([3., 5.], dtype=float32)}
     """
+    require_one_of("reduce", reduce, ("max", "sum"))
+    combine = jnp.maximum if reduce == "max" else jnp.add
     if isinstance(source, nnx.Module):
         source = nnx.pop(source, _is_sown(name))
     found: dict[str, Array] = {}
@@ -151,14 +163,14 @@ def gather(
         if match is None:
             continue
         path = match[1] or ""
-        found[path] = jnp.maximum(found[path], leaf) if path in found else leaf
+        found[path] = combine(found[path], leaf) if path in found else leaf
     if not found:
         raise ValueError(
             f"Nothing called {name!r} was sown. Call the attention layers with "
             "sow_weights=True and attention_fn=attention_fn(), inside "
             "nnx.capture(model, nnx.Intermediate), and give what that returns."
         )
-    return found if axis_name is None else _largest_of_all(found, axis_name)
+    return found if axis_name is None else _over_devices(found, reduce, axis_name)
 
 
 def _is_sown(name: str) -> Callable[[Any, Any], bool]:
@@ -168,18 +180,27 @@ def _is_sown(name: str) -> Callable[[Any, Any], bool]:
     return matches
 
 
-def _largest_of_all(found: dict[str, Array], axis_name: AxisName) -> dict[str, Array]:
-    """The maxima over the devices of `axis_name`, in one message."""
+def _over_devices(
+    found: dict[str, Array], reduce: str, axis_name: AxisName
+) -> dict[str, Array]:
+    """Maxima or sums over the devices of `axis_name`, in one message."""
     packed = jnp.concatenate([jnp.ravel(x) for x in found.values()])
     # A loss may gather its own: pmax has no derivative.
     packed = jax.lax.stop_gradient(packed)
-    broken = jnp.isnan(packed)
-    # Flags beside the numbers: the maximum over devices drops NaN on some backends.
-    both = jnp.stack([jnp.where(broken, -jnp.inf, packed), broken.astype(packed.dtype)])
-    highest, flags = jax.lax.pmax(both, axis_name)
-    packed = jnp.where(flags > 0, jnp.nan, highest)
+    if reduce == "sum":
+        packed = jax.lax.psum(packed, axis_name)
+    else:
+        packed = _largest(packed, axis_name)
     unpacked, start = {}, 0
     for path, x in found.items():
         unpacked[path] = packed[start : start + x.size].reshape(x.shape)
         start += x.size
     return unpacked
+
+
+def _largest(packed: Array, axis_name: AxisName) -> Array:
+    """Maxima over devices; flags beside them, as some backends' maximum drops NaN."""
+    broken = jnp.isnan(packed)
+    both = jnp.stack([jnp.where(broken, -jnp.inf, packed), broken.astype(packed.dtype)])
+    highest, flags = jax.lax.pmax(both, axis_name)
+    return jnp.where(flags > 0, jnp.nan, highest)

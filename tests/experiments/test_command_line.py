@@ -39,7 +39,7 @@ def test_the_command_line_overrides_the_file(calls, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["lm"], "invalid choice: 'lm' (choose from 'mlp')"),
+        (["cnn"], "invalid choice: 'cnn' (choose from 'mlp', 'lm')"),
         ([], "the following arguments are required: experiment"),
         (["mlp", "--data", "mnist"], "choose from 'digits', 'cifar10'"),
         (["mlp", "--epochs", "0"], "epochs must be at least 1, got 0"),

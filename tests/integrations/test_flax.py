@@ -247,6 +247,8 @@ def test_trees_tuples_and_other_names() -> None:
     assert {k: v.tolist() for k, v in gather(sown).items()} == {"blocks/0": [3, 4]}
     assert list(gather(sown, "entropy")) == ["other"]
     assert list(gather({"max_logits": two[0]})) == [""]
+    summed = gather(sown, reduce="sum")
+    assert {k: v.tolist() for k, v in summed.items()} == {"blocks/0": [4, 6]}
     with pytest.raises(ValueError, match="'top' was sown"):
         gather(sown, "top")
 

@@ -58,3 +58,15 @@ def test_gather_sends_all_layers_at_once() -> None:
     # A NaN on one device is one on all.
     np.testing.assert_array_equal(result["first"], [7, jnp.nan])
     np.testing.assert_array_equal(result["second"], second.max(0))
+
+
+@devices
+def test_loads_of_experts_add_up_over_devices() -> None:
+    load = jnp.arange(24.0).reshape(8, 3)
+
+    def total(load: jax.Array) -> dict[str, jax.Array]:
+        sown = {"moe": {"expert_load": load[0]}}
+        return gather(sown, "expert_load", reduce="sum", axis_name="data")
+
+    mapped = jax.shard_map(total, mesh=data_mesh(), in_specs=P("data"), out_specs=P())
+    np.testing.assert_array_equal(jax.jit(mapped)(load)["moe"], load.sum(0))

@@ -1,0 +1,24 @@
+"""Checks that the configurations of several experiments share."""
+
+import math
+
+
+def require_at_least(name: str, value: float | int, lowest: int) -> None:
+    """Raises ValueError unless `value` is a finite number ≥ `lowest`."""
+    if not (math.isfinite(value) and value >= lowest):
+        raise ValueError(f"{name} must be at least {lowest}, got {value}.")
+
+
+def require_positive(name: str, values: tuple[float, ...]) -> None:
+    """Raises ValueError unless all `values` are finite and > 0."""
+    for value in values:
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must hold positive finite numbers, got {value}.")
+
+
+def require_distinct(name: str, values: tuple[object, ...]) -> None:
+    """Raises ValueError if `values` is empty or repeats one."""
+    if not values:
+        raise ValueError(f"{name} must name at least one value, got none.")
+    if len(set(values)) != len(values):
+        raise ValueError(f"{name} must not repeat a value, got {values}.")

@@ -1,0 +1,285 @@
+"""Training as pure functions: one program advances a run to its next evaluation.
+
+A run is one tree of arrays, `RunState`, and the program is a function of it. `jax.jit`
+compiles it once per optimizer and shares it among all learning rates and seeds; so a
+run that is restored from a checkpoint goes through the same program and ends
+bit-identical.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float32, Int32, Key
+
+from manifold_optax.experiments.lm.config import (
+    LmConfig,
+    ModelConfig,
+    OptimizerName,
+    TrainingConfig,
+)
+from manifold_optax.experiments.lm.model import (
+    abstract_model,
+    initial_params,
+    next_character_loss,
+    Statistics,
+    Transformer,
+)
+from manifold_optax.experiments.lm.optimizers import build_optimizer
+from manifold_optax.experiments.lm.text import Parts, Text, Tokens
+
+
+class Trainable(NamedTuple):
+    """What a step changes."""
+
+    params: Any
+    opt_state: Any
+
+
+class History(NamedTuple):
+    """What a run records; entries that are not reached yet are nan.
+
+    Attributes:
+        loss: Training loss of each step.
+        max_logits: Largest attention logit of each head in each step: that of the
+            weights before it, hence before a clip.
+        imbalance: How far the load of the fullest expert of any layer exceeds the mean
+            of its layer, relative to that mean; nan without experts.
+        validation_loss: Loss on the validation part at each evaluation.
+        test_loss: The same on the test part.
+    """
+
+    loss: Float32[Array, " steps"]
+    max_logits: Float32[Array, "steps layers heads"]
+    imbalance: Float32[Array, " steps"]
+    validation_loss: Float32[Array, " rounds"]
+    test_loss: Float32[Array, " rounds"]
+
+
+class RunState(NamedTuple):
+    """Everything that a run carries from one evaluation to the next."""
+
+    round: Int32[Array, ""]
+    trainable: Trainable
+    history: History
+
+
+class RunInputs(NamedTuple):
+    """What distinguishes the runs of one program."""
+
+    learning_rate: Float32[Array, ""]
+    key: Key[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """The model and the training that all runs of an experiment share.
+
+    Attributes:
+        graph: Structure of the model.
+        model: Its configuration.
+        training: How it is trained.
+        vocabulary: Number of characters.
+    """
+
+    graph: nnx.GraphDef[Transformer]
+    model: ModelConfig
+    training: TrainingConfig
+    vocabulary: int
+
+    def optimizer(
+        self, name: OptimizerName, peak: Float32[Array, ""]
+    ) -> optax.GradientTransformationExtraArgs:
+        """Returns an optimizer with the schedule of the training."""
+        rate = learning_rate_schedule(self.training, peak)
+        return build_optimizer(name, rate, self.model, self.training)
+
+
+def make_problem(config: LmConfig, text: Text) -> Problem:
+    """Returns the problem that a configuration poses on a text."""
+    graph, _ = abstract_model(config.model, len(text.characters))
+    return Problem(graph, config.model, config.training, len(text.characters))
+
+
+def learning_rate_schedule(
+    training: TrainingConfig, peak: Float32[Array, ""] | float
+) -> optax.Schedule:
+    """Returns the schedule: a linear warm-up to `peak`, then the decay to zero."""
+    warmup = training.warmup_steps
+
+    def rate(count: jax.typing.ArrayLike) -> jax.Array:
+        count = jnp.asarray(count)
+        left = 1.0 - (count - warmup) / (training.steps - warmup)
+        if training.decay == "cosine":
+            left = 0.5 - 0.5 * jnp.cos(jnp.pi * left)
+        # The first step of the warm-up has 1 / warmup of the peak, not none.
+        return peak * jnp.where(count < warmup, (count + 1) / max(warmup, 1), left)
+
+    return rate
+
+
+def start_run(
+    problem: Problem, optimizer: OptimizerName, *, learning_rate: float, seed: int
+) -> tuple[RunInputs, RunState]:
+    """Draws the initial weights of a run.
+
+    Args:
+        problem: The problem.
+        optimizer: The optimizer.
+        learning_rate: Peak learning rate.
+        seed: Seed of the weights and of the order of the text.
+
+    Returns:
+        The inputs of the run and its state before the first step.
+    """
+    params = initial_params(problem.model, problem.vocabulary, seed=seed)
+    inputs = RunInputs(
+        learning_rate=jnp.asarray(learning_rate, jnp.float32), key=jax.random.key(seed)
+    )
+    transform = problem.optimizer(optimizer, inputs.learning_rate)
+    steps, rounds = problem.training.steps, problem.training.rounds
+    heads = (steps, problem.model.layers, problem.model.heads)
+    return inputs, RunState(
+        round=jnp.zeros((), jnp.int32),
+        trainable=Trainable(params, transform.init(params)),
+        history=History(
+            loss=jnp.full(steps, jnp.nan, jnp.float32),
+            max_logits=jnp.full(heads, jnp.nan, jnp.float32),
+            imbalance=jnp.full(steps, jnp.nan, jnp.float32),
+            validation_loss=jnp.full(rounds, jnp.nan, jnp.float32),
+            test_loss=jnp.full(rounds, jnp.nan, jnp.float32),
+        ),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def advance(
+    problem: Problem,
+    optimizer: OptimizerName,
+    inputs: RunInputs,
+    parts: Parts,
+    state: RunState,
+) -> RunState:
+    """Advances a run to its next evaluation.
+
+    Args:
+        problem: The problem.
+        optimizer: The optimizer.
+        inputs: What distinguishes the run.
+        parts: The text.
+        state: Where the run stands.
+
+    Returns:
+        Its state `evaluate_every` steps later, evaluated.
+    """
+    training = problem.training
+    transform = problem.optimizer(optimizer, inputs.learning_rate)
+
+    def step(
+        carried: Trainable, number: Int32[Array, ""]
+    ) -> tuple[Trainable, tuple[Array, Array, Array]]:
+        batch = _crops(training, parts.train, jax.random.fold_in(inputs.key, number))
+        (loss, statistics), gradient = jax.value_and_grad(
+            next_character_loss, argnums=1, has_aux=True
+        )(problem.graph, carried.params, batch)
+        updates, opt_state = transform.update(
+            gradient, carried.opt_state, carried.params, **statistics._asdict()
+        )
+        params = optax.apply_updates(carried.params, updates)
+        recorded = (loss, by_layer(statistics.max_logits), _imbalance(statistics))
+        return Trainable(params, opt_state), recorded
+
+    first = state.round * training.evaluate_every
+    trainable, recorded = jax.lax.scan(
+        step, state.trainable, first + jnp.arange(training.evaluate_every)
+    )
+    losses = evaluate(problem, trainable.params, parts)
+    return RunState(
+        round=state.round + 1,
+        trainable=trainable,
+        history=_extended(state.history, recorded, first, losses, state.round),
+    )
+
+
+def evaluate(problem: Problem, params: Any, parts: Parts) -> Float32[Array, " 2"]:
+    """Returns the mean losses on the validation and the test part.
+
+    Args:
+        problem: The problem.
+        params: The parameters.
+        parts: The text.
+
+    Returns:
+        Nats per character, over evenly spaced sequences.
+    """
+    training = problem.training
+    count = training.evaluation_batches * training.batch_size
+
+    def cut_evenly(tokens: Tokens) -> Int32[Array, "count length"]:
+        last = tokens.shape[0] - training.context - 1
+        return _cut(training, tokens, jnp.linspace(0, last, count).astype(jnp.int32))
+
+    sequences = jnp.concatenate([cut_evenly(parts.validation), cut_evenly(parts.test)])
+    losses = jax.lax.map(
+        lambda batch: next_character_loss(problem.graph, params, batch)[0],
+        sequences.reshape(-1, training.batch_size, training.context + 1),
+    )
+    return losses.reshape(2, -1).mean(1)
+
+
+def by_layer(statistics: dict[str, Array]) -> Array:
+    """Stacks the statistics of the layers in their order."""
+    ordered = sorted(statistics, key=lambda path: int(path.split("/")[1]))
+    return jnp.stack([statistics[path] for path in ordered])
+
+
+def _extended(
+    history: History,
+    recorded: tuple[Array, Array, Array],
+    first: Int32[Array, ""],
+    losses: Float32[Array, " 2"],
+    number: Int32[Array, ""],
+) -> History:
+    """Enters the records of the steps from `first`, and evaluation `number`."""
+    loss, max_logits, imbalance = (
+        jax.lax.dynamic_update_slice_in_dim(old, new, first, 0)
+        for old, new in zip(history[:3], recorded, strict=True)
+    )
+    return History(
+        loss=loss,
+        max_logits=max_logits,
+        imbalance=imbalance,
+        validation_loss=history.validation_loss.at[number].set(losses[0]),
+        test_loss=history.test_loss.at[number].set(losses[1]),
+    )
+
+
+def _crops(
+    training: TrainingConfig, tokens: Tokens, key: Key[Array, ""]
+) -> Int32[Array, "batch length"]:
+    """Draws sequences, each with the character after it."""
+    last = tokens.shape[0] - training.context - 1
+    return _cut(
+        training,
+        tokens,
+        jax.random.randint(key, (training.batch_size,), 0, last + 1),
+    )
+
+
+def _cut(
+    training: TrainingConfig, tokens: Tokens, starts: Int32[Array, " batch"]
+) -> Int32[Array, "batch length"]:
+    size = training.context + 1
+    cut = lambda start: jax.lax.dynamic_slice_in_dim(tokens, start, size)
+    return jax.vmap(cut)(starts)
+
+
+def _imbalance(statistics: Statistics) -> Float32[Array, ""]:
+    if not statistics.expert_load:
+        return jnp.full((), jnp.nan, jnp.float32)
+    load = by_layer(statistics.expert_load)
+    return jnp.max(load.max(-1) / load.mean(-1) - 1.0)
