@@ -143,7 +143,8 @@ def _role(path: str, leaf: Any) -> str:
         f"{shape} is. Say so: hybrid(..., labels=label_by_path({{r'{path}$': "
         f"'{MATRIX}'}}, default=label_matrices)), or '{OTHER}' in its place; anything "
         "but a two-axis (fan_in, fan_out) kernel needs axes=, and a label of its own "
-        "where the axes of the others differ."
+        "where the axes of the others differ. In mo.muon_clip: groups={'name': "
+        f"mo.MatrixGroup(r'{path}$', axes=…)}}."
     )
 
 

@@ -10,6 +10,7 @@ from manifold_optax.attention._largest_logits import largest_logits
 from manifold_optax.attention._resolve import (
     join,
     leaves_by_path,
+    require_pattern,
     require_statistics,
     resolve,
 )
@@ -28,6 +29,7 @@ __all__ = (
     "largest_logits",
     "leaves_by_path",
     "locate",
+    "require_pattern",
     "require_statistics",
     "rescalings",
     "resolve",

@@ -17,7 +17,10 @@ def layer_axes(
     """The axes of stacked layers of a leaf, as numbers from 0."""
     layers = attention.layers if part.layers is None else part.layers
     layers = (layers,) if isinstance(layers, int) else tuple(layers)
-    return tuple(_axis(axis, rank, path) for axis in layers)
+    axes = tuple(_axis(axis, rank, path) for axis in layers)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"The axes of layers {layers} of {path!r} must be different.")
+    return axes
 
 
 def columns_of(

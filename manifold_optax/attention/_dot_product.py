@@ -154,7 +154,7 @@ def attend(
         shape = (*rows.query.shape[:-1], value.shape[-1])
         return output.reshape(shape), max_logits
 
-    pieces = over_chunks(outputs, query, scores)
+    pieces = over_chunks(outputs, query, key, scores)
     output = jnp.concatenate([_joined(stacked) for stacked, _ in pieces], axis=-3)
     return output, over_all([numbers for _, numbers in pieces])
 

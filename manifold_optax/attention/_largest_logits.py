@@ -82,4 +82,4 @@ def largest_logits(
     def largest_of(rows: Rows) -> Array:
         return largest(products(rows, key, scores), valid(rows, key, scores), scores)
 
-    return over_all(over_chunks(largest_of, query, scores))
+    return over_all(over_chunks(largest_of, query, key, scores))

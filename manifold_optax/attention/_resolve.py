@@ -49,8 +49,10 @@ def resolve(
             and for a leaf that is missing, `None` or masked.
     """
     owner: dict[str, str] = {}
+    module_of: dict[str, str] = {}
     for pattern, wanted in patterns.items():
-        wanted = tuple(wanted)
+        wanted = tuple(dict.fromkeys(wanted))
+        require_pattern(what, pattern)
         found = dict.fromkeys(
             module for leaf in wanted for module in modules_of(pattern, leaf, leaves)
         )
@@ -66,9 +68,26 @@ def resolve(
                     f"{pattern!r}; make them exclusive."
                 )
             owner[module] = pattern
-            for leaf in wanted:
-                _require_leaf(what, module, join(module, leaf), leaves)
+            for path in (join(module, leaf) for leaf in wanted):
+                _require_leaf(what, module, path, leaves)
+                if path in module_of:
+                    raise ValueError(
+                        f"The leaf {path!r} belongs to two of them, the {what} "
+                        f"{module_of[path]!r} and {module!r}, which would both "
+                        "change it; leave it to one."
+                    )
+                module_of[path] = module
     return owner
+
+
+def require_pattern(what: str, pattern: Any) -> None:
+    """Raises ValueError unless `pattern` is a regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"The {what}, {pattern!r}, is no regular expression: {error}."
+        ) from None
 
 
 def _require_leaf(what: str, module: str, path: str, leaves: Mapping[str, Any]) -> None:
@@ -123,9 +142,12 @@ def require_statistics(
             raise TypeError(
                 f"{name}[{path!r}] must be an array, got {type(array).__name__}."
             )
-        if not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
+        # Also numbers too narrow to compute with (float8) are refused.
+        floating = jax.numpy.issubdtype(array.dtype, jax.numpy.floating)
+        if not floating or jax.numpy.finfo(array.dtype).bits < 16:
             raise TypeError(
-                f"{name}[{path!r}] must be real and floating, got {array.dtype}."
+                f"{name}[{path!r}] must be real and floating, of at least 16 bits, got "
+                f"{array.dtype}."
             )
         if tuple(array.shape) != tuple(shapes[path]):
             raise ValueError(

@@ -55,9 +55,12 @@ class Scores:
         if isinstance(self.chunk, bool) or not isinstance(self.chunk, int):
             raise TypeError(f"chunk must be a Python int, got {self.chunk!r}.")
         require_in_range("chunk", self.chunk, 1.0, float("inf"))
-        if self.mask is not None and self.mask.dtype != jnp.bool_:
+        if self.scale is not None and jnp.shape(self.scale) != ():
+            raise TypeError(f"scale must be one number, got {self.scale!r}.")
+        if self.mask is not None and getattr(self.mask, "dtype", None) != jnp.bool_:
             raise TypeError(
-                f"mask must be boolean (True: takes part), got {self.mask.dtype}; use "
+                "mask must be a boolean array (True: takes part), got "
+                f"{getattr(self.mask, 'dtype', type(self.mask).__name__)}; use "
                 "mask.astype(bool), or give what is added to the logits as a bias."
             )
 
@@ -87,8 +90,10 @@ def require_heads(query: Array, key: Array, value: Array | None = None) -> None:
             f"The number of query heads must be a multiple of that of key heads: "
             f"{shapes}."
         )
-    if query.shape[-1] != key.shape[-1]:
-        raise ValueError(f"Queries and keys differ in head_dim: {shapes}.")
+    if query.shape[-1] != key.shape[-1] or not query.shape[-1]:
+        raise ValueError(
+            f"Queries and keys must have one head_dim, of at least 1: {shapes}."
+        )
     if value is not None and value.shape[:-1] != key.shape[:-1]:
         raise ValueError(
             f"Values must agree with the keys in all axes but the last: {shapes}."
@@ -96,7 +101,7 @@ def require_heads(query: Array, key: Array, value: Array | None = None) -> None:
 
 
 def over_chunks(
-    function: Callable[[Rows], Any], query: Queries, scores: Scores
+    function: Callable[[Rows], Any], query: Queries, key: Keys, scores: Scores
 ) -> list[Any]:
     """What `function` gives for the chunks of the queries, in order.
 
@@ -106,7 +111,7 @@ def over_chunks(
     """
     length, size = query.shape[-3], scores.chunk
     count, rest = divmod(length, size) if length > size else (0, length)
-    bias, mask = (_aligned(x, query) for x in (scores.bias, scores.mask))
+    bias, mask = (_aligned(x, query, key) for x in (scores.bias, scores.mask))
     results = []
     if count:
         # Inputs of the loop have their gradient written once, in place.
@@ -202,7 +207,7 @@ def over_all(numbers: Sequence[Array]) -> Float[Array, " heads"]:
     return jnp.where(flags > 0, jnp.nan, highest)
 
 
-def _aligned(x: Array | None, query: Array) -> Array | None:
+def _aligned(x: Array | None, query: Array, key: Array) -> Array | None:
     """`x` with as many axes as the logits `[*batch, heads, q_len, k_len]`."""
     if x is None:
         return None
@@ -212,11 +217,11 @@ def _aligned(x: Array | None, query: Array) -> Array | None:
             f"queries {query.shape}: [*batch, heads, q_len, k_len]."
         )
     x = x.reshape((1,) * (query.ndim - x.ndim) + x.shape)
-    known = (*query.shape[:-3], query.shape[-2], query.shape[-3])
-    if any(a not in (1, b) for a, b in zip(x.shape[:-1], known, strict=True)):
+    logits = (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
+    if any(a not in (1, b) for a, b in zip(x.shape, logits, strict=True)):
         raise ValueError(
             f"A mask or bias of shape {x.shape} does not broadcast to the logits "
-            f"[*batch, heads, q_len, k_len] of the queries {query.shape}."
+            f"[*batch, heads, q_len, k_len], which have the shape {logits}."
         )
     return x
 

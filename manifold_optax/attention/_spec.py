@@ -90,6 +90,7 @@ offset=0.0),)
                 "key_heads must divide heads."
             )
         object.__setattr__(self, "key_heads", key_heads)
+        _require_ints("layers", self.layers)
         for name in SIDES:
             parts = _parts(name, getattr(self, name))
             if not parts and name != "query_rope":
@@ -124,4 +125,39 @@ def _parts(name: str, given: Parts) -> tuple[HeadPart, ...]:
             raise TypeError(
                 f"{name} must hold paths or mo.HeadPart(path, …), got {part!r}."
             )
+        _check(part)
     return tuple(parts)
+
+
+def _check(part: HeadPart) -> None:
+    """Raises TypeError or ValueError for a part that means nothing on any leaf."""
+    if not isinstance(part.path, str):
+        raise TypeError(f"The path of a leaf must be a string, got {part!r}.")
+    for field in ("axis", "layers"):
+        value = getattr(part, field)
+        _require_ints(f"{field} of {part.path!r}", value, optional=True)
+    if part.axis == ():
+        raise ValueError(
+            f"axis of {part.path!r} must name an axis, got (); None says that all "
+            "heads share the leaf."
+        )
+    _require_ints(f"block of {part.path!r}", part.block)
+    if part.split is None and part.block != 0:
+        raise ValueError(
+            f"block {part.block} of {part.path!r} needs split=mo.Split(…), which says "
+            "what the blocks are."
+        )
+    if part.split is not None and not isinstance(part.split, Split):
+        raise TypeError(
+            f"split of {part.path!r} must be a mo.Split, got {part.split!r}."
+        )
+    if isinstance(part.offset, bool) or not isinstance(part.offset, int | float):
+        raise TypeError(f"offset of {part.path!r} must be a number, got {part!r}.")
+
+
+def _require_ints(name: str, value: Any, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    items = value if isinstance(value, Sequence) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in items):
+        raise TypeError(f"{name} must be an int or several, got {value!r}.")

@@ -44,7 +44,9 @@ def attention_fn(*, absolute: bool = False, chunk: int = 128) -> Callable[..., A
     weights themselves. A module that is called several times, or computed again by
     `nnx.remat`, keeps the largest. Under `nnx.scan` over layers: `[layers, heads]`.
 
-    Dropout has Flax's law, but draws other bits: those of each chunk of queries.
+    Dropout has Flax's law, but draws other bits: those of each chunk of queries. As
+    with everything that Flax sows, do not call the layer under `jax.vmap` over the
+    batch: give it the batch.
 
     Args:
         absolute: whether to take the largest modulus instead of the largest logit.

@@ -10,9 +10,9 @@ import optax
 from manifold_optax import transforms
 from manifold_optax._checks import require_instance
 from manifold_optax._typing import ArrayTree
-from manifold_optax.attention import Attention, locate
+from manifold_optax.attention import Attention, leaves_by_path, locate, require_pattern
 from manifold_optax.geometry import Euclidean, Manifold, Spectral
-from manifold_optax.labels import label_by_path, label_matrices, MATRIX
+from manifold_optax.labels import label_by_path, label_matrices, MATRIX, OTHER
 from manifold_optax.matrices import Axes, LAST_TWO, Placement
 from manifold_optax.optimizers._hybrid import hybrid
 from manifold_optax.optimizers._links import learning_rate_link, momentum_link
@@ -29,9 +29,10 @@ class MatrixGroup(NamedTuple):
     """Weights of a model whose matrices lie differently, or that keep to a manifold."""
 
     paths: str
-    """Regular expression that is found in their paths."""
-    axes: Axes = LAST_TWO
-    """Which axes are the matrix, or a `Split`."""
+    """Regular expression that is found in their paths; the first group that finds one
+    has the weight."""
+    axes: Axes | None = LAST_TWO
+    """Which axes are the matrix, or a `Split`; `None`: none, they go to AdamW."""
     manifold: Manifold = _EUCLIDEAN
     """Their constraint; the direction is then the steepest one under the spectral norm,
     and there is no weight decay."""
@@ -95,77 +96,90 @@ def muon_clip(
     Source: Kimi Team, "Kimi K2: Open Agentic Intelligence" (arXiv 2507.20534, 2025),
     algorithm 1.
     """
-    groups = {} if groups is None else dict(groups)
-    for name, group in groups.items():
-        require_instance(f"groups[{name!r}]", group, MatrixGroup)
-    rules = {group.paths: name for name, group in groups.items()}
-    if len(rules) < len(groups):
-        raise ValueError(f"Two groups name the same paths: {list(groups.values())}.")
-    if MATRIX in groups:
-        raise ValueError(
-            f"The group {MATRIX!r} is that of the weights that no group matches; give "
-            "yours another name."
-        )
+    groups = {} if groups is None else groups
+    _check(groups)
+    named = {name: group for name, group in groups.items() if group.axes is not None}
+    named[MATRIX] = MatrixGroup(paths="")
 
-    def of_matrices(axes: Axes) -> optax.GradientTransformation:
+    def of_group(group: MatrixGroup) -> optax.GradientTransformation:
+        places: dict[str, Any] = {"axes": group.axes, "placement": placement}
+        if group.manifold != _EUCLIDEAN:
+            return _on_manifold(learning_rate, momentum, group.manifold, places)
         return muon(
             learning_rate,
             momentum=momentum,
             nesterov=False,
             weight_decay=weight_decay,
             scale="rms",
-            axes=axes,
-            placement=placement,
+            **places,
         )
 
-    def of_group(group: MatrixGroup) -> optax.GradientTransformation:
-        if group.manifold == _EUCLIDEAN:
-            return of_matrices(group.axes)
-        return _on_manifold(learning_rate, momentum, group, placement)
-
-    matrices = {name: of_group(group) for name, group in groups.items()}
-    matrices[MATRIX] = of_matrices(LAST_TWO)
     decay = 0.0 if weight_decay is None else weight_decay
-    others = optax.adamw(learning_rate, b2=_ADAM_B2, weight_decay=decay)
-    labels = label_by_path(rules, default=label_matrices)
-    chain = optax.named_chain(
-        ("model", hybrid(matrices, others=others, labels=labels)),
-        (
-            "qk_clip",
-            transforms.qk_clip(attention, threshold=threshold, balance=balance),
+    model = hybrid(
+        {name: of_group(group) for name, group in named.items()},
+        others=optax.adamw(learning_rate, b2=_ADAM_B2, weight_decay=decay),
+        labels=label_by_path(
+            {g.paths: name if name in named else OTHER for name, g in groups.items()},
+            default=label_matrices,
         ),
     )
+    clip = transforms.qk_clip(attention, threshold=threshold, balance=balance)
+    chain = optax.named_chain(("model", model), ("qk_clip", clip))
 
     def init_fn(params: ArrayTree) -> Any:
         if jax.tree.leaves(params):
-            _refuse_constrained(groups, attention, params)
+            _check_model(groups, attention, params)
         return chain.init(params)
 
     return optax.GradientTransformationExtraArgs(init_fn, chain.update)
 
 
 def _on_manifold(
-    learning_rate: Any, momentum: Any, group: MatrixGroup, placement: Placement | None
+    learning_rate: Any, momentum: Any, manifold: Manifold, places: dict[str, Any]
 ) -> optax.GradientTransformationExtraArgs:
     """`muon_clip`'s links for weights on a manifold."""
-    places = {"axes": group.axes, "placement": placement}
+    scale = transforms.scale_by_shape("rms", axes=places["axes"])
     return optax.named_chain(
         *momentum_link(momentum, nesterov=False),
-        ("direction", transforms.steepest(group.manifold, Spectral(), **places)),
-        ("scale_by_shape", transforms.scale_by_shape("rms", axes=group.axes)),
+        ("direction", transforms.steepest(manifold, Spectral(), **places)),
+        ("scale_by_shape", scale),
         learning_rate_link(learning_rate),
-        ("retraction", transforms.retract(group.manifold, **places)),
+        ("retraction", transforms.retract(manifold, **places)),
     )
 
 
-def _refuse_constrained(
+def _check(groups: Any) -> None:
+    if not isinstance(groups, Mapping):
+        raise TypeError(
+            f"groups must be a dict {{name: mo.MatrixGroup(…)}}, got {groups!r}."
+        )
+    for name, group in groups.items():
+        require_instance(f"groups[{name!r}]", group, MatrixGroup)
+        if group.axes is None and group.manifold != _EUCLIDEAN:
+            raise ValueError(
+                f"The group {name!r} has no matrices (axes=None) to keep on "
+                f"{group.manifold}; name their axes."
+            )
+        require_pattern(f"path of the group {name!r}", group.paths)
+    if MATRIX in groups:
+        raise ValueError(
+            f"The group {MATRIX!r} is that of the weights that no group matches; give "
+            "yours another name."
+        )
+
+
+def _check_model(
     groups: Mapping[str, MatrixGroup], attention: Any, params: ArrayTree
 ) -> None:
-    """Raises ValueError for a weight that keeps to a manifold and would be rescaled."""
+    """Raises ValueError for a clip that leads off a manifold, and for idle groups."""
+
+    def group_of(path: str) -> str | None:
+        names = (name for name in groups if re.search(groups[name].paths, path))
+        return next(names, None)
+
     located = locate(attention, params).values()
     for path in (path for found in located for path in found.leaves):
-        names = (name for name in groups if re.search(groups[name].paths, path))
-        name = next(names, None)
+        name = group_of(path)
         if name is not None and groups[name].manifold != _EUCLIDEAN:
             raise ValueError(
                 f"qk_clip rescales {path!r}, and the group {name!r} keeps it on "
@@ -173,3 +187,9 @@ def _refuse_constrained(
                 "and keys out of that group; values, outputs and feed-forward weights "
                 "may stay."
             )
+    idle = set(groups) - {group_of(path) for path in leaves_by_path(params)}
+    if idle:
+        raise ValueError(
+            f"The groups {sorted(idle)} match no parameter that an earlier group has "
+            f"not taken. The paths are: {', '.join(leaves_by_path(params))}."
+        )

@@ -7,9 +7,15 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array
 
-from manifold_optax._checks import require_in_range, require_params
+from manifold_optax._checks import (
+    require_floating,
+    require_in_range,
+    require_params,
+    require_same_shapes,
+)
 from manifold_optax._typing import ArrayTree
 from manifold_optax.attention import Attention, locate, Rescaling, rescalings
 from manifold_optax.matrices import is_absent, leaf_path
@@ -91,7 +97,9 @@ def qk_clip(
         balance: share of the clip that the queries take, in [0, 1]. With 1 keys stay
             bit-identical, and so do all heads within the threshold; below 1 the heads
             that share a clipped key keep their logits (to rounding), but their queries
-            grow by `g^(balance − 1)` each time to make up for the key.
+            grow by `g^(balance − 1)` each time to make up for the key. Where all heads
+            share the queries' leaf (a norm's gain) it takes `balance` of the worst
+            head's clip, and the keys of the other heads make up for it.
         allow_missing: whether `max_logits` may leave layers out; they are not clipped.
 
     Returns:
@@ -159,6 +167,8 @@ def qk_clip(
                     f"qk_clip rescales {path!r}, but its update is {update!r}; chain "
                     "it outside optax.partition, and do not freeze that leaf."
                 )
+            require_floating(update, path)
+            require_same_shapes((update, param), path)
             return _clipped(update, param, found[path])
 
         flat = jax.tree_util.tree_map_with_path
@@ -190,8 +200,11 @@ def _check(attention: Any, threshold: Any, balance: Any) -> None:
                 "attention must map regular expressions to mo.Attention(…), got "
                 f"{path!r}: {spec!r}."
             )
+    for name, value in (("threshold", threshold), ("balance", balance)):
+        if value is None:
+            raise TypeError(f"{name} must be a number, got None.")
     require_in_range("threshold", threshold, 0.0, math.inf)
-    if isinstance(threshold, int | float) and threshold == 0:
+    if not isinstance(threshold, Tracer) and float(threshold) == 0:
         raise ValueError("threshold must be positive, got 0.")
     # 1 itself is allowed: the next number above it is the end of the range.
     require_in_range("balance", balance, 0.0, math.nextafter(1.0, 2.0))

@@ -97,11 +97,7 @@ def balance_router_bias(
     """
     require_one_of("rule", rule, ("sign", "rms"))
     require_in_range("rate", rate, 0.0, math.inf)
-    if not routers:
-        raise ValueError(
-            "routers must name at least one router and its bias, as "
-            "{r'blocks/\\d+/moe': 'router_bias'}; got an empty mapping."
-        )
+    _check(routers)
     wanted = {pattern: (bias,) for pattern, bias in routers.items()}
 
     def biases(tree: ArrayTree) -> dict[str, str]:
@@ -145,6 +141,17 @@ def balance_router_bias(
     return optax.GradientTransformationExtraArgs(init_fn, update)
 
 
+def _check(routers: Any) -> None:
+    named = isinstance(routers, Mapping) and all(
+        isinstance(name, str) for pair in routers.items() for name in pair
+    )
+    if not named or not routers:
+        raise (ValueError if named else TypeError)(
+            "routers must name at least one router and its bias, as "
+            f"{{r'blocks/\\d+/moe': 'router_bias'}}; got {routers!r}."
+        )
+
+
 def _counted(loads: Any) -> Any:
     """Loads as JAX arrays of floating numbers: integers count tokens, too."""
     if not isinstance(loads, Mapping):
@@ -170,6 +177,8 @@ def _excess(
     """
     load = load.astype(jnp.promote_types(load.dtype, jnp.float32))
     finite = jnp.isfinite(load).all(-1, keepdims=True)
+    # A power of two is exact, and makes room for `experts` times the largest.
+    load = load * 2.0 ** -(load.shape[-1].bit_length() + 1)
     below = jnp.where(finite, load - load.max(-1, keepdims=True), 0)
     excess = load.shape[-1] * below - below.sum(-1, keepdims=True)
     if rule == "sign":
@@ -187,4 +196,8 @@ def _dtype_of(path: str, update: Array, point: Any) -> Any:
     require_present(point, path)
     require_floating(point, path)
     require_same_shapes((update, point), path)
+    if not update.ndim:
+        raise ValueError(
+            f"The bias {path!r} is a scalar; a router has one number per expert."
+        )
     return jnp.promote_types(point.dtype, update.dtype)

@@ -215,7 +215,12 @@ LAYOUTS = [
     Layout("latent", LATENT_SHAPES, latent),
     Layout("latent in one axis", LATENT_FLAT, latent_flat),
     Layout("norm with gains per head", kernels(8) | gains(8), normed),
-    Layout("norm with shared gains", kernels(8) | gains(), normed, shared=True),
+    Layout(
+        "norm with shared gains", kernels(8) | gains(bias=False), normed, shared=True
+    ),
+    Layout(
+        "norm with shared gains and biases", kernels(8) | gains(), normed, shared=True
+    ),
     Layout(
         "norm with gains from 1", kernels(8) | FROM_ONE, normed_from_one, shared=True
     ),

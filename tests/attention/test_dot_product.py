@@ -307,7 +307,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "values": ({"value": jnp.ones((2, 10, 2, 8))}, ValueError, "agree with the keys"),
     "chunk": ({"chunk": 0}, ValueError, "chunk must be in"),
     "no chunk": ({"chunk": 2.0}, TypeError, "Python int"),
-    "numbers": ({"mask": jnp.ones((11, 11))}, TypeError, "must be boolean"),
+    "numbers": ({"mask": jnp.ones((11, 11))}, TypeError, "must be a boolean array"),
     "axes": ({"mask": jnp.ones((1,) * 5, bool)}, ValueError, "more axes"),
     "rows": ({"mask": jnp.ones((7, 11), bool)}, ValueError, "does not broadcast"),
 }

@@ -191,3 +191,51 @@ def test_a_path_matches_in_full_and_per_layer() -> None:
     clipped = clip({r"blocks/\d/attention": ONE}, params=params, largest=largest)
     np.testing.assert_allclose(clipped["blocks"][1]["attention"]["key"], 0.5)
     np.testing.assert_array_equal(clipped["cross"]["attention"]["key"], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("part", "error", "message"),
+    [
+        (HeadPart("key", axis=()), ValueError, "must name an axis, got ()"),
+        (HeadPart("key", axis=1.0), TypeError, "axis of 'key' must be an int"),
+        (HeadPart("key", layers="0"), TypeError, "layers of 'key' must be an int"),
+        (HeadPart("key", block=1), ValueError, "needs split="),
+        (HeadPart("key", split=(1, 2)), TypeError, "must be a mo.Split"),
+        (
+            HeadPart("key", split=mo.Split((1, 2)), block=None),
+            TypeError,
+            "block of 'key'",
+        ),
+        (HeadPart("key", offset="1"), TypeError, "offset of 'key' must be a number"),
+        (HeadPart(3), TypeError, "path of a leaf must be a string"),
+    ],
+)
+def test_parts_that_mean_nothing(
+    unhooked: None, part: HeadPart, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        spec(key=part)
+
+
+def test_layers_twice_and_a_leaf_of_two_layers_are_refused() -> None:
+    """Both would be silent wrong factors."""
+    twice = Attention(4, 2, query="query", key="key", layers=(0, 0))
+    with pytest.raises(ValueError, match=r"layers \(0, 0\) .* must be different"):
+        mo.qk_clip({"attention": twice}).init(PARAMS)
+    outer = Attention(4, 2, query="query", key="attention/key")
+    params = {**PARAMS, "query": PARAMS["attention"]["query"]}
+    with pytest.raises(ValueError, match="'attention/key' belongs to two"):
+        mo.qk_clip({"": outer, "attention": ONE}).init(params)
+
+
+def test_patterns_thresholds_and_updates_that_are_none(unhooked: None) -> None:
+    with pytest.raises(ValueError, match=r"'\(', is no regular expression"):
+        mo.qk_clip({"(": ONE}).init(PARAMS)
+    with pytest.raises(ValueError, match="threshold must be positive"):
+        mo.qk_clip({"attention": ONE}, threshold=jnp.float32(0))
+    with pytest.raises(TypeError, match="balance must be a number, got None"):
+        mo.qk_clip({"attention": ONE}, balance=None)
+    tx = mo.qk_clip({"attention": ONE})
+    updates = {"attention": {**PARAMS["attention"], "key": jnp.ones((1, 2, 3))}}
+    with pytest.raises(ValueError, match="'attention/key' differ in shape"):
+        tx.update(updates, tx.init(PARAMS), PARAMS, max_logits=LARGEST)

@@ -104,6 +104,15 @@ def test_a_clip_on_a_constrained_weight_is_refused(params: Any, manifold: Any) -
         tx.init(params)
 
 
+def test_a_group_without_axes_goes_to_adamw(params: Any) -> None:
+    groups = {**GROUPS, "router": mo.MatrixGroup(r"mlp/kernel", axes=None)}
+    state = mo.muon_clip(0.1, SPEC, groups=groups).init(params)
+    inner = state["model"].inner_states
+    assert set(inner) == {"heads", "matrix", "other"}
+    moments = optax.tree.get(inner["other"].inner_state, "mu")
+    assert moments["mlp"]["kernel"].shape == (6, 9)
+
+
 def test_no_decay_and_schedules(params: Any) -> None:
     rate = optax.linear_schedule(0.1, 0.0, 10)
     tx = mo.muon_clip(rate, SPEC, weight_decay=None, groups=GROUPS)
@@ -115,13 +124,19 @@ def test_no_decay_and_schedules(params: Any) -> None:
     ("groups", "error", "message"),
     [
         ({"heads": HEADS}, TypeError, r"groups\['heads'\] must be a MatrixGroup"),
+        (
+            {"heads": mo.MatrixGroup("a", None, mo.Stiefel())},
+            ValueError,
+            "'heads' has no matrices",
+        ),
         ({"matrix": mo.MatrixGroup("a")}, ValueError, "give yours another name"),
         ({"other": mo.MatrixGroup("a")}, ValueError, "'other'"),
         (
-            {"one": mo.MatrixGroup("a"), "two": mo.MatrixGroup("a")},
+            {"one": mo.MatrixGroup("(")},
             ValueError,
-            "same paths",
+            "group 'one', .*no regular expression",
         ),
+        ([mo.MatrixGroup("a")], TypeError, "must be a dict"),
     ],
 )
 def test_groups_that_make_no_sense(
@@ -134,6 +149,7 @@ def test_groups_that_make_no_sense(
 def test_leaves_that_nobody_can_tell_are_named(params: Any) -> None:
     with pytest.raises(ValueError, match="'attention/key/kernel'"):
         mo.muon_clip(0.1, SPEC).init(params)
-    tx = mo.muon_clip(0.1, SPEC, groups={**GROUPS, "typo": mo.MatrixGroup("attenton")})
-    with pytest.raises(ValueError, match="match no parameter"):
-        tx.init(params)
+    for idle in ("attenton", "attention/key"):
+        groups = {**GROUPS, "idle": mo.MatrixGroup(idle)}
+        with pytest.raises(ValueError, match=r"groups \['idle'\] match no parameter"):
+            mo.muon_clip(0.1, SPEC, groups=groups).init(params)

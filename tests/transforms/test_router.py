@@ -1,5 +1,7 @@
 """Biases of routers move against the load of their experts, and nothing else does."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -264,3 +266,19 @@ def test_a_bias_of_integers_is_refused_by_name(unhooked):
     params = {"blocks": [{"moe": {"router_bias": jnp.zeros(4, jnp.int32)}}]}
     with pytest.raises(TypeError, match="'blocks/0/moe/router_bias' has dtype int32"):
         update_with({"blocks/0/moe": jnp.ones(4)}, params)
+
+
+@pytest.mark.parametrize("rule", ["sign", "rms"])
+def test_loads_near_the_largest_number(rule: str) -> None:
+    tx = mo.balance_router_bias({"": "bias"}, rate=1.0, rule=rule)
+    params = {"bias": jnp.zeros(4)}
+    load = {"": jnp.array([3e38, 0.0, 0.0, 0.0])}
+    updates, _ = tx.update(params, tx.init(params), params, expert_load=load)
+    assert jnp.sign(updates["bias"]).tolist() == [-1, 1, 1, 1]
+    assert jnp.isfinite(updates["bias"]).all()
+
+
+@pytest.mark.parametrize("routers", [["bias"], {"moe": 3}, {"moe": ("bias",)}])
+def test_routers_that_are_no_mapping_of_names(unhooked: None, routers: Any) -> None:
+    with pytest.raises(TypeError, match="routers must name"):
+        mo.balance_router_bias(routers)

@@ -168,7 +168,11 @@ def _muon_without_clip(
     )
     rules = {group.paths: name for name, group in groups.items()}
     return mo.hybrid(
-        {name: muon(axes=group.axes) for name, group in groups.items()}
+        {
+            name: muon(axes=group.axes)
+            for name, group in groups.items()
+            if group.axes is not None
+        }
         | {"matrix": muon()},
         others=adamw,
         labels=mo.label_by_path(rules, default=mo.label_matrices),
