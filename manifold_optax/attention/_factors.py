@@ -14,9 +14,10 @@ def logit_factors(
     """By what each head's logits must shrink: `threshold / S` where `S` exceeds it.
 
     1 elsewhere: also where `S` is negative, -inf (a head that saw nothing), nan or inf
-    (there is no factor for it, and 0 would destroy the head for good).
+    (there is no factor for it, and 0 would destroy the head for good), and for a traced
+    threshold that is not positive.
     """
-    exceeds = jnp.isfinite(max_logits) & (max_logits > threshold)
+    exceeds = jnp.isfinite(max_logits) & (max_logits > threshold) & (threshold > 0)
     # The division is safe where it is not taken; a subnormal quotient would be 0.
     quotient = threshold / jnp.where(exceeds, max_logits, 1.0)
     smallest = jnp.finfo(max_logits.dtype).tiny

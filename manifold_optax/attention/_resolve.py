@@ -12,7 +12,13 @@ from manifold_optax.matrices import is_absent, leaf_path
 def leaves_by_path(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by normalised path, `None` and masks among them."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_absent)
-    return {leaf_path(keys): leaf for keys, leaf in flat}
+    leaves: dict[str, Any] = {}
+    for keys, leaf in flat:
+        path = leaf_path(keys)
+        if path in leaves:
+            raise ValueError(f"Two leaves have one path, {path!r}; rename one of them.")
+        leaves[path] = leaf
+    return leaves
 
 
 def join(module: str, leaf: str) -> str:
@@ -94,7 +100,7 @@ def _require_leaf(what: str, module: str, path: str, leaves: Mapping[str, Any]) 
     if path not in leaves:
         raise ValueError(
             f"The {what} {module!r} has no leaf {path!r}; its leaves are "
-            f"{[known for known in leaves if known.startswith(module)]}."
+            f"{[known for known in leaves if known.startswith(join(module, ''))]}."
         )
     if is_absent(leaves[path]):
         raise ValueError(

@@ -1,6 +1,7 @@
 """Where the heads of an attention layer lie in its parameters."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,7 +22,8 @@ class HeadPart(NamedTuple):
     """The axis along which the heads lie, one after the other and each with its equal
     share: -2 of `[embed, heads, head_dim]` and of a bias `[heads, head_dim]`, -1 of
     `[embed, heads · head_dim]`, 0 of PyTorch's `[heads · head_dim, embed]`. Several
-    axes, the slower ones first, for queries `[embed, key_heads, group, head_dim]`.
+    axes, the slower ones first, for queries `[embed, key_heads, group, head_dim]`. It
+    must be right: an axis of another meaning that the heads divide is no error.
     `None`: all heads share the leaf, as the gain `[head_dim]` of a norm."""
     split: Split | None = None
     """For a fused leaf: its blocks, the same declaration that `muon(axes=…)` takes."""
@@ -136,10 +138,10 @@ def _check(part: HeadPart) -> None:
     for field in ("axis", "layers"):
         value = getattr(part, field)
         _require_ints(f"{field} of {part.path!r}", value, optional=True)
-    if part.axis == ():
+    if isinstance(part.axis, Sequence) and not part.axis:
         raise ValueError(
-            f"axis of {part.path!r} must name an axis, got (); None says that all "
-            "heads share the leaf."
+            f"axis of {part.path!r} must name an axis, got {part.axis!r}; None says "
+            "that all heads share the leaf."
         )
     _require_ints(f"block of {part.path!r}", part.block)
     if part.split is None and part.block != 0:
@@ -153,11 +155,14 @@ def _check(part: HeadPart) -> None:
         )
     if isinstance(part.offset, bool) or not isinstance(part.offset, int | float):
         raise TypeError(f"offset of {part.path!r} must be a number, got {part!r}.")
+    if not math.isfinite(part.offset):
+        raise ValueError(f"offset of {part.path!r} must be finite, got {part!r}.")
 
 
 def _require_ints(name: str, value: Any, *, optional: bool = False) -> None:
     if optional and value is None:
         return
-    items = value if isinstance(value, Sequence) else [value]
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    items = value if several else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in items):
         raise TypeError(f"{name} must be an int or several, got {value!r}.")

@@ -165,6 +165,11 @@ def gather(
         if match is None:
             continue
         path = match[1] or ""
+        if path in found and found[path].shape != leaf.shape:
+            raise ValueError(
+                f"{path!r} sowed {name!r} of different shapes, {found[path].shape} "
+                f"and {leaf.shape}; one module must sow values of one shape."
+            )
         found[path] = combine(found[path], leaf) if path in found else leaf
     if not found:
         raise ValueError(

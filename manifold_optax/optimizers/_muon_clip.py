@@ -30,7 +30,7 @@ class MatrixGroup(NamedTuple):
 
     paths: str
     """Regular expression that is found in their paths; the first group that finds one
-    has the weight."""
+    has the weight. End it with `/kernel$` where there are biases, which are vectors."""
     axes: Axes | None = LAST_TWO
     """Which axes are the matrix, or a `Split`; `None`: none, they go to AdamW."""
     manifold: Manifold = _EUCLIDEAN
@@ -190,6 +190,7 @@ def _check_model(
     idle = set(groups) - {group_of(path) for path in leaves_by_path(params)}
     if idle:
         raise ValueError(
-            f"The groups {sorted(idle)} match no parameter that an earlier group has "
-            f"not taken. The paths are: {', '.join(leaves_by_path(params))}."
+            f"The groups {sorted(idle, key=str)} match no parameter that an earlier "
+            "group has not taken. The paths are: "
+            f"{', '.join(leaves_by_path(params))}."
         )

@@ -197,6 +197,9 @@ def test_a_path_matches_in_full_and_per_layer() -> None:
     ("part", "error", "message"),
     [
         (HeadPart("key", axis=()), ValueError, "must name an axis, got ()"),
+        (HeadPart("key", axis=[]), ValueError, "must name an axis, got []"),
+        (HeadPart("key", axis="1"), TypeError, "axis of 'key' must be an int"),
+        (HeadPart("key", offset=float("nan")), ValueError, "must be finite"),
         (HeadPart("key", axis=1.0), TypeError, "axis of 'key' must be an int"),
         (HeadPart("key", layers="0"), TypeError, "layers of 'key' must be an int"),
         (HeadPart("key", block=1), ValueError, "needs split="),
@@ -226,6 +229,17 @@ def test_layers_twice_and_a_leaf_of_two_layers_are_refused() -> None:
     params = {**PARAMS, "query": PARAMS["attention"]["query"]}
     with pytest.raises(ValueError, match="'attention/key' belongs to two"):
         mo.qk_clip({"": outer, "attention": ONE}).init(params)
+
+
+def test_a_traced_threshold_that_is_not_positive_clips_nothing() -> None:
+    clipped = jax.jit(lambda t: clip(threshold=t))(jnp.float32(-1.0))
+    np.testing.assert_array_equal(clipped["attention"]["key"], 1.0)
+
+
+def test_two_leaves_of_one_path_are_refused() -> None:
+    params = {"attention/key": PARAMS["attention"]["key"], **PARAMS}
+    with pytest.raises(ValueError, match="Two leaves have one path, 'attention/key'"):
+        mo.qk_clip({"attention": ONE}).init(params)
 
 
 def test_patterns_thresholds_and_updates_that_are_none(unhooked: None) -> None:
