@@ -37,43 +37,51 @@ def columns_of(
     rank = len(shape)
     place, counts = SIDES.index(side), attention.counts
     first, count, untouched = sum(counts[:place]), counts[place], sum(counts)
-    layers = layer_axes(attention, part, rank, path)
     axes = () if part.axis is None else part.axis
     axes = (axes,) if isinstance(axes, int) else tuple(axes)
     axes = tuple(_axis(axis, rank, path) for axis in axes)
-    used = {axis: shape[axis] for axis in axes}
-    chosen = np.ones((1,) * rank, bool)
-    if part.split is not None:
-        cut = _axis(part.split.axis, rank, path)
-        used.setdefault(cut, shape[cut])
-        chosen = _of_blocks(part, part.split, shape[cut], path)
-        chosen = chosen.reshape([shape[cut] if i == cut else 1 for i in range(rank)])
-    if len(set(axes)) < len(axes) or set(used) & set(layers):
+    cut = () if part.split is None else (_axis(part.split.axis, rank, path),)
+    layers = layer_axes(attention, part, rank, path)
+    if len(set(axes)) < len(axes) or {*axes, *cut} & set(layers):
         raise ValueError(
-            f"The axes of heads {part.axis}, layers {part.layers or attention.layers} "
-            f"and split of {path!r}, which has the shape {tuple(shape)}, must be "
-            "different ones."
+            f"The axes of heads {part.axis}, of layers {layers} and of the split "
+            f"{cut} of {path!r}, which has the shape {tuple(shape)}, must be different."
         )
-    across = np.broadcast_to(
-        chosen, [shape[i] if i in axes else chosen.shape[i] for i in range(rank)]
-    )
+    sizes = [shape[axis] if axis in (*axes, *cut) else 1 for axis in range(rank)]
+    chosen = _chosen(part, sizes, path)
     if not axes:
-        return np.where(across, first, untouched)
-    # Entries along the axes of the heads, in their order; a split across them (of each
-    # head's own columns) is the same for every head.
-    along = across.any(axis=tuple(i for i in range(rank) if i not in axes))
-    order = np.argsort(axes)
-    along = along.transpose(tuple(np.argsort(order)))
-    number = int(along.sum())
-    if number % count or not number:
+        return np.where(chosen, first, untouched)
+    number = _numbers_along(chosen, axes)
+    total = int(number.max(initial=-1)) + 1
+    if total % count or not total:
         raise ValueError(
-            f"The {number} entries of {path!r} (shape {tuple(shape)}) along the axis "
+            f"The {total} entries of {path!r} (shape {tuple(shape)}) along the axis "
             f"{part.axis} cannot be shared evenly by {count} {side} heads."
         )
-    position = np.cumsum(along).reshape(along.shape) - 1
-    head = (position // (number // count)).transpose(tuple(order))
-    head = head.reshape([shape[i] if i in axes else 1 for i in range(rank)])
-    return np.where(across, first + head, untouched)
+    return np.where(chosen, first + number // (total // count), untouched)
+
+
+def _chosen(part: HeadPart, shape: Sequence[int], path: str) -> np.ndarray:
+    """Which entries belong to the blocks of a part, as an array of this shape."""
+    if part.split is None:
+        return np.ones(shape, bool)
+    mask = _of_blocks(part, part.split, shape[part.split.axis], path)
+    sizes = [1] * len(shape)
+    sizes[part.split.axis] = -1
+    return np.broadcast_to(mask.reshape(sizes), shape)
+
+
+def _numbers_along(chosen: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """Numbers the chosen entries along some axes, of which the last is the fastest.
+
+    A split across these axes, of each head's own entries, cuts all heads alike; the
+    numbers do not depend on it.
+    """
+    others = tuple(axis for axis in range(chosen.ndim) if axis not in axes)
+    along = np.asarray(chosen.any(axis=others, keepdims=True))
+    counted = np.moveaxis(along, axes, range(len(axes)))
+    numbers = np.cumsum(counted).reshape(counted.shape) - 1
+    return np.moveaxis(numbers, range(len(axes)), axes)
 
 
 def merge(columns: Sequence[np.ndarray], untouched: int, path: str) -> np.ndarray:
