@@ -140,6 +140,7 @@ def test_the_statistic_has_no_gradient() -> None:
     assert not jnp.any(jax.jit(jax.grad(both))(query))
 
 
+@pytest.mark.slow
 def test_a_batch_of_any_rank_and_vmap() -> None:
     query, key, value, _ = inputs()
     output, largest = attend(query, key, value)
@@ -237,6 +238,7 @@ def test_dropout(shared: bool) -> None:
     assert np.any(kept != (np.asarray(dropped(1, shared=shared)) > 0))
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_in_the_backward_pass() -> None:
     query, key, value, cotangent = inputs()
     dropout = Dropout(jax.random.key(0), 0.5)

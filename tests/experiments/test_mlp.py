@@ -76,7 +76,10 @@ def test_two_processes_give_the_same_numbers(tmp_path):
 
 @pytest.mark.parametrize(
     "optimizer",
-    ["adamw", "muon", pytest.param("manifold_muon", marks=pytest.mark.slow)],
+    [
+        "adamw",
+        *(pytest.param(o, marks=pytest.mark.slow) for o in ("muon", "manifold_muon")),
+    ],
 )
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     config, dataset, tmp_path, monkeypatch, optimizer

@@ -95,7 +95,10 @@ def test_twenty_steps_lower_the_loss_on_the_stiefel_manifold(config, dataset):
     assert float(states[-1].history.residual.max()) < 1e-5
 
 
-@pytest.mark.parametrize("optimizer", ["hyperspherical", "hyperspherical_kept"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["hyperspherical", pytest.param("hyperspherical_kept", marks=pytest.mark.slow)],
+)
 def test_spheres_keep_their_norms(config, dataset, optimizer):
     config = dataclasses.replace(config, epochs=1)
     _, states = _states(config, dataset, optimizer, learning_rate=0.1)
@@ -109,6 +112,7 @@ def test_spheres_keep_their_norms(config, dataset, optimizer):
         assert float(jnp.linalg.norm(end)) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_muon_moves_every_matrix(config, dataset):
     config = dataclasses.replace(config, epochs=1)
     _, states = _states(config, dataset, "muon", learning_rate=0.05)

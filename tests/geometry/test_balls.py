@@ -136,6 +136,7 @@ def test_zero_and_nan(manifold):
     assert np.isnan(run(manifold, nan, zero)[1])
 
 
+@pytest.mark.slow
 def test_random_points_and_units():
     for manifold in (BALLS[0], BALLS[3], SETS[-1]):
         draw = jax.jit(manifold.random_point, static_argnums=(1, 2))

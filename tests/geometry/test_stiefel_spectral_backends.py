@@ -35,9 +35,14 @@ BY_NIGHT = [
 # the bound is 1e-2 for the default.
 LARGEST = {"eigh": 3e-3, "products": 1e-2, "products64": 3e-3}
 # The last one's code is that of the second, its dtype that of the first.
+BY_PRODUCTS = ("products", "products64")
 backends = pytest.mark.parametrize(
     "backend",
     ["eigh", "products", pytest.param("products64", marks=pytest.mark.slow)],
+)
+nightly_by_products = pytest.mark.parametrize(
+    "backend",
+    ["eigh", *(pytest.param(b, marks=pytest.mark.slow) for b in BY_PRODUCTS)],
 )
 
 
@@ -115,6 +120,7 @@ def test_a_tolerance_is_met(kind):
     assert float(found.gap) <= 1e-4 + 2e-5
 
 
+@pytest.mark.slow
 def test_a_loose_tolerance_stops_early_and_a_limit_holds():
     w, g = problem("power", 24, 16)
     tight = run(w, g, backend="eigh", tolerance=1e-6)
@@ -125,7 +131,7 @@ def test_a_loose_tolerance_stops_early_and_a_limit_holds():
     assert float(limited.gap) == pytest.approx(float(start.gap), rel=1e-3)
 
 
-@backends
+@nightly_by_products
 def test_tolerance_with_gradients_that_have_no_direction(backend):
     w, g = problem("gaussian", 24, 16)
     options = {"backend": backend, "tolerance": 1e-2}
@@ -135,7 +141,7 @@ def test_tolerance_with_gradients_that_have_no_direction(backend):
     assert np.isnan(np.asarray(run(w, bad, **options).direction)).all()
 
 
-@backends
+@nightly_by_products
 def test_one_bad_matrix_leaves_the_others_alone(backend):
     cases = [problem(kind, 24, 16) for kind in KINDS]
     w, g = (np.stack(arrays) for arrays in zip(*cases, strict=True))
@@ -163,6 +169,7 @@ def test_float64_reaches_1e_4(x64, shape):
         assert 0 <= float(found.gap) <= 1e-4
 
 
+@pytest.mark.slow
 def test_products_in_float64(x64):
     for kind in KINDS:
         found = run(*problem(kind, 40, 10), jnp.float64, backend="products", steps=8)
@@ -210,7 +217,7 @@ def test_unknown_backend_names_the_choices():
         run(w, g, backend="svd")
 
 
-@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize("seed", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_tolerance_run_keeps_the_best_it_has_seen(seed):
     # Nearly square, six decades of columns: extrapolation without restarts diverged
     # here, and the last direction was not the best (0.1).

@@ -117,7 +117,10 @@ def test_the_signature_is_that_of_flax() -> None:
         assert ours[name].kind == parameter.kind
 
 
-@pytest.mark.parametrize("kind", ["plain", "mask", "bfloat16"])
+@pytest.mark.parametrize(
+    "kind",
+    ["mask", *(pytest.param(k, marks=pytest.mark.slow) for k in ("plain", "bfloat16"))],
+)
 def test_a_layer_gives_what_it_gives_with_flax(kind: str) -> None:
     options = {"dtype": jnp.bfloat16} if kind == "bfloat16" else {}
     # Flax makes masks of floating numbers.
@@ -133,6 +136,7 @@ def test_a_layer_gives_what_it_gives_with_flax(kind: str) -> None:
 
 
 @grouped
+@pytest.mark.slow
 def test_grouped_queries_and_causality() -> None:
     outputs = [
         layer(attention_fn=function, num_kv_heads=2)(X, is_causal=True)
@@ -141,6 +145,7 @@ def test_grouped_queries_and_causality() -> None:
     np.testing.assert_allclose(*outputs, atol=CLOSE)
 
 
+@pytest.mark.slow
 def test_dropout_is_on_only_in_training() -> None:
     module = layer(attention_fn=attention_fn(), dropout_rate=0.5)
     still = [module(X, deterministic=True) for _ in range(2)]
@@ -153,7 +158,7 @@ def test_dropout_is_on_only_in_training() -> None:
         )
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_step_tells_each_head_of_each_block(remat: bool) -> None:
     model = Listed(remat)
     found = statistics(model, X)

@@ -96,6 +96,21 @@ LAYOUTS = {
 REPEATED = ["fused heads", "fused heads that feed in", "layers in the middle"]
 """Splits with a period, along an output, along an input, and between batches."""
 
+NIGHTLY = [
+    "experts in the middle",
+    "QKV",
+    "QKV by groups, per head",
+    "nope and rope, PyTorch",
+    "latent and rope, PyTorch",
+    "layers of fused heads",
+]
+"""Like another one but for the place of an axis."""
+
+EACH = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in NIGHTLY else [])
+    for name in LAYOUTS
+]
+
 SPLIT = [name for name, layout in LAYOUTS.items() if isinstance(layout.axes, mo.Split)]
 
 OPTIONS = {"scale": "spectral", "weight_decay": 0.1}
@@ -137,7 +152,7 @@ def by_matrix(layout, function, *leaves):
     return joined
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", EACH)
 def test_muon_of_a_fused_leaf_is_that_of_its_matrices(name):
     layout = LAYOUTS[name]
     leaves = [gaussian(layout.shape, seed) for seed in range(3)]
@@ -155,6 +170,7 @@ def test_muon_of_a_fused_leaf_is_that_of_its_matrices(name):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6, err_msg=f"{step}")
 
 
+@pytest.mark.slow
 def test_newton_schulz_of_a_fused_leaf_is_that_of_its_matrices():
     def of_all(leaves):
         found = {}

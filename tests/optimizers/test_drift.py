@@ -75,8 +75,8 @@ def trained(run, steps, dtype=jnp.float32):
     [
         # The others have runs of 200 steps in `test_on_manifolds.py`.
         ("spel", 500),
-        ("spectral_sphere", 500),
-        ("hyperball-kept", 500),
+        pytest.param("spectral_sphere", 500, marks=pytest.mark.slow),
+        pytest.param("hyperball-kept", 500, marks=pytest.mark.slow),
         *(pytest.param(run, 10_000, marks=pytest.mark.slow) for run in RUNS),
     ],
 )

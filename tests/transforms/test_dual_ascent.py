@@ -52,7 +52,7 @@ def test_the_direction_is_tangent_bounded_and_nearly_optimal(rng, shape):
     assert float(state.tangency["w"]) < ROUNDING
 
 
-@pytest.mark.parametrize("scale", [3.0, "rms"])
+@pytest.mark.parametrize("scale", [pytest.param(3.0, marks=pytest.mark.slow), "rms"])
 def test_on_a_scaled_manifold_the_direction_is_scaled(rng, scale):
     point, gradient = draw_pair(rng, mo.Stiefel(), (8, 3))
     size = np.sqrt(3 / 8) if scale == "rms" else scale
@@ -141,6 +141,7 @@ def test_a_certificate_does_not_change_the_direction(rng):
     np.testing.assert_allclose(certified, plain, rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_more_steps_do_not_widen_the_gap(rng):
     point, gradient = draw_pair(rng, mo.Stiefel(), (6, 5))
     gaps = [
