@@ -40,6 +40,8 @@ def public_functions() -> list[object]:
     found = [getattr(p, name) for p in packages for name in p.__all__]
     named = ("newton_schulz", "polar", "polar_svd", "spectral_norm", "solve_lyapunov")
     found += [getattr(mo.linalg, name) for name in named]
+    named = ("attend", "dot_product_attention", "largest_logits")
+    found += [getattr(mo.attention, name) for name in named]
     return [item for item in found if inspect.isfunction(item)]
 
 
