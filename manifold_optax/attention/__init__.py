@@ -1,4 +1,9 @@
-"""Attention layers: where their heads lie, and how large their logits are."""
+"""Attention layers: where their heads lie, and how large their logits are.
+
+For users: the specs `Attention` and `HeadPart`, and the functions that tell the largest
+logits. The rest is what `qk_clip`, `muon_clip` and `balance_router_bias` share: finding
+the leaves that a spec means, and what becomes of them.
+"""
 
 from manifold_optax.attention._clip import locate, Rescaling, rescalings
 from manifold_optax.attention._dot_product import (

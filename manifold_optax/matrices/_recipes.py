@@ -238,6 +238,12 @@ def _check(view: View, spec: PartitionSpec, placement: Placement) -> None:
             f"The leaf {path!r} has spec {spec}; no placement covers an unconstrained "
             "axis. Give the axes that shard it, or None."
         )
+    split = () if view.window is None else names_of(spec[view.window[0]])
+    if any(mesh.shape.get(name, 1) > 1 for name in split):
+        raise ValueError(
+            f"The leaf {path!r} with spec {spec} is sharded along the axis on which it "
+            "is split into blocks; no placement covers that. Shard another axis."
+        )
     for size, entry in zip(shape, spec, strict=True):
         names = names_of(entry)
         unknown = [name for name in names if name not in mesh.axis_names]
@@ -252,11 +258,6 @@ def _check(view: View, spec: PartitionSpec, placement: Placement) -> None:
                 f"into equal parts on the mesh {dict(mesh.shape)}; pad it, or leave "
                 "the axis unsharded."
             )
-    if view.window is not None and _names(spec[view.window[0]], placement):
-        raise ValueError(
-            f"The leaf {path!r} with spec {spec} is sharded along the axis on which it "
-            "is split into blocks; no placement covers that. Shard another axis."
-        )
 
 
 def _check_long_side(member: Member, placement: Placement) -> None:

@@ -32,10 +32,21 @@ def apply_qk_clip(
 ) -> ArrayTree:
     """Rescales queries and keys so that no head's largest logit exceeds `threshold`.
 
-    The pure function of `qk_clip`, which describes the arguments.
+    The pure function of `qk_clip`, where the rule is described; with mixed precision
+    give it the master weights.
+
+    Args:
+        params: tree of parameters.
+        max_logits: path of each attention layer → `[*layers, heads]`, floating: the
+            largest logit of each query head.
+        attention: regular expression of the layers' paths → their `Attention`.
+        threshold: largest logit that is left alone, > 0.
+        balance: share of the clip that the queries take, in [0, 1].
+        allow_missing: whether `max_logits` may leave layers out.
 
     Returns:
-        A tree like `params`. Entries whose factor is 1 are the same bit by bit.
+        A tree like `params`, in its dtypes; computed in at least float32. Entries whose
+        factor is 1 are the same bit by bit.
 
     Raises:
         ValueError, TypeError: as `qk_clip`.

@@ -86,3 +86,13 @@ def test_elementwise_links_take_a_cut_axis(rng: np.random.Generator) -> None:
     where = NamedSharding(mesh_of(AxisType.Explicit), P(None, None, "x"))
     cut = jax.device_put(gradient, where)
     assert_close(jax.jit(tx.update)(cut, tx.init(cut))[0], expected)
+
+
+def test_blocks_along_a_sharded_axis_are_refused_whatever_their_size() -> None:
+    """Blocks of 3 cannot be cut by 8 devices either; the axis is the reason to tell."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    for sizes in ((8, 8), (3, 13)):
+        params = {"w": jnp.ones((4, 16))}
+        placement = mo.sharding.owned(mesh, {"w": P(None, "x")})
+        with pytest.raises(ValueError, match="'w'.*sharded along the axis on which"):
+            mo.plan_matrices(params, axes=mo.Split(sizes), placement=placement)
