@@ -84,11 +84,27 @@ def test_batch_axes_and_blocks_are_counted() -> None:
     assert (qkv.sizes, qkv.count) == ("48 × 8", 1)
 
 
+def test_several_labels_of_matrices_have_axes_and_a_plan_each() -> None:
+    params = {"query": shaped(8, 2, 4), "up": {"kernel": shaped(8, 16)}, "b": shaped(3)}
+    labels = {"query": "heads", "up": "matrix", "b": "other"}
+    per_head = optax.contrib.MuonDimensionNumbers(0, 2)
+    axes = {"heads": per_head, "matrix": mo.LAST_TWO}
+    description = mo.describe(labels, params, axes=axes)
+    bias, query, up = description.leaves
+    assert (query.sizes, query.count) == ("4 × 8", 2)
+    assert (up.sizes, up.count, bias.count) == ("16 × 8", 1, 0)
+    heads, matrix = description.plans
+    assert heads == mo.plan_matrices({"query": params["query"]}, axes=per_head)
+    assert str(description).split("\n\n")[1:] == [str(heads), str(matrix)]
+    with pytest.raises(ValueError, match=r"labels \['head'\], which no parameter has"):
+        mo.describe(labels, params, axes={"head": per_head})
+
+
 def test_states_of_flax_have_the_paths_of_the_optimizer() -> None:
     model = nnx.Linear(4, 8, rngs=nnx.Rngs(0))
     description = mo.describe(mo.label_matrices, nnx.state(model, nnx.Param))
     assert [leaf.path for leaf in description.leaves] == ["bias", "kernel"]
-    assert str(description.plan).splitlines()[1].endswith("kernel")
+    assert str(description.plans[0]).splitlines()[1].endswith("kernel")
 
 
 def test_what_is_not_there_is_passed_over() -> None:

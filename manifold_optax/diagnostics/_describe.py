@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,35 +50,37 @@ class LabelledLeaf:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """All parameters of a model, and the plan of its matrices; `str` is a table."""
+    """All parameters of a model, and the plans of its matrices; `str` is a table."""
 
     leaves: tuple[LabelledLeaf, ...]
-    plan: Plan
+    plans: tuple[Plan, ...]
+    """One for each label of matrices, in the order of `axes`."""
 
     def __str__(self) -> str:
-        """One line per parameter; then, where there are matrices, their plan."""
+        """One line per parameter; then, where there are matrices, their plans."""
         rows = [_HEADER, *map(_row, self.leaves)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = "\n".join(
             "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
         )
-        return f"{table}\n\n{self.plan}" if str(self.plan) else table
+        return "\n\n".join([table, *filter(None, map(str, self.plans))])
 
 
 def describe(
     labels: ArrayTree | Callable[[ArrayTree], ArrayTree],
     params: ArrayTree,
     *,
-    axes: Axes = LAST_TWO,
+    axes: Axes | Mapping[str, Axes] = LAST_TWO,
     placement: Placement | None = None,
 ) -> Description:
     """What the library knows about a model before its first step; print it to read it.
 
-    One line per parameter: its label, and if that is `"matrix"`, which matrices the
-    optimizer sees in it (`fan_out × fan_in`, and how many of them). Then the plan of
-    these matrices, as of `plan_matrices`: which share a stack, and by which recipe they
-    are computed. A wrong label, fan-in taken for fan-out, and a layout that is not
-    known are all seen here. It computes nothing: the time is that of one trace.
+    One line per parameter: its label, and if that is `"matrix"` (or a label that `axes`
+    names), which matrices the optimizer sees in it (`fan_out × fan_in`, and how many of
+    them). Then the plan of these matrices, as of `plan_matrices`: which share a stack,
+    and by which recipe they are computed. A wrong label, fan-in taken for fan-out, and
+    a layout that is not known are all seen here. It computes nothing: the time is that
+    of one trace.
 
     Args:
         labels: what `hybrid` and `optax.partition` take: a function from the parameters
@@ -87,15 +89,17 @@ def describe(
         params: tree of arrays or `jax.ShapeDtypeStruct`s of any shapes and dtypes.
             `None`, `optax.MaskedNode` and empty leaves are passed over, as they are by
             the optimizers.
-        axes: that of the optimizer of the matrices.
+        axes: that of the optimizer of the matrices. Where `hybrid` has several, a dict
+            of the labels of matrices and the axes of each.
         placement: likewise.
 
     Returns:
-        The table as an object: its `leaves` and its `plan`.
+        The table as an object: its `leaves` and its `plans`.
 
     Raises:
-        ValueError: for a parameter without a label, for a label without a parameter,
-            and for matrices that do not fit `axes` or `placement`.
+        ValueError: for a parameter without a label, for a label without a parameter
+            (in `labels`, and of a dict `axes`), and for matrices that do not fit `axes`
+            or `placement`.
         TypeError: for matrices of a dtype that cannot be optimized. All name the leaf.
 
     Example:
@@ -112,14 +116,25 @@ def describe(
     labels = labels(params) if callable(labels) else labels
     paired, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_absent)
     names = _label_of_each(labels, paired)
-    leaves, matrices = [], []
+    kinds = axes if isinstance(axes, Mapping) else {MATRIX: axes}
+    leaves, rows = [], []
     for keys, leaf in paired:
-        known = None if is_absent(leaf) else _labelled(keys, leaf, names[keys], axes)
-        if known is not None:
-            leaves.append(known)
-        matrices.append(leaf if known is not None and known.views else None)
-    plan = plan_matrices(treedef.unflatten(matrices), axes=axes, placement=placement)
-    return Description(tuple(leaves), plan)
+        known = None if is_absent(leaf) else _labelled(keys, leaf, names[keys], kinds)
+        leaves.extend([] if known is None else [known])
+        rows.append((leaf, known.label if known is not None and known.views else None))
+    if isinstance(axes, Mapping) and (idle := set(axes) - {*names.values()}):
+        raise ValueError(
+            f"axes names the labels {sorted(idle)}, which no parameter has; the labels "
+            f"are {sorted({str(name) for name in names.values()})}."
+        )
+
+    def plan_of(label: str, own: Axes) -> Plan:
+        matrices = [leaf if name == label else None for leaf, name in rows]
+        tree = treedef.unflatten(matrices)
+        return plan_matrices(tree, axes=own, placement=placement)
+
+    plans = tuple(plan_of(label, own) for label, own in kinds.items())
+    return Description(tuple(leaves), plans)
 
 
 def _label_of_each(
@@ -149,13 +164,13 @@ def _label_of_each(
 
 
 def _labelled(
-    keys: tuple[Any, ...], leaf: Any, label: Any, axes: Axes
+    keys: tuple[Any, ...], leaf: Any, label: Any, kinds: Mapping[str, Axes]
 ) -> LabelledLeaf | None:
     """One line of the table; `None` for a leaf without an entry."""
     path, shape = leaf_path(keys), tuple(getattr(leaf, "shape", ()))
     if not math.prod(shape):
         return None
-    views = views_of(leaf, path, axes) if label == MATRIX else ()
+    views = views_of(leaf, path, kinds[label]) if label in kinds else ()
     dtype = str(getattr(leaf, "dtype", type(leaf).__name__))
     return LabelledLeaf(path, shape, dtype, str(label), views)
 

@@ -94,5 +94,5 @@ def test_blocks_along_a_sharded_axis_are_refused_whatever_their_size() -> None:
     for sizes in ((8, 8), (3, 13)):
         params = {"w": jnp.ones((4, 16))}
         placement = mo.sharding.owned(mesh, {"w": P(None, "x")})
-        with pytest.raises(ValueError, match="'w'.*sharded along the axis on which"):
+        with pytest.raises(ValueError, match=r"'w'.*sharded along the axis on which"):
             mo.plan_matrices(params, axes=mo.Split(sizes), placement=placement)
