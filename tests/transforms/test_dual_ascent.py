@@ -111,6 +111,7 @@ def test_the_numbers_are_unknown_before_the_first_update(rng):
         assert np.isfinite(after["w"]).all()
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_split_stand_in_the_order_of_its_blocks(rng):
     axes = mo.Split((4, 3, 4))
     point, gradient = draw_pair(rng, mo.Stiefel(), (6, 11), axes)
