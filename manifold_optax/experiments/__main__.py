@@ -16,6 +16,7 @@ from manifold_optax.experiments.config_file import apply_overrides, read_overrid
 from manifold_optax.experiments.data import load_dataset
 from manifold_optax.experiments.lm import LmConfig, load_text, run_lm
 from manifold_optax.experiments.mlp import run_mlp
+from manifold_optax.experiments.records import UnusableOutputError
 
 _PROGRAM = "python -m manifold_optax.experiments"
 _MLP_DESCRIPTION = (
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         subparser.error(str(error))
     try:
         report = run()
-    except FileExistsError as error:
+    except (FileExistsError, UnusableOutputError) as error:
         subparser.error(str(error))
     sys.stdout.write(f"{report}\nWritten to {output}.\n")
 

@@ -8,6 +8,8 @@ from typing import Any, cast, Generic, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
+from manifold_optax.experiments.records import UnusableOutputError
+
 State = TypeVar("State", bound=tuple[object, ...])
 """A named tuple of arrays; its first entry counts what is done, such as epochs."""
 
@@ -18,8 +20,9 @@ class Checkpoints(Generic[State]):
     Use `open_checkpoints` to make one.
     """
 
-    def __init__(self, manager: ocp.CheckpointManager):
+    def __init__(self, manager: ocp.CheckpointManager, directory: pathlib.Path):
         self._manager = manager
+        self._directory = directory
 
     def save(self, state: State) -> None:
         """Saves a state under its first entry; the write is atomic."""
@@ -34,13 +37,23 @@ class Checkpoints(Generic[State]):
 
         Returns:
             The latest state, or `like` if nothing was saved.
+
+        Raises:
+            UnusableOutputError: if what was saved is damaged or of another kind.
         """
         latest = self._manager.latest_step()
         if latest is None:
             return like
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         arguments = ocp.args.StandardRestore(abstract)
-        return cast("State", self._manager.restore(latest, args=arguments))
+        try:
+            return cast("State", self._manager.restore(latest, args=arguments))
+        except (ValueError, KeyError, OSError) as error:
+            raise UnusableOutputError(
+                f"The checkpoint in {self._directory} cannot be restored ({error!r}). "
+                "Delete that directory to start its run again, or use another "
+                "output_dir."
+            ) from error
 
 
 @contextlib.contextmanager
@@ -55,12 +68,12 @@ def open_checkpoints(directory: pathlib.Path) -> Iterator[Checkpoints[Any]]:
         The checkpoints.
 
     Raises:
-        ValueError: if the directory contains a symbolic link, which no checkpoint of
-            ours does and which could make a restore read other files.
+        UnusableOutputError: if the directory contains a symbolic link, which no
+            checkpoint of ours does and which could make a restore read other files.
     """
     links = [path for path in directory.rglob("*") if path.is_symlink()]
     if links:
-        raise ValueError(
+        raise UnusableOutputError(
             f"{directory} is not a checkpoint of this program: {links[0]} is a "
             f"symbolic link. Use another output_dir, or delete it."
         )
@@ -68,4 +81,4 @@ def open_checkpoints(directory: pathlib.Path) -> Iterator[Checkpoints[Any]]:
         max_to_keep=1, enable_async_checkpointing=False
     )
     with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
-        yield Checkpoints(manager)
+        yield Checkpoints(manager, directory)

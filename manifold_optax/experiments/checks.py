@@ -9,11 +9,19 @@ def require_at_least(name: str, value: float | int, lowest: int) -> None:
         raise ValueError(f"{name} must be at least {lowest}, got {value}.")
 
 
+def require_seeds(seeds: tuple[int, ...]) -> None:
+    """Raises ValueError unless all are different and fit into 32 bits, as JAX's do."""
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seeds must be in [0, 2**32), got {seed}.")
+    require_distinct("seeds", seeds)
+
+
 def require_positive(name: str, values: tuple[float, ...]) -> None:
     """Raises ValueError unless all `values` are finite and > 0."""
     for value in values:
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must hold positive finite numbers, got {value}.")
+            raise ValueError(f"{name} must be positive and finite, got {value}.")
 
 
 def require_distinct(name: str, values: tuple[object, ...]) -> None:

@@ -7,6 +7,7 @@ from manifold_optax.experiments.checks import (
     require_at_least,
     require_distinct,
     require_positive,
+    require_seeds,
 )
 
 DataName: TypeAlias = Literal["digits", "cifar10"]
@@ -89,9 +90,7 @@ class MlpConfig:
             require_at_least(name, getattr(self, name), 0)
         for width in self.hidden:
             require_at_least("hidden", width, 1)
-        for seed in self.seeds:
-            require_at_least("seeds", seed, 0)
-        require_distinct("seeds", self.seeds)
+        require_seeds(self.seeds)
         require_distinct("optimizers", self.optimizers)
         for optimizer in self.optimizers:
             require_distinct(

@@ -12,6 +12,10 @@ from typing import Any, TypeVar
 Record = TypeVar("Record")
 
 
+class UnusableOutputError(ValueError):
+    """An output directory cannot be written to, or holds what cannot be read."""
+
+
 def run_name(label: str, settings: Any) -> str:
     """Returns a file name: readable, and different for different settings.
 
@@ -35,6 +39,7 @@ def claim_directory(output: pathlib.Path, *, resume: bool) -> None:
 
     Raises:
         FileExistsError: if it holds results and `resume` is off.
+        UnusableOutputError: if it cannot be made.
     """
     taken = [output / "results.jsonl", output / "checkpoints"]
     if not resume and any(path.exists() for path in taken):
@@ -42,7 +47,10 @@ def claim_directory(output: pathlib.Path, *, resume: bool) -> None:
             f"{output} holds the results of an earlier run. Add --resume to continue "
             f"it (finished runs are kept), or choose another --output-dir."
         )
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnusableOutputError(f"Cannot make output_dir: {error}.") from error
 
 
 def read_records(
@@ -58,7 +66,7 @@ def read_records(
         The records; none if there is no such file.
 
     Raises:
-        ValueError: if `decode` refuses a line, naming it.
+        UnusableOutputError: if `decode` refuses a line, naming it.
     """
     if not path.exists():
         return []
@@ -67,7 +75,7 @@ def read_records(
         try:
             records.append(decode(json.loads(line)))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise UnusableOutputError(
                 f"{path}, line {number} is not a result of this version ({error!r}). "
                 f"Move the file away, or use another output_dir."
             ) from error

@@ -88,8 +88,8 @@ def qk_clip(
     `γ = threshold / S`, keys are multiplied by `g^(1 − balance)`, where `g` is the
     smallest γ of the heads that read the key, and queries by `γ / g^(1 − balance)`.
     With latent attention the rotary queries take γ and their shared key stays. Values
-    are never touched. The statistic is of the weights before the step, so what follows
-    it may exceed the threshold by the growth of one step.
+    are never touched. The statistic is of the weights before the step, so the next one
+    may exceed the threshold by what one step and other data add.
 
     It must be the last link of the chain of the whole model, outside
     `optax.partition` (inside, biases and gains are masked), and it takes the logits as

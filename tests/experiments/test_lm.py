@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import pathlib
+import re
 import tomllib
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from manifold_optax.experiments import __main__ as command_line
-from manifold_optax.experiments.checkpoint import Checkpoints
+from manifold_optax.experiments.checkpoint import Checkpoints, open_checkpoints
 from manifold_optax.experiments.config_file import apply_overrides
 from manifold_optax.experiments.lm.config import LearningRates, LmConfig, ModelConfig
 from manifold_optax.experiments.lm.model import apply_model, initial_params
@@ -21,6 +22,7 @@ from manifold_optax.experiments.lm.run import make_runs
 from manifold_optax.experiments.lm.sample import sample_tokens
 from manifold_optax.experiments.lm.text import encode_text
 from manifold_optax.experiments.lm.train import advance, make_problem, start_run
+from manifold_optax.experiments.records import UnusableOutputError
 
 # Its next character follows from the last two, so that a few steps learn something.
 SOURCE = 40 * "the cat sat on the mat, and the rat ate the cake.\n"
@@ -236,3 +238,52 @@ def test_a_cold_sample_is_the_likeliest_text_within_the_context(config, text):
         expected.append(int(logits[0, -1].argmax()))
     sample = sample_tokens(problem, 10, params, jax.random.key(0), 3, 1e-6)
     assert sample.tolist() == expected[1:]
+
+
+@pytest.mark.slow
+def test_muon_is_muon_clip_where_nothing_is_clipped(config, text):
+    """The experiment builds Muon beside the preset: they must not drift apart."""
+    quiet = dataclasses.replace(config.training, threshold=1e6)
+    rates = LearningRates(muon=(0.05,), muon_clip=(0.05,))
+    muon, clipped = make_runs(
+        dataclasses.replace(
+            config,
+            optimizers=("muon", "muon_clip"),
+            learning_rates=rates,
+            training=quiet,
+        ),
+        text,
+    )
+    assert muon.loss == clipped.loss
+    assert muon.max_logits == clipped.max_logits
+
+
+def test_unreadable_results_are_told_on_the_command_line(tmp_path, capsys):
+    source = tmp_path / "source.txt"
+    source.write_text(20 * SOURCE)
+    (tmp_path / "results.jsonl").write_text('{"broken')
+    with pytest.raises(SystemExit):
+        command_line.main(
+            ["lm", "--text", str(source), "--output-dir", str(tmp_path), "--resume"]
+        )
+    assert "results.jsonl, line 1 is not a result" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command_line.main(
+            ["lm", "--text", str(source), "--output-dir", f"{source}/below"]
+        )
+    assert "Cannot make output_dir" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_names_its_directory(tmp_path):
+    state = (jnp.int32(1), jnp.arange(3.0))
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+        assert checkpoints.restore_latest(state)[1].tolist() == [0, 1, 2]
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            path.write_text("zz")
+    with (
+        open_checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UnusableOutputError, match=re.escape(str(tmp_path))),
+    ):
+        checkpoints.restore_latest(state)

@@ -103,13 +103,19 @@ def test_published_configurations_are_valid(path):
         ),
         (lambda: ModelConfig(chosen_experts=5), "at most model.experts, 4, got 5"),
         (lambda: TrainingConfig(steps=0), "steps must be at least 1, got 0"),
-        (lambda: TrainingConfig(evaluate_every=7), "must divide steps, 600, got 7"),
-        (lambda: TrainingConfig(warmup_steps=600), "must be less than steps, 600"),
+        (
+            lambda: TrainingConfig(evaluate_every=7),
+            "must divide training.steps, 600, got 7",
+        ),
+        (
+            lambda: TrainingConfig(warmup_steps=600),
+            "must be less than training.steps, 600",
+        ),
         (lambda: TrainingConfig(balance=2.0), "balance must be at most 1, got 2.0"),
-        (lambda: TrainingConfig(threshold=0.0), "threshold must hold positive"),
-        (lambda: LmConfig(temperature=0.0), "temperature must hold positive"),
+        (lambda: TrainingConfig(threshold=0.0), "training.threshold must be positive"),
+        (lambda: LmConfig(temperature=0.0), "temperature must be positive"),
         (lambda: LmConfig(seeds=(1, 1)), "seeds must not repeat a value"),
-        (lambda: LearningRates(muon=(0.0,)), "learning_rates.muon must hold positive"),
+        (lambda: LearningRates(muon=(0.0,)), "learning_rates.muon must be positive"),
     ],
 )
 def test_wrong_settings_are_explained(make, message):

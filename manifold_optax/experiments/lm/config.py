@@ -7,6 +7,7 @@ from manifold_optax.experiments.checks import (
     require_at_least,
     require_distinct,
     require_positive,
+    require_seeds,
 )
 
 AttentionName: TypeAlias = Literal["mha", "gqa", "mla"]
@@ -132,23 +133,23 @@ class TrainingConfig:
     evaluation_batches: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "context", "evaluation_batches"):
-            require_at_least(name, getattr(self, name), 1)
-        require_at_least("evaluate_every", self.evaluate_every, 1)
+        positive = ("steps", "batch_size", "context", "evaluation_batches")
+        for name in (*positive, "evaluate_every"):
+            require_at_least(f"training.{name}", getattr(self, name), 1)
         for name in ("warmup_steps", "weight_decay", "balance", "router_rate"):
-            require_at_least(name, getattr(self, name), 0)
-        require_positive("threshold", (self.threshold,))
+            require_at_least(f"training.{name}", getattr(self, name), 0)
+        require_positive("training.threshold", (self.threshold,))
         if self.balance > 1:
-            raise ValueError(f"balance must be at most 1, got {self.balance}.")
+            raise ValueError(f"training.balance must be at most 1, got {self.balance}.")
         if self.warmup_steps >= self.steps:
             raise ValueError(
-                f"warmup_steps must be less than steps, {self.steps}, got "
-                f"{self.warmup_steps}."
+                f"training.warmup_steps must be less than training.steps, "
+                f"{self.steps}, got {self.warmup_steps}."
             )
         if self.steps % self.evaluate_every:
             raise ValueError(
-                f"evaluate_every must divide steps, {self.steps}, got "
-                f"{self.evaluate_every}."
+                f"training.evaluate_every must divide training.steps, {self.steps}, "
+                f"got {self.evaluate_every}."
             )
 
     @property
@@ -192,9 +193,7 @@ class LmConfig:
         require_at_least("sample_characters", self.sample_characters, 0)
         require_at_least("checkpoint_every", self.checkpoint_every, 1)
         require_positive("temperature", (self.temperature,))
-        for seed in self.seeds:
-            require_at_least("seeds", seed, 0)
-        require_distinct("seeds", self.seeds)
+        require_seeds(self.seeds)
         require_distinct("optimizers", self.optimizers)
         for optimizer in self.optimizers:
             require_distinct(

@@ -100,11 +100,12 @@ class RunResult:
     def steps_above_threshold(self) -> int:
         """Steps in which a head's largest logit exceeded the threshold.
 
-        With MuonClip these are the steps in which a clip fired.
+        With MuonClip these are the steps in which a clip fired. Logits that are not
+        finite, of a run that diverged, count as above, though nothing is clipped then.
         """
         threshold = self.settings.training.threshold
         return sum(
-            any(x is not None and x > threshold for layer in step for x in layer)
+            any(x is None or x > threshold for layer in step for x in layer)
             for step in self.max_logits
         )
 

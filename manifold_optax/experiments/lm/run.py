@@ -4,6 +4,7 @@ import math
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,16 +21,18 @@ from manifold_optax.experiments.lm.results import (
     RunSettings,
 )
 from manifold_optax.experiments.lm.sample import sample_tokens
-from manifold_optax.experiments.lm.text import Text
+from manifold_optax.experiments.lm.text import Parts, Text
 from manifold_optax.experiments.lm.train import (
     advance,
     History,
     make_problem,
+    Problem,
+    RunState,
     start_run,
 )
 from manifold_optax.experiments.records import claim_directory, write_records
 
-# Apart from the keys of the steps, which are folded in as 0, 1, 2, ….
+# No step has this number, so that the sample's key is none of theirs.
 _SAMPLE_KEY = 2**31 - 1
 
 
@@ -93,37 +96,50 @@ def _run_all(
     problem = make_problem(config, text)
     parts = jax.device_put(text.parts)
     for settings in runs:
-        inputs, state = start_run(
-            problem,
-            settings.optimizer,
-            learning_rate=settings.learning_rate,
-            seed=settings.seed,
-        )
         bar.set_postfix_str(f"{settings.optimizer} {settings.learning_rate:g}")
         started = time.perf_counter()
-        directory = pathlib.Path(config.output_dir, "checkpoints", settings.name)
-        with open_checkpoints(directory) as checkpoints:
-            state = checkpoints.restore_latest(state)
-            bar.update(int(state.round) * config.training.evaluate_every)
-            while (number := int(state.round)) < config.training.rounds:
-                state = jax.block_until_ready(
-                    advance(problem, settings.optimizer, inputs, parts, state)
-                )
-                if (number + 1) % config.checkpoint_every == 0:
-                    checkpoints.save(state)
-                bar.update(config.training.evaluate_every)
+        state = _train(config, problem, settings, parts, bar)
         seconds = time.perf_counter() - started
-        tokens = sample_tokens(
-            problem,
-            settings.sample_characters,
-            state.trainable.params,
-            jax.random.fold_in(inputs.key, _SAMPLE_KEY),
-            # A line begins behind the end of another, where the text has lines.
-            max(0, text.characters.find("\n")),
-            settings.temperature,
-        )
-        sample = text.decode(np.asarray(tokens))
+        sample = _sample(problem, settings, text, state.trainable.params)
         yield _result(settings, state.history, sample, seconds)
+
+
+def _train(
+    config: LmConfig, problem: Problem, settings: RunSettings, parts: Parts, bar: tqdm
+) -> RunState:
+    """Makes one run, from its latest checkpoint if there is one."""
+    inputs, state = start_run(
+        problem,
+        settings.optimizer,
+        learning_rate=settings.learning_rate,
+        seed=settings.seed,
+    )
+    directory = pathlib.Path(config.output_dir, "checkpoints", settings.name)
+    with open_checkpoints(directory) as checkpoints:
+        state = checkpoints.restore_latest(state)
+        done = int(state.round)
+        bar.update(done * config.training.evaluate_every)
+        for number in range(done + 1, config.training.rounds + 1):
+            advanced = advance(problem, settings.optimizer, inputs, parts, state)
+            state = jax.block_until_ready(advanced)
+            if number % config.checkpoint_every == 0:
+                checkpoints.save(state)
+            bar.update(config.training.evaluate_every)
+    return state
+
+
+def _sample(problem: Problem, settings: RunSettings, text: Text, params: Any) -> str:
+    """Draws a text from the trained model."""
+    tokens = sample_tokens(
+        problem,
+        settings.sample_characters,
+        params,
+        jax.random.fold_in(jax.random.key(settings.seed), _SAMPLE_KEY),
+        # A line begins behind the end of another, where the text has lines.
+        max(0, text.characters.find("\n")),
+        settings.temperature,
+    )
+    return text.decode(np.asarray(tokens))
 
 
 def _result(
@@ -132,14 +148,14 @@ def _result(
     has_experts = settings.model.feed_forward == "moe"
     return RunResult(
         settings=settings,
-        loss=_finite(history.loss),
+        loss=_finite(history.steps.loss),
         validation_loss=_finite(history.validation_loss),
         test_loss=_finite(history.test_loss),
         max_logits=tuple(
             tuple(_finite(layer) for layer in step)
-            for step in np.asarray(history.max_logits)
+            for step in np.asarray(history.steps.max_logits)
         ),
-        imbalance=_finite(history.imbalance) if has_experts else (),
+        imbalance=_finite(history.steps.imbalance) if has_experts else (),
         sample=sample,
         seconds=seconds,
     )

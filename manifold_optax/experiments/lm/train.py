@@ -3,7 +3,7 @@
 A run is one tree of arrays, `RunState`, and the program is a function of it. `jax.jit`
 compiles it once per optimizer and shares it among all learning rates and seeds; so a
 run that is restored from a checkpoint goes through the same program and ends
-bit-identical.
+bit-identical, on the same number of cores: another one sums in another order.
 """
 
 import dataclasses
@@ -40,22 +40,32 @@ class Trainable(NamedTuple):
     opt_state: Any
 
 
+class StepRecord(NamedTuple):
+    """What a run records of each step.
+
+    Attributes:
+        loss: Training loss.
+        max_logits: Largest attention logit of each head: that of the weights before
+            the step, hence before a clip.
+        imbalance: How far the load of the fullest expert of any layer exceeds the mean
+            of its layer, relative to that mean; nan without experts.
+    """
+
+    loss: Float32[Array, " *steps"]
+    max_logits: Float32[Array, "*steps layers heads"]
+    imbalance: Float32[Array, " *steps"]
+
+
 class History(NamedTuple):
     """What a run records; entries that are not reached yet are nan.
 
     Attributes:
-        loss: Training loss of each step.
-        max_logits: Largest attention logit of each head in each step: that of the
-            weights before it, hence before a clip.
-        imbalance: How far the load of the fullest expert of any layer exceeds the mean
-            of its layer, relative to that mean; nan without experts.
+        steps: What it records of each step.
         validation_loss: Loss on the validation part at each evaluation.
         test_loss: The same on the test part.
     """
 
-    loss: Float32[Array, " steps"]
-    max_logits: Float32[Array, "steps layers heads"]
-    imbalance: Float32[Array, " steps"]
+    steps: StepRecord
     validation_loss: Float32[Array, " rounds"]
     test_loss: Float32[Array, " rounds"]
 
@@ -142,16 +152,18 @@ def start_run(
     )
     transform = problem.optimizer(optimizer, inputs.learning_rate)
     steps, rounds = problem.training.steps, problem.training.rounds
-    heads = (steps, problem.model.layers, problem.model.heads)
+    unknown = lambda *shape: jnp.full(shape, jnp.nan, jnp.float32)
     return inputs, RunState(
         round=jnp.zeros((), jnp.int32),
         trainable=Trainable(params, transform.init(params)),
         history=History(
-            loss=jnp.full(steps, jnp.nan, jnp.float32),
-            max_logits=jnp.full(heads, jnp.nan, jnp.float32),
-            imbalance=jnp.full(steps, jnp.nan, jnp.float32),
-            validation_loss=jnp.full(rounds, jnp.nan, jnp.float32),
-            test_loss=jnp.full(rounds, jnp.nan, jnp.float32),
+            steps=StepRecord(
+                loss=unknown(steps),
+                max_logits=unknown(steps, problem.model.layers, problem.model.heads),
+                imbalance=unknown(steps),
+            ),
+            validation_loss=unknown(rounds),
+            test_loss=unknown(rounds),
         ),
     )
 
@@ -181,7 +193,7 @@ def advance(
 
     def step(
         carried: Trainable, number: Int32[Array, ""]
-    ) -> tuple[Trainable, tuple[Array, Array, Array]]:
+    ) -> tuple[Trainable, StepRecord]:
         batch = _crops(training, parts.train, jax.random.fold_in(inputs.key, number))
         (loss, statistics), gradient = jax.value_and_grad(
             next_character_loss, argnums=1, has_aux=True
@@ -190,18 +202,29 @@ def advance(
             gradient, carried.opt_state, carried.params, **statistics._asdict()
         )
         params = optax.apply_updates(carried.params, updates)
-        recorded = (loss, by_layer(statistics.max_logits), _imbalance(statistics))
-        return Trainable(params, opt_state), recorded
+        record = StepRecord(
+            loss, by_layer(statistics.max_logits), _imbalance(statistics)
+        )
+        return Trainable(params, opt_state), record
 
     first = state.round * training.evaluate_every
-    trainable, recorded = jax.lax.scan(
+    trainable, records = jax.lax.scan(
         step, state.trainable, first + jnp.arange(training.evaluate_every)
     )
-    losses = evaluate(problem, trainable.params, parts)
+
+    def enter(old: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new, first, 0)
+
+    validation_loss, test_loss = evaluate(problem, trainable.params, parts)
+    history, number = state.history, state.round
     return RunState(
-        round=state.round + 1,
+        round=number + 1,
         trainable=trainable,
-        history=_extended(state.history, recorded, first, losses, state.round),
+        history=History(
+            steps=jax.tree.map(enter, history.steps, records),
+            validation_loss=history.validation_loss.at[number].set(validation_loss),
+            test_loss=history.test_loss.at[number].set(test_loss),
+        ),
     )
 
 
@@ -235,27 +258,6 @@ def by_layer(statistics: dict[str, Array]) -> Array:
     """Stacks the statistics of the layers in their order."""
     ordered = sorted(statistics, key=lambda path: int(path.split("/")[1]))
     return jnp.stack([statistics[path] for path in ordered])
-
-
-def _extended(
-    history: History,
-    recorded: tuple[Array, Array, Array],
-    first: Int32[Array, ""],
-    losses: Float32[Array, " 2"],
-    number: Int32[Array, ""],
-) -> History:
-    """Enters the records of the steps from `first`, and evaluation `number`."""
-    loss, max_logits, imbalance = (
-        jax.lax.dynamic_update_slice_in_dim(old, new, first, 0)
-        for old, new in zip(history[:3], recorded, strict=True)
-    )
-    return History(
-        loss=loss,
-        max_logits=max_logits,
-        imbalance=imbalance,
-        validation_loss=history.validation_loss.at[number].set(losses[0]),
-        test_loss=history.test_loss.at[number].set(losses[1]),
-    )
 
 
 def _crops(
