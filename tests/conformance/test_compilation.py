@@ -5,16 +5,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from conformance.table import (
-    Case,
-    each_case,
-    gradients,
-    parameters,
-    ROUNDING,
-    steps_of,
-    Tree,
-    update_of,
-)
+from conformance.case import Case, ROUNDING, Tree
+from conformance.table import each_case, gradients, parameters, steps_of, update_of
 
 
 def assert_close(found: Tree, expected: Tree) -> None:

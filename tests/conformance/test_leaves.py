@@ -9,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from conformance.case import Case, ROUNDING, Tree
 from conformance.table import (
-    Case,
     each_case,
     filled,
     gradients,
     on_manifold,
     parameters,
-    ROUNDING,
-    Tree,
     update_of,
 )
 

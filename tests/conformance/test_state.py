@@ -8,15 +8,14 @@ import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 
+from conformance.case import Case, Tree
 from conformance.table import (
-    Case,
     CASES,
     each_case,
     filled,
     gradients,
     parameters,
     steps_of,
-    Tree,
     update_of,
 )
 

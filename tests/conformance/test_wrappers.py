@@ -9,16 +9,8 @@ import optax
 import pytest
 
 import manifold_optax as mo
-from conformance.table import (
-    Case,
-    each_case,
-    gradients,
-    parameters,
-    ROUNDING,
-    Tree,
-    Tx,
-    update_of,
-)
+from conformance.case import Case, ROUNDING, Tree, Tx
+from conformance.table import each_case, gradients, parameters, update_of
 
 
 def assert_close(found: Tree, expected: Tree) -> None:

@@ -16,7 +16,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import manifold_optax as mo
-from conformance.table import Case, CASES, filled, on_manifold
+from conformance.case import Case
+from conformance.table import CASES, filled, on_manifold
 from sharding.layouts import mesh_of, TOLERANCE
 
 pytestmark = pytest.mark.devices
