@@ -74,6 +74,31 @@ def test_each_head_lands_on_the_threshold_or_stays(
         np.testing.assert_array_equal(clipped[path], params[path], err_msg=path)
 
 
+IN_THE_GATE = ("multi-head with biases", "fused", "latent")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in IN_THE_GATE else SLOW) for n in NAMES]
+)
+def test_the_same_in_float32(rng: np.random.Generator, name: str) -> None:
+    layout = BY_NAME[name]
+    params, x = draw(layout, rng)
+    params = as_float32(params)
+    before = layout.largest(params, x)
+    threshold = median_threshold(before)
+    clipped = clip(layout, params, np.float32(before), threshold=threshold)
+    after = layout.largest(clipped, x)
+    wanted = np.minimum(before, threshold)
+    # 1e-6 of the threshold: each weight is rounded to 6e-8 of itself, the factors to
+    # twice that, and the errors of hundreds of products add like random numbers.
+    tolerance = 1e-6 * threshold
+    if layout.shared:
+        assert np.all(after <= wanted + tolerance)
+        assert after.max() == pytest.approx(threshold, abs=tolerance)
+    else:
+        np.testing.assert_allclose(after, wanted, atol=tolerance)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_stacked_layers_have_a_statistic_each_in_float32(
     rng: np.random.Generator, axis: int
