@@ -1,14 +1,13 @@
 """Which factor multiplies each entry of a leaf."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from manifold_optax.attention._spec import Attention, HeadPart, SIDES
-from manifold_optax.matrices import Split
+from manifold_optax.matrices import normalized_axis, Split, split_axis
 
 
 def layer_axes(
@@ -17,7 +16,7 @@ def layer_axes(
     """The axes of stacked layers of a leaf, as numbers from 0."""
     layers = attention.layers if part.layers is None else part.layers
     layers = (layers,) if isinstance(layers, int) else tuple(layers)
-    axes = tuple(_axis(axis, rank, path) for axis in layers)
+    axes = tuple(normalized_axis(axis, rank, path) for axis in layers)
     if len(set(axes)) < len(axes):
         raise ValueError(f"The axes of layers {layers} of {path!r} must be different.")
     return axes
@@ -39,8 +38,8 @@ def columns_of(
     first, count, untouched = sum(counts[:place]), counts[place], sum(counts)
     axes = () if part.axis is None else part.axis
     axes = (axes,) if isinstance(axes, int) else tuple(axes)
-    axes = tuple(_axis(axis, rank, path) for axis in axes)
-    cut = () if part.split is None else (_axis(part.split.axis, rank, path),)
+    axes = tuple(normalized_axis(axis, rank, path) for axis in axes)
+    cut = () if part.split is None else (split_axis(part.split, shape, path),)
     layers = layer_axes(attention, part, rank, path)
     if len(set(axes)) < len(axes) or {*axes, *cut} & set(layers):
         raise ValueError(
@@ -65,7 +64,7 @@ def _chosen(part: HeadPart, shape: Sequence[int], path: str) -> np.ndarray:
     """Which entries belong to the blocks of a part, as an array of this shape."""
     if part.split is None:
         return np.ones(shape, bool)
-    mask = _of_blocks(part, part.split, shape[part.split.axis], path)
+    mask = _of_blocks(part, part.split, path)
     sizes = [1] * len(shape)
     sizes[part.split.axis] = -1
     return np.broadcast_to(mask.reshape(sizes), shape)
@@ -112,14 +111,8 @@ def spread(
     return jnp.moveaxis(taken, range(len(layers)), layers)
 
 
-def _of_blocks(part: HeadPart, split: Split, size: int, path: str) -> np.ndarray:
+def _of_blocks(part: HeadPart, split: Split, path: str) -> np.ndarray:
     """Which entries along a split axis the blocks of a part hold."""
-    if sum(split.sizes) != size or min(split.sizes, default=0) < 1:
-        raise ValueError(
-            f"The split {split.sizes} of axis {split.axis} sums to {sum(split.sizes)}, "
-            f"but the leaf {path!r} has {size} there; the sizes must be positive and "
-            "add up."
-        )
     blocks = [part.block] if isinstance(part.block, int) else list(part.block)
     if any(not 0 <= block < len(split.sizes) for block in blocks) or not blocks:
         raise ValueError(
@@ -132,11 +125,3 @@ def _of_blocks(part: HeadPart, split: Split, size: int, path: str) -> np.ndarray
         )
     owner = np.repeat(np.arange(len(split.sizes)), split.sizes)
     return np.isin(owner, blocks)
-
-
-def _axis(axis: Any, rank: int, path: str) -> int:
-    if not -rank <= axis < rank:
-        raise ValueError(
-            f"Axis {axis} does not exist in the leaf {path!r}, which has {rank} axes."
-        )
-    return axis % rank

@@ -15,14 +15,13 @@ from manifold_optax.experiments.config import MlpConfig
 from manifold_optax.experiments.data import Dataset
 from manifold_optax.experiments.events import write_events
 from manifold_optax.experiments.optimizers import recipe
-from manifold_optax.experiments.records import claim_directory
+from manifold_optax.experiments.records import claim_directory, write_records
 from manifold_optax.experiments.report import write_report
 from manifold_optax.experiments.results import (
     grid,
     read_results,
     RunResult,
     RunSettings,
-    write_results,
 )
 from manifold_optax.experiments.timing import measure_steps
 from manifold_optax.experiments.train import (
@@ -90,7 +89,7 @@ def make_runs(config: MlpConfig, problem: Problem, splits: Splits) -> list[RunRe
             runs = [settings for settings in todo if settings.optimizer == optimizer]
             for result in _run_all(config, problem, splits, runs, bar):
                 results[result.settings] = result
-                write_results(output / "results.jsonl", list(results.values()))
+                write_records(output / "results.jsonl", list(results.values()))
                 write_events(output / "tensorboard" / result.settings.name, result)
     return [results[settings] for settings in wanted]
 

@@ -11,7 +11,6 @@ from manifold_optax.experiments.records import (
     as_tuples,
     read_records,
     run_name,
-    write_records,
 )
 
 SplitName: TypeAlias = Literal["train", "validation", "test"]
@@ -168,16 +167,6 @@ def read_results(path: pathlib.Path) -> list[RunResult]:
         ValueError: if a line is not a result of this version.
     """
     return read_records(path, _decode)
-
-
-def write_results(path: pathlib.Path, results: Sequence[RunResult]) -> None:
-    """Replaces the file of results, atomically.
-
-    Args:
-        path: A `results.jsonl`.
-        results: All results it shall hold.
-    """
-    write_records(path, results)
 
 
 def _decode(row: dict[str, Any]) -> RunResult:

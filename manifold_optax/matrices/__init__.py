@@ -13,7 +13,9 @@ from manifold_optax.matrices._view import (
     joined,
     LAST_TWO,
     leaf_path,
+    normalized_axis,
     Split,
+    split_axis,
     View,
     views_of,
 )
@@ -31,7 +33,9 @@ __all__ = (
     "joined",
     "leaf_path",
     "map_matrices",
+    "normalized_axis",
     "per_matrix",
     "plan_matrices",
+    "split_axis",
     "views_of",
 )

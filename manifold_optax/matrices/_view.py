@@ -159,13 +159,7 @@ def views_of(leaf: Any, path: str, axes: Axes) -> tuple[View, ...]:
     if not isinstance(axes, Split):
         return (_view_of(leaf.shape, path, axes, None),)
     require_rank(leaf, 2, path)
-    axis = _normalized(axes.axis, len(leaf.shape), path)
-    if sum(axes.sizes) != leaf.shape[axis] or min(axes.sizes, default=0) < 1:
-        raise ValueError(
-            f"The split {axes.sizes} of axis {axes.axis} sums to {sum(axes.sizes)}, "
-            f"but the leaf {path!r} of shape {tuple(leaf.shape)} has "
-            f"{leaf.shape[axis]} there; the sizes must be positive and add up."
-        )
+    axis = split_axis(axes, leaf.shape, path)
     # Along an axis that devices share, folding would move data; a slice says so.
     period = axes.sizes if _is_sharded(leaf, axis) else _period_of(axes.sizes)
     views, start = [], 0
@@ -179,6 +173,23 @@ def views_of(leaf: Any, path: str, axes: Axes) -> tuple[View, ...]:
             f"{axes.axes}; split an input or an output axis."
         )
     return tuple(_repeated(view, len(axes.sizes) // len(period)) for view in views)
+
+
+def split_axis(split: Split, shape: Sequence[int], path: str) -> int:
+    """The fused axis of a leaf of this shape, as a number from 0.
+
+    Raises:
+        ValueError: for an axis that the leaf does not have, and for sizes of blocks
+            that do not add up.
+    """
+    axis = normalized_axis(split.axis, len(shape), path)
+    if sum(split.sizes) != shape[axis] or min(split.sizes, default=0) < 1:
+        raise ValueError(
+            f"The split {split.sizes} of axis {split.axis} sums to {sum(split.sizes)}, "
+            f"but the leaf {path!r} of shape {tuple(shape)} has {shape[axis]} there; "
+            "the sizes must be positive and add up."
+        )
+    return axis
 
 
 def joined(views: Sequence[View], blocks: Sequence[Array]) -> Array:
@@ -255,8 +266,8 @@ def _view_of(
     named_in, named_out = _tuple(axes.reduction_axis), _tuple(axes.output_axis)
     needed = max((-a if a < 0 else a + 1 for a in (*named_in, *named_out)), default=0)
     require_rank(jax.ShapeDtypeStruct(shape, "float32"), max(needed, 2), path)
-    in_axes = tuple(_normalized(axis, len(shape), path) for axis in named_in)
-    out_axes = tuple(_normalized(axis, len(shape), path) for axis in named_out)
+    in_axes = tuple(normalized_axis(axis, len(shape), path) for axis in named_in)
+    out_axes = tuple(normalized_axis(axis, len(shape), path) for axis in named_out)
     named = (*in_axes, *out_axes)
     if not in_axes or not out_axes or len(set(named)) < len(named):
         raise ValueError(
@@ -310,7 +321,8 @@ def _is_sharded(leaf: Any, axis: int) -> bool:
     return axis < len(spec) and bool(names_of(spec[axis]))
 
 
-def _normalized(axis: int, rank: int, path: str) -> int:
+def normalized_axis(axis: int, rank: int, path: str) -> int:
+    """An axis as a number from 0; ValueError for one that the leaf does not have."""
     if not -rank <= axis < rank:
         raise ValueError(f"Axis {axis} does not exist in {path!r}, which has {rank}.")
     return axis % rank

@@ -182,8 +182,10 @@ def qk_clip(
             require_same_shapes((update, param), path)
             return _clipped(update, param, found[path])
 
-        flat = jax.tree_util.tree_map_with_path
-        return flat(clip, updates, params, is_leaf=is_absent), state
+        clipped = jax.tree_util.tree_map_with_path(
+            clip, updates, params, is_leaf=is_absent
+        )
+        return clipped, state
 
     # Optax's protocol knows no required extra argument.
     return optax.GradientTransformationExtraArgs(init_fn, cast("Any", update_fn))

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.small import SMALL
 from manifold_optax.experiments import __main__ as command_line
 from manifold_optax.experiments.checkpoint import Checkpoints, open_checkpoints
 from manifold_optax.experiments.config_file import apply_overrides
-from manifold_optax.experiments.lm.config import LearningRates, LmConfig, ModelConfig
+from manifold_optax.experiments.lm.config import LearningRates, LmConfig
 from manifold_optax.experiments.lm.model import apply_model, initial_params
 from manifold_optax.experiments.lm.results import read_results
 from manifold_optax.experiments.lm.run import make_runs
@@ -26,17 +27,7 @@ from manifold_optax.experiments.records import UnusableOutputError
 
 # Its next character follows from the last two, so that a few steps learn something.
 SOURCE = 40 * "the cat sat on the mat, and the rat ate the cake.\n"
-MODEL = ModelConfig(
-    attention="gqa",
-    layers=1,
-    width=16,
-    heads=4,
-    key_heads=2,
-    head_size=4,
-    latent=8,
-    rope_size=2,
-    hidden=16,
-)
+MODEL = dataclasses.replace(SMALL, attention="gqa")
 # A large learning rate and a low threshold.
 STRESS = """
 text = "{text}"

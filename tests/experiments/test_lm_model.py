@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import manifold_optax as mo
+from experiments.small import SMALL
 from manifold_optax import matrices
-from manifold_optax.experiments.lm.config import ModelConfig, TrainingConfig
+from manifold_optax.experiments.lm.config import TrainingConfig
 from manifold_optax.experiments.lm.layers import rotate
 from manifold_optax.experiments.lm.model import (
     abstract_model,
@@ -20,17 +21,6 @@ from manifold_optax.experiments.lm.optimizers import (
 )
 from manifold_optax.experiments.lm.train import learning_rate_schedule
 
-SMALL = ModelConfig(
-    layers=1,
-    width=16,
-    heads=4,
-    key_heads=2,
-    head_size=4,
-    latent=8,
-    rope_size=2,
-    hidden=16,
-    experts=4,
-)
 KINDS = [("mha", "gelu"), ("gqa", "gated"), ("mla", "moe")]
 VOCABULARY = 11
 
