@@ -32,10 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import peers
-import trees
 from document import print_all, write_chapter
 from stepping import head, row, Step
 
+import trees
 from manifold_optax import geometry
 
 CHAPTER = "One accelerator"

@@ -34,11 +34,11 @@ import jax.numpy as jnp
 import optax
 import peers
 import step_figure
-import trees
 from document import print_all, write_chapter
 from stepping import head, interleaved, median_ratio, milliseconds, ratio, row, Step
 
 import manifold_optax as mo
+import trees
 
 CHAPTER = "Single device"
 # (layers, width) of table 1; tall matrices as in an embedding or a readout.

@@ -30,12 +30,12 @@ import jax
 import jax.numpy as jnp
 import optax
 import peers
-import trees
 from document import print_all, write_chapter
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from stepping import head, row
 
 import manifold_optax as mo
+import trees
 
 CHAPTER = "Sharded over eight devices"
 TEXT = f"""\

@@ -12,7 +12,7 @@ import jax
 import optax
 
 from manifold_optax._typing import ArrayTree
-from manifold_optax.matrices import is_absent, leaf_path
+from manifold_optax.trees import check_pattern, is_absent, leaf_path, matches
 
 MATRIX = "matrix"
 """Label of the weights of hidden linear maps."""
@@ -73,12 +73,13 @@ def label_by_path(
         >>> labels({"query": jnp.ones((4, 2, 3)), "out": {"kernel": jnp.ones((6, 4))}})
         {'out': {'kernel': 'matrix'}, 'query': 'heads'}
     """
-    compiled = {re.compile(pattern): label for pattern, label in rules.items()}
+    for pattern in rules:
+        check_pattern("a rule of label_by_path", pattern)
 
     def label(path: str, leaf: Any) -> str | None:
         del leaf
-        for pattern, name in compiled.items():
-            if pattern.search(path):
+        for pattern, name in rules.items():
+            if matches(pattern, path):
                 return name
         if default is None:
             raise ValueError(
@@ -90,9 +91,9 @@ def label_by_path(
     def labels(tree: ArrayTree) -> ArrayTree:
         labelled, paths = _label(label, tree)
         unused = [
-            pattern.pattern
-            for pattern in compiled
-            if not any(pattern.search(path) for path in paths)
+            pattern
+            for pattern in rules
+            if not any(matches(pattern, path) for path in paths)
         ]
         if unused and jax.tree.leaves(tree):
             raise ValueError(

@@ -12,13 +12,7 @@ from manifold_optax.attention._dot_product import (
     Dropout,
 )
 from manifold_optax.attention._largest_logits import largest_logits
-from manifold_optax.attention._resolve import (
-    join,
-    leaves_by_path,
-    require_pattern,
-    require_statistics,
-    resolve,
-)
+from manifold_optax.attention._resolve import require_statistics, resolve
 from manifold_optax.attention._scores import Scores
 from manifold_optax.attention._spec import Attention, HeadPart
 
@@ -30,11 +24,8 @@ __all__ = (
     "Scores",
     "attend",
     "dot_product_attention",
-    "join",
     "largest_logits",
-    "leaves_by_path",
     "locate",
-    "require_pattern",
     "require_statistics",
     "rescalings",
     "resolve",

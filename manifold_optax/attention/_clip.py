@@ -13,13 +13,9 @@ from manifold_optax._checks import require_floating
 from manifold_optax._typing import ArrayTree
 from manifold_optax.attention._columns import columns_of, layer_axes, merge, spread
 from manifold_optax.attention._factors import logit_factors, side_factors
-from manifold_optax.attention._resolve import (
-    join,
-    leaves_by_path,
-    require_statistics,
-    resolve,
-)
+from manifold_optax.attention._resolve import require_statistics, resolve
 from manifold_optax.attention._spec import Attention, HeadPart, SIDES
+from manifold_optax.trees import join_paths, leaves_by_path
 
 _HINT = (
     "One number per layer and head is wanted, the largest over batch and positions; "
@@ -114,7 +110,7 @@ def _located(module: str, spec: Attention, leaves: Mapping[str, Any]) -> Located
     parts: dict[str, list[tuple[str, HeadPart]]] = {}
     for side in SIDES:
         for part in spec.parts(side):
-            parts.setdefault(join(module, part.path), []).append((side, part))
+            parts.setdefault(join_paths(module, part.path), []).append((side, part))
     found, layers = {}, {}
     for path, of_leaf in parts.items():
         require_floating(leaves[path], path)

@@ -1,37 +1,19 @@
 """Which leaves of a model a spec means, by path; and which of them are absent."""
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 
-from manifold_optax.matrices import is_absent, leaf_path
-
-
-def leaves_by_path(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by normalised path, `None` and masks among them."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_absent)
-    leaves: dict[str, Any] = {}
-    for keys, leaf in flat:
-        path = leaf_path(keys)
-        if path in leaves:
-            raise ValueError(f"Two leaves have one path, {path!r}; rename one of them.")
-        leaves[path] = leaf
-    return leaves
-
-
-def join(module: str, leaf: str) -> str:
-    """Path of a leaf below a module; the module of the whole tree is `""`."""
-    return f"{module}/{leaf}" if module else leaf
+from manifold_optax.trees import check_pattern, is_absent, join_paths, matches
 
 
 def modules_of(pattern: str, leaf: str, paths: Iterable[str]) -> list[str]:
-    """Modules whose path `pattern` matches in full and that have the leaf `leaf`."""
+    """Modules whose path `pattern` matches and that have the leaf `leaf`."""
     found = []
     for path in paths:
         module = path.removesuffix(leaf).removesuffix("/")
-        if join(module, leaf) == path and re.fullmatch(pattern, module):
+        if join_paths(module, leaf) == path and matches(pattern, module):
             found.append(module)
     return found
 
@@ -43,8 +25,8 @@ def resolve(
 
     Args:
         what: what the modules are, for messages: `"attention"`.
-        patterns: regular expression of a module's path, to be matched in full → paths
-            of the leaves that each such module must have.
+        patterns: pattern of a module's path (`trees.matches`) → paths of the leaves
+            that each such module must have.
         leaves: the leaves of the model, by path.
 
     Returns:
@@ -58,7 +40,7 @@ def resolve(
     module_of: dict[str, str] = {}
     for pattern, wanted in patterns.items():
         wanted = tuple(dict.fromkeys(wanted))
-        require_pattern(what, pattern)
+        check_pattern(f"the {what}", pattern)
         found = dict.fromkeys(
             module for leaf in wanted for module in modules_of(pattern, leaf, leaves)
         )
@@ -74,7 +56,7 @@ def resolve(
                     f"{pattern!r}; make them exclusive."
                 )
             owner[module] = pattern
-            for path in (join(module, leaf) for leaf in wanted):
+            for path in (join_paths(module, leaf) for leaf in wanted):
                 _require_leaf(what, module, path, leaves)
                 if path in module_of:
                     raise ValueError(
@@ -86,21 +68,11 @@ def resolve(
     return owner
 
 
-def require_pattern(what: str, pattern: Any) -> None:
-    """Raises ValueError unless `pattern` is a regular expression."""
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(
-            f"The {what}, {pattern!r}, is no regular expression: {error}."
-        ) from None
-
-
 def _require_leaf(what: str, module: str, path: str, leaves: Mapping[str, Any]) -> None:
     if path not in leaves:
+        known = [other for other in leaves if other.startswith(join_paths(module, ""))]
         raise ValueError(
-            f"The {what} {module!r} has no leaf {path!r}; its leaves are "
-            f"{[known for known in leaves if known.startswith(join(module, ''))]}."
+            f"The {what} {module!r} has no leaf {path!r}; its leaves are {known}."
         )
     if is_absent(leaves[path]):
         raise ValueError(

@@ -7,7 +7,7 @@ import optax
 from jaxtyping import Array
 
 from manifold_optax._typing import ArrayTree
-from manifold_optax.matrices import is_absent, leaf_path
+from manifold_optax.trees import is_absent, leaf_path
 
 FIELDS = ("gap", "tangency")
 """Names of the fields in which transformations keep numbers about their matrices."""

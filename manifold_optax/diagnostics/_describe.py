@@ -11,15 +11,14 @@ from manifold_optax._typing import ArrayTree
 from manifold_optax.labels import MATRIX
 from manifold_optax.matrices import (
     Axes,
-    is_absent,
     LAST_TWO,
-    leaf_path,
     Placement,
     Plan,
     plan_matrices,
     View,
     views_of,
 )
+from manifold_optax.trees import is_absent, leaf_path
 
 _HEADER = ("path", "shape", "dtype", "label", "fan_out × fan_in", "matrices")
 

@@ -29,7 +29,7 @@ from jaxtyping import Array
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import AxisName
 from manifold_optax.attention import attend, Dropout, Scores
-from manifold_optax.matrices import leaf_path
+from manifold_optax.trees import leaf_path
 
 NAME = "max_logits"
 """Name under which `attention_fn` leaves the largest logits."""

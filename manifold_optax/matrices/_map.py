@@ -28,17 +28,15 @@ from manifold_optax.matrices._recipes import Facts, make_plan
 from manifold_optax.matrices._stack import Operands, run
 from manifold_optax.matrices._view import (
     Axes,
-    bare,
-    is_absent,
     joined,
     joined_numbers,
     LAST_TWO,
-    leaf_path,
     numbers_of,
     per_matrix_shape,
     View,
     views_of,
 )
+from manifold_optax.trees import bare, is_absent, leaf_path
 
 
 def map_matrices(

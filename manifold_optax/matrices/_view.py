@@ -104,45 +104,6 @@ class View:
         return jax.eval_shape(cut, leaf) if is_shape else cut(leaf)
 
 
-def leaf_path(keys: Sequence[Any]) -> str:
-    """Normalised path of a leaf: `layers/0/kernel`, without the `value` of Flax nnx.
-
-    Only the attribute `value` that nnx appends to a variable goes; a dictionary's key
-    `"value"` (of attention) stays.
-    """
-    keys = tuple(keys)
-    if len(keys) > 1 and keys[-1] == jax.tree_util.GetAttrKey("value"):
-        keys = keys[:-1]
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
-
-
-def is_absent(node: Any) -> bool:
-    """Whether a tree has no array at `node`: `None` or `optax.MaskedNode`."""
-    return node is None or isinstance(node, optax.MaskedNode)
-
-
-def bare(tree: Any) -> Any:
-    """`tree` with plain arrays in place of the boxes in which frameworks keep them.
-
-    A Flax nnx variable names the mesh axes of its own axes as metadata. An array of
-    another shape in its place, such as a number per matrix, must not inherit them.
-    """
-
-    def inside(node: Any) -> Any:
-        return node if is_absent(node) else jax.tree.leaves(node)[0]
-
-    def is_box(node: Any) -> bool:
-        return is_absent(node) or (hasattr(node, "shape") and hasattr(node, "dtype"))
-
-    return jax.tree.map(inside, tree, is_leaf=is_box)
-
-
-def boxed_like(tree: Any, like: Any) -> Any:
-    """The arrays of `tree` in the boxes of `like`; undoes `bare`."""
-    leaves = jax.tree.leaves(tree, is_leaf=is_absent)
-    return jax.tree.structure(like, is_leaf=is_absent).unflatten(leaves)
-
-
 def views_of(leaf: Any, path: str, axes: Axes) -> tuple[View, ...]:
     """The blocks of a leaf, one view each.
 

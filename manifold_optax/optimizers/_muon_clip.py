@@ -1,6 +1,5 @@
 """MuonClip: Muon for a whole model, with attention logits that stay bounded."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,13 +9,14 @@ import optax
 from manifold_optax import transforms
 from manifold_optax._checks import require_instance
 from manifold_optax._typing import ArrayTree
-from manifold_optax.attention import Attention, leaves_by_path, locate, require_pattern
+from manifold_optax.attention import Attention, locate
 from manifold_optax.geometry import Euclidean, Manifold, Spectral
 from manifold_optax.labels import label_by_path, label_matrices, MATRIX, OTHER
 from manifold_optax.matrices import Axes, LAST_TWO, Placement
 from manifold_optax.optimizers._hybrid import hybrid
 from manifold_optax.optimizers._links import learning_rate_link, momentum_link
 from manifold_optax.optimizers._muon import muon
+from manifold_optax.trees import check_pattern, leaves_by_path, matches
 
 _EUCLIDEAN = Euclidean()
 
@@ -160,7 +160,7 @@ def _check(groups: Any) -> None:
                 f"The group {name!r} has no matrices (axes=None) to keep on "
                 f"{group.manifold}; name their axes."
             )
-        require_pattern(f"path of the group {name!r}", group.paths)
+        check_pattern(f"the group {name!r}", group.paths)
     if MATRIX in groups:
         raise ValueError(
             f"The group {MATRIX!r} is that of the weights that no group matches; give "
@@ -174,7 +174,7 @@ def _check_model(
     """Raises ValueError for a clip that leads off a manifold, and for idle groups."""
 
     def group_of(path: str) -> str | None:
-        names = (name for name in groups if re.search(groups[name].paths, path))
+        names = (name for name in groups if matches(groups[name].paths, path))
         return next(names, None)
 
     located = locate(attention, params).values()

@@ -6,7 +6,8 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from manifold_optax._typing import ArrayTree
-from manifold_optax.matrices import leaf_path, Placement
+from manifold_optax.matrices import Placement
+from manifold_optax.trees import leaf_path
 
 
 def owned(

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from manifold_optax._typing import ArrayTree
-from manifold_optax.matrices import leaf_path
+from manifold_optax.trees import leaf_path
 
 
 def state_shardings(

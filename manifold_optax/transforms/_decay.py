@@ -20,16 +20,13 @@ from manifold_optax.geometry import Ball, Frobenius, Norm, RmsToRms, Spectral
 from manifold_optax.linalg import gram, matmul, max_abs, nonzero, spectral_norm
 from manifold_optax.matrices import (
     Axes,
-    bare,
-    is_absent,
     LAST_TWO,
-    leaf_path,
     map_matrices,
     per_matrix,
     Placement,
     views_of,
 )
-from manifold_optax.transforms._leaves import map_leaves
+from manifold_optax.trees import bare, is_absent, leaf_path, map_leaves
 
 
 class SpectralDecayState(NamedTuple):

@@ -1,4 +1,4 @@
-"""Elementwise work on the leaves of a tree, and the sizes of a manifold at each."""
+"""The sizes of a manifold at each leaf, and work with them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,33 +10,8 @@ from jaxtyping import Array
 from manifold_optax._checks import require_floating, require_present
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import divide, Manifold
-from manifold_optax.matrices import Axes, is_absent, joined, leaf_path, View, views_of
-
-
-def map_leaves(fn: Callable[..., Any], tree: ArrayTree, *rest: ArrayTree) -> ArrayTree:
-    """`fn(path, leaf, *others)` on each floating leaf; `None` and masks pass through.
-
-    Raises:
-        TypeError: for a leaf that is not real floating, naming its path.
-    """
-
-    def of_leaf(keys: Any, leaf: Any, *others: Any) -> Any:
-        if is_absent(leaf):
-            return leaf
-        path = leaf_path(keys)
-        require_floating(leaf, path)
-        return fn(path, leaf, *others)
-
-    return jax.tree_util.tree_map_with_path(of_leaf, tree, *rest, is_leaf=is_absent)
-
-
-def fill_absent(tree: ArrayTree, old: ArrayTree) -> ArrayTree:
-    """`tree` with the leaves of `old` where it has `None`."""
-
-    def choose(leaf: Any, other: Any) -> Any:
-        return other if leaf is None else leaf
-
-    return jax.tree.map(choose, tree, old, is_leaf=lambda node: node is None)
+from manifold_optax.matrices import Axes, joined, View, views_of
+from manifold_optax.trees import is_absent, map_leaves
 
 
 def sizes_at(

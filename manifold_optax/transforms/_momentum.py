@@ -15,8 +15,8 @@ from manifold_optax._checks import (
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import Axes, LAST_TWO, Placement
-from manifold_optax.transforms._leaves import fill_absent, map_leaves
 from manifold_optax.transforms._tangent import tangent_project
+from manifold_optax.trees import fill_absent, map_leaves
 
 
 class MomentumState(NamedTuple):

@@ -11,16 +11,8 @@ from manifold_optax._checks import require_in_range, require_present
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Sphere
 from manifold_optax.linalg import nonzero
-from manifold_optax.matrices import (
-    Axes,
-    bare,
-    boxed_like,
-    joined,
-    LAST_TWO,
-    View,
-    views_of,
-)
-from manifold_optax.transforms._leaves import fill_absent, map_leaves
+from manifold_optax.matrices import Axes, joined, LAST_TWO, View, views_of
+from manifold_optax.trees import bare, boxed_like, fill_absent, map_leaves
 
 
 class RowRmsState(NamedTuple):

@@ -18,7 +18,7 @@ from manifold_optax._checks import (
 )
 from manifold_optax._typing import ArrayTree
 from manifold_optax.attention import Attention, locate, Rescaling, rescalings
-from manifold_optax.matrices import is_absent, leaf_path
+from manifold_optax.trees import is_absent, leaf_path
 
 
 def apply_qk_clip(

@@ -17,12 +17,8 @@ from manifold_optax._checks import (
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Ball, Band, DiagonalGram, Manifold, Stiefel
 from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
-from manifold_optax.transforms._leaves import (
-    divide_leaves,
-    map_leaves,
-    multiply_leaves,
-    sizes_at,
-)
+from manifold_optax.transforms._leaves import divide_leaves, multiply_leaves, sizes_at
+from manifold_optax.trees import map_leaves
 
 
 def project(

@@ -17,13 +17,8 @@ from manifold_optax._checks import (
     require_same_shapes,
 )
 from manifold_optax._typing import ArrayTree
-from manifold_optax.attention import (
-    join,
-    leaves_by_path,
-    require_statistics,
-    resolve,
-)
-from manifold_optax.matrices import is_absent, leaf_path
+from manifold_optax.attention import require_statistics, resolve
+from manifold_optax.trees import is_absent, join_paths, leaf_path, leaves_by_path
 
 _HINT = (
     "It is the shape of the bias, [*layers, experts]: the load of each expert, summed "
@@ -103,7 +98,9 @@ def balance_router_bias(
     def biases(tree: ArrayTree) -> dict[str, str]:
         """Path of each router → path of its bias."""
         found = resolve("router", wanted, leaves_by_path(tree))
-        return {path: join(path, routers[pattern]) for path, pattern in found.items()}
+        return {
+            path: join_paths(path, routers[pattern]) for path, pattern in found.items()
+        }
 
     def init_fn(params: ArrayTree) -> optax.EmptyState:
         # Optax's tools for states (`optax.tree.map_params`) give a tree without leaves.

@@ -10,7 +10,8 @@ from jaxtyping import Array
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import ArrayTree
 from manifold_optax.matrices import Axes, LAST_TWO
-from manifold_optax.transforms._leaves import map_leaves, per_block
+from manifold_optax.transforms._leaves import per_block
+from manifold_optax.trees import map_leaves
 
 SHAPE_RULES: dict[str, Callable[[int, int], float]] = {
     "none": lambda *_: 1.0,

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import manifold_optax as mo
 from manifold_optax.integrations.flax import attention_fn, gather
-from manifold_optax.matrices import leaf_path
+from manifold_optax.trees import leaf_path
 
 captures = pytest.mark.skipif(
     not hasattr(nnx, "capture"), reason="this Flax has no nnx.capture"

@@ -10,8 +10,8 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
 
 import manifold_optax as mo
-from manifold_optax.matrices import leaf_path
 from manifold_optax.sharding import state_shardings
+from manifold_optax.trees import leaf_path
 from sharding.layouts import mesh_of
 
 pytestmark = pytest.mark.devices
