@@ -34,19 +34,21 @@ from manifold_optax.geometry import (
     steepest_direction,
     Stiefel,
 )
-from manifold_optax.labels import label_by_path, label_matrices
 from manifold_optax.matrices import (
-    LAST_TWO,
+    CONV,
+    HEADS,
+    HEADS_OUT,
     map_matrices,
+    OUT_IN,
     plan_matrices,
     Split,
+    STACKED,
 )
 from manifold_optax.optimizers import (
     hybrid,
     hyperball,
     hyperspherical_descent,
     manifold_muon,
-    MatrixGroup,
     muon,
     muon_clip,
     normuon,
@@ -55,6 +57,7 @@ from manifold_optax.optimizers import (
     spectral_sphere,
     spel,
 )
+from manifold_optax.roles import Role, Roles, roles
 from manifold_optax.transforms import (
     add_spectral_weight_decay,
     apply_qk_clip,
@@ -83,8 +86,12 @@ from manifold_optax.transforms import (
 __version__ = "0.1.0"
 
 __all__ = (
+    "CONV",
+    "HEADS",
+    "HEADS_OUT",
     "L1",
-    "LAST_TWO",
+    "OUT_IN",
+    "STACKED",
     "Attention",
     "Ball",
     "Band",
@@ -95,7 +102,6 @@ __all__ = (
     "Frobenius",
     "HeadPart",
     "Manifold",
-    "MatrixGroup",
     "Max",
     "MomentumState",
     "Norm",
@@ -104,6 +110,8 @@ __all__ = (
     "PNormSphere",
     "RetractState",
     "RmsToRms",
+    "Role",
+    "Roles",
     "RowRms",
     "RowRmsState",
     "ShrinkState",
@@ -125,8 +133,6 @@ __all__ = (
     "hyperball",
     "hyperspherical_descent",
     "initializers",
-    "label_by_path",
-    "label_matrices",
     "linalg",
     "manifold_muon",
     "map_matrices",
@@ -140,6 +146,7 @@ __all__ = (
     "qk_clip",
     "retract",
     "retract_polar",
+    "roles",
     "scale_by_row_rms",
     "scale_by_shape",
     "scale_by_size",

@@ -45,7 +45,7 @@ def require_floating(leaf: Any, path: str) -> None:
         raise TypeError(
             f"The leaf {path!r} has dtype {dtype}, but only real floating arrays can "
             "be optimized here; give it another optimizer or optax.set_to_zero() by "
-            "its label (mo.label_by_path with optax.partition, or mo.hybrid)."
+            "its label (mo.roles with optax.partition, or mo.hybrid)."
         )
     if jnp.finfo(dtype).bits < 16:
         raise TypeError(

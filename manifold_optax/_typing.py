@@ -11,6 +11,9 @@ from typing import Any, TypeAlias
 
 from jaxtyping import Array, Float
 
+Scalar: TypeAlias = float | int | Array
+"""A hyperparameter: a number, or a traced one under `optax.inject_hyperparams`."""
+
 Matrix: TypeAlias = Float[Array, "*batch m n"]
 """One matrix or a batch of matrices."""
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax.geometry import Manifold, Sphere, Stiefel
-from manifold_optax.matrices import Axes, LAST_TWO
+from manifold_optax.matrices import AxesLike
 from manifold_optax.transforms import project
 
 __all__ = ("on_manifold", "sphere", "stiefel")
@@ -18,7 +18,7 @@ def on_manifold(
     manifold: Manifold,
     base: Callable[..., Array] | None = None,
     *,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
 ) -> Callable[..., Array]:
     """Initializer that draws from `base` and projects onto `manifold`.
 
@@ -47,7 +47,7 @@ def on_manifold(
     return init
 
 
-def stiefel(scale: float | str = 1.0, *, axes: Axes = LAST_TWO) -> Callable[..., Array]:
+def stiefel(scale: float | str = 1.0, *, axes: AxesLike = None) -> Callable[..., Array]:
     """Initializer with all singular values equal to `scale`, uniformly distributed.
 
     Example:
@@ -58,7 +58,7 @@ def stiefel(scale: float | str = 1.0, *, axes: Axes = LAST_TWO) -> Callable[...,
     return on_manifold(Stiefel(scale), axes=axes)
 
 
-def sphere(radius: float | str = 1.0, *, axes: Axes = LAST_TWO) -> Callable[..., Array]:
+def sphere(radius: float | str = 1.0, *, axes: AxesLike = None) -> Callable[..., Array]:
     """Initializer with Frobenius norm `radius`, uniformly distributed.
 
     Example:

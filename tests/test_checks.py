@@ -31,7 +31,7 @@ def test_missing_parameters_name_the_transformation_and_the_call():
 def test_leaves_that_are_not_real_floating_are_refused(leaf, dtype):
     with pytest.raises(TypeError, match=f"'a/b' has dtype .*{dtype}") as caught:
         _checks.require_floating(leaf, "a/b")
-    assert "mo.label_by_path" in str(caught.value)
+    assert "mo.roles" in str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -5,7 +5,7 @@ logits. The rest is what `qk_clip`, `muon_clip` and `balance_router_bias` share:
 the leaves that a spec means, and what becomes of them.
 """
 
-from manifold_optax.attention._clip import locate, Rescaling, rescalings
+from manifold_optax.attention._clip import ClipReport, locate, Rescaling, rescalings
 from manifold_optax.attention._dot_product import (
     attend,
     dot_product_attention,
@@ -18,6 +18,7 @@ from manifold_optax.attention._spec import Attention, HeadPart
 
 __all__ = (
     "Attention",
+    "ClipReport",
     "Dropout",
     "HeadPart",
     "Rescaling",

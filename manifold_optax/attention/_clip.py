@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from manifold_optax._checks import require_floating
 from manifold_optax._typing import ArrayTree
+from manifold_optax.attention._beside import require_biases
 from manifold_optax.attention._columns import columns_of, layer_axes, merge, spread
 from manifold_optax.attention._factors import logit_factors, side_factors
 from manifold_optax.attention._resolve import require_statistics, resolve
@@ -31,6 +32,13 @@ class Located(NamedTuple):
     """Numbers of stacked layers."""
     leaves: dict[str, tuple[np.ndarray, tuple[int, ...], float]]
     """Path → columns of the factors, axes of stacked layers, offset."""
+
+
+class ClipReport(NamedTuple):
+    """The leaves whose heads one transformation rescales."""
+
+    name: str
+    paths: tuple[str, ...]
 
 
 class Rescaling(NamedTuple):
@@ -64,6 +72,8 @@ def locate(attention: Mapping[str, Attention], params: ArrayTree) -> dict[str, L
         for pattern, spec in attention.items()
     }
     owner = resolve("attention", wanted, leaves)
+    for module in owner:
+        require_biases(module, attention[owner[module]], leaves)
     return {path: _located(path, attention[owner[path]], leaves) for path in owner}
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from manifold_optax.attention._beside import is_vector
 from manifold_optax.attention._spec import Attention, HeadPart, SIDES
 from manifold_optax.matrices import normalized_axis, Split, split_axis
 
@@ -36,11 +37,9 @@ def columns_of(
     rank = len(shape)
     place, counts = SIDES.index(side), attention.counts
     first, count, untouched = sum(counts[:place]), counts[place], sum(counts)
-    axes = () if part.axis is None else part.axis
-    axes = (axes,) if isinstance(axes, int) else tuple(axes)
-    axes = tuple(normalized_axis(axis, rank, path) for axis in axes)
-    cut = () if part.split is None else (split_axis(part.split, shape, path),)
     layers = layer_axes(attention, part, rank, path)
+    axes = _head_axes(part, rank, len(layers), path, shape)
+    cut = () if part.split is None else (split_axis(part.split, shape, path),)
     if len(set(axes)) < len(axes) or {*axes, *cut} & set(layers):
         raise ValueError(
             f"The axes of heads {part.axis}, of layers {layers} and of the split "
@@ -58,6 +57,26 @@ def columns_of(
             f"{part.axis} cannot be shared evenly by {count} {side} heads."
         )
     return np.where(chosen, first + number // (total // count), untouched)
+
+
+def _head_axes(
+    part: HeadPart, rank: int, layers: int, path: str, shape: Sequence[int]
+) -> tuple[int, ...]:
+    """The axes of the heads of a leaf, as numbers from 0."""
+    axes = part.axis
+    if axes is None:
+        return ()
+    if axes == "default":
+        if rank - layers == 2 and not is_vector(path):
+            raise ValueError(
+                f"The kernel {path!r} of shape {tuple(shape)} has two axes, and the "
+                "spec does not say along which of them the heads lie: write "
+                f"mo.HeadPart({part.path!r}, axis=-1) for [embed, heads · head_dim], "
+                "or axis=-2 for [heads · head_dim, embed]."
+            )
+        axes = -2
+    axes = (axes,) if isinstance(axes, int) else tuple(axes)
+    return tuple(normalized_axis(axis, rank, path) for axis in axes)
 
 
 def _chosen(part: HeadPart, shape: Sequence[int], path: str) -> np.ndarray:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from manifold_optax.matrices import Split
 
@@ -18,13 +18,14 @@ class HeadPart(NamedTuple):
 
     path: str
     """Path of the leaf below that of the attention: `"query/kernel"`."""
-    axis: int | tuple[int, ...] | None = -2
+    axis: int | tuple[int, ...] | Literal["default"] | None = "default"
     """The axis along which the heads lie, one after the other and each with its equal
-    share: -2 of `[embed, heads, head_dim]` and of a bias `[heads, head_dim]`, -1 of
-    `[embed, heads · head_dim]`, 0 of PyTorch's `[heads · head_dim, embed]`. Several
-    axes, the slower ones first, for queries `[embed, key_heads, group, head_dim]`. It
-    must be right: an axis of another meaning that the heads divide is no error.
-    `None`: all heads share the leaf, as the gain `[head_dim]` of a norm."""
+    share: -2 of `[embed, heads, head_dim]` and of a bias `[heads, head_dim]`, which is
+    the default; -1 of `[embed, heads · head_dim]`, 0 of PyTorch's `[heads · head_dim,
+    embed]`, which must be said. Several axes, the slower ones first, for queries
+    `[embed, key_heads, group, head_dim]`. It must be right: an axis of another meaning
+    that the heads divide evenly raises no error. `None`: all heads share the leaf, as
+    the gain `[head_dim]` of a norm."""
     split: Split | None = None
     """For a fused leaf: its blocks, the same declaration that `muon(axes=…)` takes."""
     block: int | Sequence[int] = 0
@@ -70,7 +71,7 @@ class Attention:
     Example:
         >>> grouped = Attention(8, 2, query="query/kernel", key="key/kernel")
         >>> grouped.key
-        (HeadPart(path='key/kernel', axis=-2, split=None, block=0, layers=None, \
+        (HeadPart(path='key/kernel', axis='default', split=None, block=0, layers=None, \
 offset=0.0),)
     """
 
@@ -137,6 +138,8 @@ def _check(part: HeadPart) -> None:
         raise TypeError(f"The path of a leaf must be a string, got {part!r}.")
     for field in ("axis", "layers"):
         value = getattr(part, field)
+        if field == "axis" and value == "default":
+            continue
         _require_ints(f"{field} of {part.path!r}", value, optional=True)
     if isinstance(part.axis, Sequence) and not part.axis:
         raise ValueError(

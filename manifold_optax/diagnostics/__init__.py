@@ -1,12 +1,12 @@
 """What will happen to the parameters, and what the last step did: pure functions."""
 
 from manifold_optax.diagnostics._collect import collect, FIELDS
-from manifold_optax.diagnostics._describe import describe, Description, LabelledLeaf
+from manifold_optax.diagnostics._describe import describe, DescribedLeaf, Description
 
 __all__ = (
     "FIELDS",
+    "DescribedLeaf",
     "Description",
-    "LabelledLeaf",
     "collect",
     "describe",
 )

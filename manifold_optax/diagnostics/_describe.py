@@ -2,38 +2,43 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import optax
 
+from manifold_optax._reports import listening
 from manifold_optax._typing import ArrayTree
-from manifold_optax.labels import MATRIX
+from manifold_optax.attention import ClipReport
 from manifold_optax.matrices import (
-    Axes,
-    LAST_TWO,
+    check_matrices,
+    MatrixReport,
     Placement,
     Plan,
     plan_matrices,
     View,
-    views_of,
 )
-from manifold_optax.trees import is_absent, leaf_path
+from manifold_optax.roles import LabelReport, Roles
+from manifold_optax.trees import is_absent, leaf_path, leaves_by_path
 
-_HEADER = ("path", "shape", "dtype", "label", "fan_out × fan_in", "matrices")
+_HEADER = ("path", "shape", "dtype", "label", "fan_out × fan_in", "matrices", "links")
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledLeaf:
+class DescribedLeaf:
     """What is known of one parameter before the first step."""
 
     path: str
     shape: tuple[int, ...]
     dtype: str
     label: str
+    """Empty if nothing labels it."""
     views: tuple[View, ...]
     """The batches of matrices that it is, one per block of a `Split`, where those that
-    repeat are one; none where the label says something else."""
+    repeat are one; none where it is no matrix."""
+    links: tuple[str, ...] = ()
+    """The transformations that read it as matrices, and those that clip its heads."""
 
     @property
     def count(self) -> int:
@@ -51,129 +56,157 @@ class LabelledLeaf:
 class Description:
     """All parameters of a model, and the plans of its matrices; `str` is a table."""
 
-    leaves: tuple[LabelledLeaf, ...]
+    leaves: tuple[DescribedLeaf, ...]
     plans: tuple[Plan, ...]
-    """One for each label of matrices, in the order of `axes`."""
+    """One for each set of matrices that are stacked and placed together."""
 
     def __str__(self) -> str:
         """One line per parameter; then, where there are matrices, their plans."""
         rows = [_HEADER, *map(_row, self.leaves)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        columns = [c for c in zip(*rows, strict=True) if any(c[1:]) or c[0] == "path"]
+        widths = [max(map(len, column)) for column in columns]
         table = "\n".join(
-            "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
+            "  ".join(map(str.ljust, row, widths)).rstrip()
+            for row in zip(*columns, strict=True)
         )
         return "\n\n".join([table, *filter(None, map(str, self.plans))])
 
 
 def describe(
-    labels: ArrayTree | Callable[[ArrayTree], ArrayTree],
+    subject: optax.GradientTransformation | Roles,
     params: ArrayTree,
     *,
-    axes: Axes | Mapping[str, Axes] = LAST_TWO,
     placement: Placement | None = None,
 ) -> Description:
-    """What the library knows about a model before its first step; print it to read it.
+    """Describes what an optimizer, or `Roles`, make of a model; print it to read it.
 
-    One line per parameter: its label, and if that is `"matrix"` (or a label that `axes`
-    names), which matrices the optimizer sees in it (`fan_out × fan_in`, and how many of
-    them). Then the plan of these matrices, as of `plan_matrices`: which share a stack,
-    and by which recipe they are computed. A wrong label, fan-in taken for fan-out, and
-    a layout that is not known are all seen here. It computes nothing: the time is that
-    of one trace.
+    One line per parameter: its label, which matrices it is (`fan_out × fan_in`, and how
+    many of them), and which transformations read them. Then the plan of these matrices,
+    as of `plan_matrices`: which share a stack, and by which recipe they are computed. A
+    wrong label, fan-in taken for fan-out, and a layout that is not known are all seen
+    here. It computes nothing: the time is that of one trace of `init`.
 
     Args:
-        labels: what `hybrid` and `optax.partition` take: a function from the parameters
-            to their labels (`label_matrices`, `label_by_path(...)`), or a tree of
-            labels, which may be a prefix of `params`.
+        subject: an optimizer as it was built (also inside Optax's wrappers), or the
+            `Roles` that one would be built with.
         params: tree of arrays or `jax.ShapeDtypeStruct`s of any shapes and dtypes.
             `None`, `optax.MaskedNode` and empty leaves are passed over, as they are by
             the optimizers.
-        axes: that of the optimizer of the matrices. Where `hybrid` has several, a dict
-            of the labels of matrices and the axes of each.
-        placement: likewise.
+        placement: for `Roles`: which device computes which matrix. An optimizer has its
+            own.
 
     Returns:
         The table as an object: its `leaves` and its `plans`.
 
     Raises:
-        ValueError: for a parameter without a label, for a label without a parameter
-            (in `labels`, and of a dict `axes`), and for matrices that do not fit `axes`
-            or `placement`.
-        TypeError: for matrices of a dtype that cannot be optimized. All name the leaf.
+        TypeError: if `subject` is of another kind, or for matrices of a dtype that
+            cannot be optimized.
+        ValueError: as `init` of the optimizer, and for `placement` beside an optimizer.
+            All name the leaf.
 
     Example:
         >>> params = {"w1": jnp.ones((4, 2)), "b1": jnp.ones(2)}
-        >>> print(describe(label_matrices, params))
-        path  shape   dtype    label   fan_out × fan_in  matrices
-        b1    (2,)    float32  other
-        w1    (4, 2)  float32  matrix  2 × 4             1
+        >>> print(describe(hybrid(muon(0.02)), params))
+        path  shape   dtype    label   fan_out × fan_in  matrices  links
+        b1    (2,)    float32  vector
+        w1    (4, 2)  float32  matrix  2 × 4             1         orthogonalize_...
         <BLANKLINE>
         stack          matrices  recipe  FLOPs  bytes sent  leaves
         4 × 2 float32  1         local   ...    0           w1
         busiest device: ... FLOPs, 0 bytes sent
     """
-    labels = labels(params) if callable(labels) else labels
-    paired, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_absent)
-    names = _label_of_each(labels, paired)
-    kinds = axes if isinstance(axes, Mapping) else {MATRIX: axes}
-    leaves, rows = [], []
-    for keys, leaf in paired:
-        known = None if is_absent(leaf) else _labelled(keys, leaf, names[keys], kinds)
-        leaves.extend([] if known is None else [known])
-        rows.append((leaf, known.label if known is not None and known.views else None))
-    if isinstance(axes, Mapping) and (idle := set(axes) - {*names.values()}):
-        raise ValueError(
-            f"axes names the labels {sorted(idle)}, which no parameter has; the labels "
-            f"are {sorted({str(name) for name in names.values()})}."
-        )
-
-    def plan_of(label: str, own: Axes) -> Plan:
-        matrices = [leaf if name == label else None for leaf, name in rows]
-        tree = treedef.unflatten(matrices)
-        return plan_matrices(tree, axes=own, placement=placement)
-
-    plans = tuple(plan_of(label, own) for label, own in kinds.items())
-    return Description(tuple(leaves), plans)
-
-
-def _label_of_each(
-    labels: ArrayTree, paired: Sequence[tuple[tuple[Any, ...], Any]]
-) -> dict[tuple[Any, ...], Any]:
-    """The label at each path, or at the part of it that has one."""
-    labelled = dict(jax.tree_util.tree_flatten_with_path(labels)[0])
-    found, used = {}, set()
-    for keys, leaf in paired:
-        stems = (keys[:length] for length in range(len(keys), -1, -1))
-        stem = next((stem for stem in stems if stem in labelled), None)
-        used.add(stem)
-        if is_absent(leaf):
-            continue
-        if stem is None:
+    if isinstance(subject, Roles):
+        facts = _facts_of_roles(subject, params, placement)
+    elif isinstance(subject, optax.GradientTransformation):
+        if placement is not None:
             raise ValueError(
-                f"The tree of labels has none for the parameter {leaf_path(keys)!r}; "
-                "it must have the structure of the parameters, or be a prefix of it."
+                "An optimizer has a placement of its own, which describe shows; give "
+                f"it to the optimizer, got placement={placement!r} here."
             )
-        found[keys] = labelled[stem]
-    if unused := [leaf_path(keys) for keys in labelled if keys not in used]:
-        raise ValueError(
-            f"There are labels at {unused}, but no parameters; the paths are: "
-            f"{', '.join(map(leaf_path, found))}."
+        facts = _facts_of_optimizer(subject, params)
+    else:
+        raise TypeError(
+            "describe takes an optax.GradientTransformation or mo.Roles, got "
+            f"{subject!r}."
         )
-    return found
+    leaves = {
+        path: leaf
+        for path, leaf in leaves_by_path(params).items()
+        if not is_absent(leaf) and math.prod(getattr(leaf, "shape", ()))
+    }
+    described = tuple(_described(path, leaf, facts) for path, leaf in leaves.items())
+    return Description(described, tuple(_plans(facts, params)))
 
 
-def _labelled(
-    keys: tuple[Any, ...], leaf: Any, label: Any, kinds: Mapping[str, Axes]
-) -> LabelledLeaf | None:
-    """One line of the table; `None` for a leaf without an entry."""
-    path, shape = leaf_path(keys), tuple(getattr(leaf, "shape", ()))
-    if not math.prod(shape):
-        return None
-    views = views_of(leaf, path, kinds[label]) if label in kinds else ()
+def _facts_of_optimizer(
+    subject: optax.GradientTransformation, params: ArrayTree
+) -> list[Any]:
+    with listening() as facts:
+        # A new function each time: what JAX has traced before reports nothing.
+        jax.eval_shape(lambda tree: subject.init(tree), params)
+    return facts
+
+
+def _facts_of_roles(
+    roles: Roles, params: ArrayTree, placement: Placement | None
+) -> list[Any]:
+    labels = leaves_by_path(roles(params))
+    own = {label for label in labels.values() if not is_absent(label)}
+    facts: list[Any] = [LabelReport(labels)]
+    for label in sorted(own):
+
+        def keep(keys: Any, leaf: Any, label: str = label) -> Any:
+            if is_absent(leaf) or labels[leaf_path(keys)] != label:
+                return None
+            shape = tuple(getattr(leaf, "shape", ()))
+            return None if roles.axes_of(leaf_path(keys), shape) is None else leaf
+
+        matrices = jax.tree_util.tree_map_with_path(keep, params, is_leaf=is_absent)
+        if jax.tree.leaves(matrices):
+            facts.append(check_matrices("", matrices, roles, placement=placement))
+    return facts
+
+
+def _described(path: str, leaf: Any, facts: Iterable[Any]) -> DescribedLeaf:
+    label, views, links = "", (), []
+    for fact in facts:
+        if isinstance(fact, LabelReport):
+            label = fact.labels.get(path, label)
+        elif isinstance(fact, MatrixReport) and path in fact.views:
+            views = fact.views[path]
+            links.append(fact.name)
+        elif isinstance(fact, ClipReport) and path in fact.paths:
+            links.append(fact.name)
     dtype = str(getattr(leaf, "dtype", type(leaf).__name__))
-    return LabelledLeaf(path, shape, dtype, str(label), views)
+    shape = tuple(getattr(leaf, "shape", ()))
+    named = tuple(dict.fromkeys(filter(None, links)))
+    return DescribedLeaf(path, shape, dtype, label, views, named)
 
 
-def _row(leaf: LabelledLeaf) -> tuple[str, ...]:
+def _plans(facts: Iterable[Any], params: ArrayTree) -> Iterable[Plan]:
+    """One plan for each different set of leaves, axes and placement."""
+    different: dict[Any, MatrixReport] = {}
+    for fact in facts:
+        if isinstance(fact, MatrixReport) and fact.planned and fact.views:
+            views: Mapping[str, Sequence[View]] = fact.views
+            different.setdefault((tuple(views.items()), fact.placement), fact)
+    for fact in different.values():
+
+        def keep(keys: Any, leaf: Any, fact: MatrixReport = fact) -> Any:
+            return leaf if leaf_path(keys) in fact.views else None
+
+        tree = jax.tree_util.tree_map_with_path(keep, params, is_leaf=is_absent)
+        yield plan_matrices(tree, axes=fact.axes, placement=fact.placement)
+
+
+def _row(leaf: DescribedLeaf) -> tuple[str, ...]:
     count = str(leaf.count) if leaf.views else ""
-    return leaf.path, str(leaf.shape), leaf.dtype, leaf.label, leaf.sizes, count
+    return (
+        leaf.path,
+        str(leaf.shape),
+        leaf.dtype,
+        leaf.label,
+        leaf.sizes,
+        count,
+        ", ".join(leaf.links),
+    )

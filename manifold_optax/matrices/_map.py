@@ -27,10 +27,9 @@ from manifold_optax.matrices._plan import Placement, Plan
 from manifold_optax.matrices._recipes import Facts, make_plan
 from manifold_optax.matrices._stack import Operands, run
 from manifold_optax.matrices._view import (
-    Axes,
+    AxesLike,
     joined,
     joined_numbers,
-    LAST_TWO,
     numbers_of,
     per_matrix_shape,
     View,
@@ -44,7 +43,7 @@ def map_matrices(
     trees: Sequence[ArrayTree],
     carried: Sequence[ArrayTree] = (),
     *,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     transposable: bool | Literal["either"] = True,
     outputs: int = 1,
     placement: Placement | None = None,
@@ -105,7 +104,7 @@ def map_matrices(
 def plan_matrices(
     tree: ArrayTree,
     *,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     transposable: bool | Literal["either"] = True,
     placement: Placement | None = None,
 ) -> Plan:
@@ -128,7 +127,7 @@ def plan_matrices(
 
 
 def per_matrix(
-    tree: ArrayTree, fill: float, *, axes: Axes = LAST_TWO, tail: tuple[int, ...] = ()
+    tree: ArrayTree, fill: float, *, axes: AxesLike = None, tail: tuple[int, ...] = ()
 ) -> ArrayTree:
     """Tree of float32 arrays `[*batch, *tail]`, one entry per matrix; for `init`.
 
@@ -212,7 +211,7 @@ def _like(treedef: Any, tree: ArrayTree) -> list[Any]:
 
 
 def _blocks(
-    flat: _Flat, carried: Sequence[ArrayTree], axes: Axes, dtype: Any
+    flat: _Flat, carried: Sequence[ArrayTree], axes: AxesLike, dtype: Any
 ) -> list[_Block]:
     columns = [_like(flat.bare, bare(tree)) for tree in carried]
     blocks = []

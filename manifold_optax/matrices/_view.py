@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, runtime_checkable, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,22 @@ from jaxtyping import Array
 
 from manifold_optax._checks import require_floating, require_rank
 
-LAST_TWO = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-"""A Flax kernel `[*batch, fan_in, fan_out]`; axes before the last two are batches."""
+STACKED = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+"""`[*batch, in, out]`: Flax kernels, stacked by layers or experts."""
+
+OUT_IN = optax.contrib.MuonDimensionNumbers(reduction_axis=-1, output_axis=-2)
+"""`[*batch, out, in]`: the linear layers of PyTorch and Equinox."""
+
+CONV = optax.contrib.MuonDimensionNumbers((-4, -3, -2), -1)
+"""`[*batch, height, width, in, out]` (HWIO): Flax's convolutions of two axes, as the
+linear map from a whole window to the output channels."""
+
+HEADS = optax.contrib.MuonDimensionNumbers(-3, (-2, -1))
+"""`[*batch, in, heads, head_dim]`: Flax's queries, keys and values, all heads of a
+layer as one matrix."""
+
+HEADS_OUT = optax.contrib.MuonDimensionNumbers((-3, -2), -1)
+"""`[*batch, heads, head_dim, out]`: Flax's output projection of attention."""
 
 
 class Split(NamedTuple):
@@ -30,11 +44,26 @@ class Split(NamedTuple):
     `(64,) * 32` or `(128, 64) * 32`, costs no more than one period of it."""
     axis: int = -1
     """The fused axis."""
-    axes: optax.contrib.MuonDimensionNumbers = LAST_TWO
+    axes: optax.contrib.MuonDimensionNumbers = STACKED
     """How each block is a batch of matrices."""
 
 
 Axes: TypeAlias = optax.contrib.MuonDimensionNumbers | Split
+"""How a leaf is a batch of matrices."""
+
+
+@runtime_checkable
+class AxesByPath(Protocol):
+    """Axes of many leaves that lie differently; `mo.Roles` are."""
+
+    def axes_of(self, path: str, shape: tuple[int, ...]) -> Axes | None:
+        """Axes of the leaf at `path`; `None` if it is no matrix."""
+        ...
+
+
+AxesLike: TypeAlias = optax.contrib.MuonDimensionNumbers | Split | AxesByPath | None
+"""What every argument `axes` takes: the axes of all leaves, or `mo.Roles`, by path;
+`None`: leaves have two axes exactly, `[in, out]`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,18 +133,63 @@ class View:
         return jax.eval_shape(cut, leaf) if is_shape else cut(leaf)
 
 
-def views_of(leaf: Any, path: str, axes: Axes) -> tuple[View, ...]:
+def check_axes(axes: Any) -> Axes:
+    """`axes`, hashable.
+
+    Raises:
+        TypeError: for anything but `optax.contrib.MuonDimensionNumbers` and a `Split`.
+    """
+    if isinstance(axes, Split):
+        return axes._replace(axes=check_axes(axes.axes), sizes=tuple(axes.sizes))
+    if isinstance(axes, optax.contrib.MuonDimensionNumbers):
+        return type(axes)(_hashable(axes.reduction_axis), _hashable(axes.output_axis))
+    raise TypeError(
+        "axes must be named axes such as mo.STACKED, an "
+        "optax.contrib.MuonDimensionNumbers, a mo.Split, or mo.Roles for leaves that "
+        f"lie differently; got {axes!r}."
+    )
+
+
+def axes_at(axes: AxesLike, path: str, shape: tuple[int, ...]) -> Axes | None:
+    """The axes of one leaf; `None` if `mo.Roles` say that it is no matrix.
+
+    Raises:
+        TypeError: for `axes` of another kind.
+        ValueError: for a leaf of more than two axes where `axes` are `None`.
+    """
+    if axes is None:
+        if len(shape) > 2:
+            raise ValueError(
+                f"The leaf {path!r} of shape {shape} has more than two axes, and "
+                "nothing says which of them are the matrix. Give axes=mo.STACKED for "
+                "[*batch, in, out], mo.CONV for [height, width, in, out], mo.HEADS for "
+                "[in, heads, head_dim], mo.HEADS_OUT for [heads, head_dim, out]; or "
+                "mo.roles({pattern: axes}) where leaves lie differently."
+            )
+        return STACKED
+    if isinstance(axes, Split | optax.contrib.MuonDimensionNumbers):
+        return axes
+    if isinstance(axes, AxesByPath):
+        return axes.axes_of(path, shape)
+    return check_axes(axes)
+
+
+def views_of(leaf: Any, path: str, axes: AxesLike) -> tuple[View, ...]:
     """The blocks of a leaf, one view each.
 
     Raises:
         TypeError: for a leaf that is not a real floating array.
-        ValueError: for a leaf whose rank or sizes do not fit `axes`.
+        ValueError: for a leaf whose rank or sizes do not fit `axes`, and for one that
+            is no matrix by `mo.Roles`.
     """
     require_floating(leaf, path)
-    if not isinstance(axes, Split | optax.contrib.MuonDimensionNumbers):
-        raise TypeError(
-            "axes must be an optax.contrib.MuonDimensionNumbers or a mo.Split, one for "
-            f"all leaves of the group, got {axes!r}; several need optax.partition."
+    shape = tuple(leaf.shape)
+    axes = axes_at(axes, path, shape)
+    if axes is None:
+        raise ValueError(
+            f"By its role the leaf {path!r} of shape {shape} is no matrix. Give such "
+            "leaves another optimizer, mo.hybrid(matrices, others=..., labels=roles); "
+            "or give it axes by a rule of mo.roles."
         )
     if not isinstance(axes, Split):
         return (_view_of(leaf.shape, path, axes, None),)
@@ -163,10 +237,12 @@ def joined(views: Sequence[View], blocks: Sequence[Array]) -> Array:
     return whole if view.repeats == 1 else _merged(whole, axis - 1)
 
 
-def per_matrix_shape(leaf: Any, path: str, axes: Axes) -> tuple[int, ...]:
+def per_matrix_shape(leaf: Any, path: str, axes: AxesLike) -> tuple[int, ...]:
     """Shape of one number per matrix: the batch axes, then the blocks of a split."""
-    batch = views_of(leaf, path, axes)[0].leaf_batch_axes
-    blocks = (len(axes.sizes),) if isinstance(axes, Split) else ()
+    views = views_of(leaf, path, axes)
+    batch = views[0].leaf_batch_axes
+    fused = views[0].window is not None
+    blocks = (len(views) * views[0].repeats,) if fused else ()
     return (*(leaf.shape[axis] for axis in batch), *blocks)
 
 
@@ -287,6 +363,10 @@ def normalized_axis(axis: int, rank: int, path: str) -> int:
     if not -rank <= axis < rank:
         raise ValueError(f"Axis {axis} does not exist in {path!r}, which has {rank}.")
     return axis % rank
+
+
+def _hashable(axes: Sequence[int] | int) -> tuple[int, ...] | int:
+    return axes if isinstance(axes, int) else tuple(axes)
 
 
 def _tuple(axes: Sequence[int] | int) -> tuple[int, ...]:

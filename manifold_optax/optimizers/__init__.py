@@ -5,7 +5,7 @@ from manifold_optax.optimizers._hyperball import hyperball
 from manifold_optax.optimizers._hyperspherical import hyperspherical_descent
 from manifold_optax.optimizers._manifold_muon import manifold_muon
 from manifold_optax.optimizers._muon import muon
-from manifold_optax.optimizers._muon_clip import MatrixGroup, muon_clip
+from manifold_optax.optimizers._muon_clip import muon_clip
 from manifold_optax.optimizers._normuon import normuon
 from manifold_optax.optimizers._scion import scion
 from manifold_optax.optimizers._sign_descent import sign_descent
@@ -13,7 +13,6 @@ from manifold_optax.optimizers._spectral_sphere import spectral_sphere
 from manifold_optax.optimizers._spel import spel
 
 __all__ = (
-    "MatrixGroup",
     "hybrid",
     "hyperball",
     "hyperspherical_descent",

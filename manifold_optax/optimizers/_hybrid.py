@@ -1,48 +1,63 @@
 """One optimizer for the matrices of a model, another for everything else."""
 
 from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
+import jax
 import optax
 
+from manifold_optax._reports import listening, report
 from manifold_optax._typing import ArrayTree
-from manifold_optax.labels import label_matrices, MATRIX, OTHER
+from manifold_optax.matrices import MatrixReport, View, views_of
+from manifold_optax.roles import (
+    LabelReport,
+    MATRIX,
+    NOT_MATRICES,
+    OTHER,
+    Roles,
+    roles,
+)
+from manifold_optax.trees import is_absent, leaves_by_path
+
+Labels = Roles | Callable[[ArrayTree], ArrayTree]
 
 
 def hybrid(
     matrices: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
     *,
     others: optax.GradientTransformation | None = None,
-    labels: Callable[[ArrayTree], ArrayTree] = label_matrices,
+    labels: Labels | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimizer for a whole model: `optax.partition` by two labels, or by more.
+    r"""Gives the matrices of a model one optimizer, and everything else another.
 
-    `hybrid(muon(0.02))` stands where `optax.contrib.muon(0.02)` stood, with two
-    differences: nothing is labelled by its rank alone (what the labels cannot tell is
-    an error that names the parameter), and the other parameters have a learning rate of
-    their own (Optax gives them Muon's by default).
+    It is `optax.partition` by the labels of `mo.roles`. `hybrid(muon(0.02))` stands
+    where `optax.contrib.muon(0.02)` stood, with two differences: no leaf is labelled by
+    its rank alone (what a name does not tell is an error that lists the parameters),
+    and the other parameters have a learning rate of their own.
 
-    Weights whose matrices lie differently (heads, experts, fused projections) need a
-    label and a transformation with `axes` of its own each:
+    Say once what the parameters are, and give it to both sides:
 
-        hybrid(
-            {"heads": muon(0.02, axes=per_head), "matrix": muon(0.02)},
-            labels=label_by_path({r"query|key": "heads"}, default=label_matrices),
-        )
+        model = mo.roles({"query|key|value": mo.HEADS, r"conv\d+": mo.CONV})
+        tx = hybrid(muon(0.02, axes=model), labels=model)
 
     Args:
-        matrices: for the leaves labelled `"matrix"`; or one transformation for each
-            label but `"other"`.
-        others: for the leaves labelled `"other"`; `None`: `optax.adamw(3e-4)`.
-        labels: params → tree of these labels; `label_matrices` goes by path and shape
-            and knows two, `label_by_path` by your own rules.
+        matrices: for the leaves labelled `"matrix"`; or a dict with one transformation
+            for each label of matrices.
+        others: for the leaves with any other label; `None`: `optax.adamw(3e-4)`. AdamW
+            divides by the square root of second moments, which float16 cannot hold:
+            keep such parameters in float32 or bfloat16.
+        labels: the `Roles` of the model, or any function from the parameters to their
+            labels; `None`: `mo.roles()`, the strict reading of names.
 
     Returns:
         A transformation over the whole model.
 
     Raises:
-        TypeError: for something that is no transformation, naming its label.
-        ValueError: for a mapping that is empty or has `"other"`; at init, when `labels`
-            cannot tell what a leaf is, or gives another label.
+        TypeError: if a transformation or `labels` is of another kind.
+        ValueError: for a mapping that is empty or has a label of `others`. At init,
+            naming the leaf: for a label that has no transformation, a
+            transformation whose label no leaf has, and a transformation that reads a
+            leaf along other axes than `labels` say.
 
     Example:
         >>> params = {"dense": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}}
@@ -52,17 +67,95 @@ def hybrid(
     named: dict[Hashable, optax.GradientTransformation] = (
         {**matrices} if isinstance(matrices, Mapping) else {MATRIX: matrices}
     )
-    if not named or OTHER in named:
-        raise ValueError(
-            f"The mapping of labels to transformations must have labels, and not "
-            f"{OTHER!r}, whose transformation is the argument others; got the labels "
-            f"{list(named)}."
-        )
+    labels = roles() if labels is None else labels
+    _check(named, labels)
     named[OTHER] = optax.adamw(3e-4) if others is None else others
     for label, transformation in named.items():
-        if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
+        if not isinstance(transformation, optax.GradientTransformation):
             raise TypeError(
                 f"The transformation for the label {label!r} must be an "
                 f"optax.GradientTransformation, got {transformation!r}."
             )
-    return optax.partition(named, labels)
+    partition = optax.partition(
+        named, lambda params: jax.tree.map(_shared, labels(params))
+    )
+
+    def init_fn(params: ArrayTree) -> Any:
+        if not jax.tree.leaves(params):
+            return partition.init(params)
+        by_path = leaves_by_path(labels(params))
+        _check_labels(by_path, named)
+        with listening() as facts:
+            state = partition.init(params)
+        if isinstance(labels, Roles):
+            _check_axes(labels, by_path, leaves_by_path(params), facts)
+        report(LabelReport(by_path))
+        return state
+
+    return optax.GradientTransformationExtraArgs(init_fn, partition.update)
+
+
+def _shared(label: str) -> str:
+    """The label in the partition: all that are no matrices share one transformation."""
+    return OTHER if label in NOT_MATRICES else label
+
+
+def _check(named: Mapping[Hashable, Any], labels: Any) -> None:
+    if not named or set(named) & set(NOT_MATRICES):
+        raise ValueError(
+            "The mapping of labels to transformations must have labels of matrices, "
+            f"and none of {NOT_MATRICES}, whose transformation is the argument others; "
+            f"got the labels {list(named)}."
+        )
+    if not callable(labels):
+        raise TypeError(
+            "labels must be mo.roles(...) or a function from the parameters to their "
+            f"labels, got {labels!r}."
+        )
+
+
+def _check_labels(by_path: Mapping[str, Any], named: Mapping[Hashable, Any]) -> None:
+    """Raises ValueError unless labels and transformations belong to each other."""
+    found = {path: label for path, label in by_path.items() if not is_absent(label)}
+    own = [label for label in named if label != OTHER]
+    known = (*own, *NOT_MATRICES)
+    unknown = {path: label for path, label in found.items() if label not in known}
+    if unknown:
+        raise ValueError(
+            "There is no transformation for the labels of these parameters: "
+            f"{unknown}. The labels with a transformation are {own}; "
+            f"{list(NOT_MATRICES)} go to others."
+        )
+    idle = [label for label in own if label not in found.values()]
+    if idle:
+        raise ValueError(
+            f"No parameter has the label {', '.join(map(repr, idle))}, for which there "
+            f"is a transformation. The labels are: {found}."
+        )
+
+
+def _check_axes(
+    known: Roles,
+    labels: Mapping[str, Any],
+    leaves: Mapping[str, Any],
+    facts: list[Any],
+) -> None:
+    """Raises ValueError where a transformation reads a leaf otherwise than its role."""
+    for fact in facts:
+        for path, views in fact.views.items() if isinstance(fact, MatrixReport) else ():
+            if path not in labels:
+                continue
+            leaf = leaves[path]
+            axes = known.axes_of(path, tuple(leaf.shape))
+            wanted = views if axes is None else views_of(leaf, path, axes)
+            if wanted != views:
+                raise ValueError(
+                    f"By its role {path!r} of shape {tuple(leaf.shape)} is "
+                    f"{_sizes(wanted)} (fan_out × fan_in), but {fact.name} reads it as "
+                    f"{_sizes(views)}. Give the roles to the transformation too: "
+                    "axes=roles."
+                )
+
+
+def _sizes(views: tuple[View, ...]) -> str:
+    return ", ".join(f"{view.fan_out} × {view.fan_in}" for view in views)

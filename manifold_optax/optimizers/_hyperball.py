@@ -7,7 +7,7 @@ import optax
 from manifold_optax import transforms
 from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Euclidean, Frobenius, Sphere
-from manifold_optax.matrices import Axes, LAST_TWO, Placement
+from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers._links import (
     learning_rate_link,
     momentum_link,
@@ -23,7 +23,7 @@ def hyperball(
     momentum: Any = 0.95,
     nesterov: bool = True,
     weight_decay: None = None,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Hyperball for a group of matrices: another optimizer's direction on a sphere.

@@ -7,7 +7,7 @@ import optax
 from manifold_optax import transforms
 from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Frobenius, Sphere
-from manifold_optax.matrices import Axes, LAST_TWO, Placement
+from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers._links import (
     learning_rate_link,
     momentum_link,
@@ -22,7 +22,7 @@ def hyperspherical_descent(
     momentum: Any = None,
     nesterov: bool = False,
     weight_decay: None = None,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Hyperspherical descent for a group of matrices: each keeps its Frobenius norm.

@@ -6,7 +6,7 @@ import optax
 
 from manifold_optax import transforms
 from manifold_optax.geometry import Stiefel
-from manifold_optax.matrices import Axes, LAST_TWO, Placement
+from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers._links import (
     learning_rate_link,
     momentum_link,
@@ -22,7 +22,7 @@ def manifold_muon(
     nesterov: bool = False,
     weight_decay: None = None,
     steps: int | None = None,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Manifold Muon for a group of matrices: all singular values stay equal.

@@ -7,7 +7,7 @@ import optax
 from manifold_optax import transforms
 from manifold_optax._typing import Schedule
 from manifold_optax.linalg import JORDAN
-from manifold_optax.matrices import Axes, LAST_TWO, Placement
+from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers._links import (
     learning_rate_link,
     momentum_link,
@@ -23,7 +23,7 @@ def muon(
     weight_decay: Any = 0.0,
     schedule: Schedule = JORDAN,
     scale: str = "width",
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon for a group of matrices; gives the updates of `optax.contrib.muon`.

@@ -5,7 +5,7 @@ from typing import Any
 import optax
 
 from manifold_optax import transforms
-from manifold_optax.matrices import Axes, LAST_TWO, Placement
+from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers._links import (
     learning_rate_link,
     momentum_link,
@@ -21,7 +21,7 @@ def normuon(
     weight_decay: Any = 0.0,
     row_decay: Any = 0.95,
     scale: str = "rms",
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """NorMuon for a group of matrices: Muon with one adaptive rate per output neuron.

@@ -6,7 +6,7 @@ import optax
 
 from manifold_optax import transforms
 from manifold_optax.geometry import Euclidean, Norm, RmsToRms
-from manifold_optax.matrices import Axes, LAST_TWO, Placement
+from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers._links import (
     learning_rate_link,
     momentum_link,
@@ -21,7 +21,7 @@ def scion(
     momentum: Any = 0.9,
     nesterov: bool = False,
     weight_decay: Any = 0.0,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Scion for a group of matrices: steps of fixed length in a norm of your choice.
@@ -55,12 +55,12 @@ def scion(
 
     Example:
         >>> params = {"hidden": jnp.ones((4, 4)), "head": jnp.ones((4, 2))}
-        >>> roles = {
+        >>> parts = {
         ...     "inside": scion(0.1, weight_decay=0.5),
         ...     "last": scion(1.0, norm=Max()),
         ... }
-        >>> labels = label_by_path({"head": "last"}, default="inside")
-        >>> tx = optax.partition(roles, labels)
+        >>> labels = roles({"head": "last"}, default="inside")
+        >>> tx = optax.partition(parts, labels)
         >>> updates, _ = tx.update(params, tx.init(params), params)
         >>> updates["head"][0]
         Array([-1., -1.], dtype=float32)

@@ -6,7 +6,7 @@ import optax
 
 from manifold_optax import transforms
 from manifold_optax.geometry import Euclidean, Max
-from manifold_optax.matrices import Axes, LAST_TWO, Placement
+from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers._links import (
     learning_rate_link,
     momentum_link,
@@ -20,7 +20,7 @@ def sign_descent(
     momentum: Any = 0.9,
     nesterov: bool = False,
     weight_decay: Any = 0.0,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Sign descent for a group of matrices: every entry moves by the learning rate.

@@ -7,7 +7,7 @@ import optax
 from manifold_optax import transforms
 from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Spectral, SpectralSphere
-from manifold_optax.matrices import Axes, LAST_TWO, Placement
+from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers._links import (
     learning_rate_link,
     momentum_link,
@@ -22,7 +22,7 @@ def spectral_sphere(
     momentum: Any = 0.9,
     nesterov: bool = True,
     weight_decay: None = None,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Spectral sphere optimizer (SSO) for a group of matrices: `‖W‖₂` stays the same.

@@ -7,7 +7,7 @@ import optax
 from manifold_optax import transforms
 from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Euclidean, Spectral, Stiefel
-from manifold_optax.matrices import Axes, LAST_TWO, Placement
+from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers._links import (
     learning_rate_link,
     momentum_link,
@@ -22,7 +22,7 @@ def spel(
     momentum: Any = 0.9,
     nesterov: bool = False,
     weight_decay: None = None,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SPEL for a group of matrices: two polar factors per step, no inner solver.

@@ -19,8 +19,7 @@ from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Ball, Frobenius, Norm, RmsToRms, Spectral
 from manifold_optax.linalg import gram, matmul, max_abs, nonzero, spectral_norm
 from manifold_optax.matrices import (
-    Axes,
-    LAST_TWO,
+    AxesLike,
     map_matrices,
     per_matrix,
     Placement,
@@ -48,7 +47,7 @@ def add_spectral_weight_decay(
     weight_decay: Any,
     *,
     steps: int = 2,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adds the gradient of `weight_decay/2 · ‖W‖₂²` to each update: `σ₁ u₁ v₁ᵀ`.
@@ -127,7 +126,7 @@ def shrink_norm(
     norm: Norm,
     rate: Any,
     *,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Weight decay as a projection: `W` goes to the ball of norm `(1 − rate)·‖W‖`.
@@ -277,7 +276,7 @@ def _add(updates: ArrayTree, decay: ArrayTree, factor: Any) -> ArrayTree:
     return map_leaves(total, updates, decay)
 
 
-def _short_vectors(params: ArrayTree, axes: Axes) -> ArrayTree:
+def _short_vectors(params: ArrayTree, axes: AxesLike) -> ArrayTree:
     """Zeros `[*batch, short]` per matrix; the blocks of a split share the longest."""
 
     def of_leaf(keys: Any, leaf: Any) -> Any:

@@ -21,8 +21,7 @@ from manifold_optax.geometry import (
     stiefel_spectral_direction,
 )
 from manifold_optax.matrices import (
-    Axes,
-    LAST_TWO,
+    AxesLike,
     map_matrices,
     per_matrix,
     Placement,
@@ -53,7 +52,7 @@ def dual_ascent_spectral(
     steps: int | None = None,
     tolerance: float | None = None,
     backend: str | None = None,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
     certify: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

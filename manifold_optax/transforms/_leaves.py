@@ -10,12 +10,12 @@ from jaxtyping import Array
 from manifold_optax._checks import require_floating, require_present
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import divide, Manifold
-from manifold_optax.matrices import Axes, joined, View, views_of
+from manifold_optax.matrices import AxesLike, joined, View, views_of
 from manifold_optax.trees import is_absent, map_leaves
 
 
 def sizes_at(
-    manifold: Manifold, updates: ArrayTree, points: ArrayTree, axes: Axes
+    manifold: Manifold, updates: ArrayTree, points: ArrayTree, axes: AxesLike
 ) -> ArrayTree:
     """Size of the manifold at each point that has an update.
 
@@ -39,7 +39,7 @@ def sizes_at(
 
 
 def per_block(
-    leaf: Array, path: str, axes: Axes, value: Callable[[View], float | Array]
+    leaf: Array, path: str, axes: AxesLike, value: Callable[[View], float | Array]
 ) -> float | Array:
     """`value(view)` of a leaf, laid out along the split axis where there are blocks."""
     views = views_of(leaf, path, axes)

@@ -14,7 +14,7 @@ from manifold_optax._checks import (
 )
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Manifold
-from manifold_optax.matrices import Axes, LAST_TWO, Placement
+from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.transforms._tangent import tangent_project
 from manifold_optax.trees import fill_absent, map_leaves
 
@@ -34,7 +34,7 @@ def momentum(
     nesterov: bool = True,
     debias: bool = False,
     transport: Manifold | None = None,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces each update by an exponential moving average of the updates.

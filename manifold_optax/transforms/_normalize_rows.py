@@ -11,7 +11,7 @@ from manifold_optax._checks import require_in_range, require_present
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Sphere
 from manifold_optax.linalg import nonzero
-from manifold_optax.matrices import Axes, joined, LAST_TWO, View, views_of
+from manifold_optax.matrices import AxesLike, joined, View, views_of
 from manifold_optax.trees import bare, boxed_like, fill_absent, map_leaves
 
 
@@ -27,7 +27,7 @@ def scale_by_row_rms(
     decay: Any = 0.95,
     *,
     eps: Any = 1e-8,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides each row by its root mean square over time; keeps the matrix's norm.
 

@@ -14,7 +14,7 @@ from manifold_optax.linalg import (
     newton_schulz,
     PRECONDITIONERS,
 )
-from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
+from manifold_optax.matrices import AxesLike, map_matrices, Placement
 
 
 def orthogonalize_via_newton_schulz(
@@ -22,7 +22,7 @@ def orthogonalize_via_newton_schulz(
     *,
     form: str = "auto",
     preconditioner: str = "frobenius",
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
     compute_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:

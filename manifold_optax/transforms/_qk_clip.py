@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,24 @@ from manifold_optax._checks import (
     require_params,
     require_same_shapes,
 )
+from manifold_optax._reports import report
 from manifold_optax._typing import ArrayTree
-from manifold_optax.attention import Attention, locate, Rescaling, rescalings
+from manifold_optax.attention import (
+    Attention,
+    ClipReport,
+    locate,
+    Rescaling,
+    rescalings,
+)
 from manifold_optax.trees import is_absent, leaf_path
+
+_NO_LOGITS = (
+    "qk_clip needs the largest logit of every head: call tx.update(gradients, state, "
+    "params, max_logits={path of the attention layer: [*layers, heads]}). "
+    "mo.attention.dot_product_attention returns it beside the output; with Flax, "
+    "integrations.flax.attention_fn records it and integrations.flax.gather collects "
+    "it from the model."
+)
 
 
 def apply_qk_clip(
@@ -39,7 +54,7 @@ def apply_qk_clip(
         params: tree of parameters.
         max_logits: path of each attention layer → `[*layers, heads]`, floating: the
             largest logit of each query head.
-        attention: regular expression of the layers' paths → their `Attention`.
+        attention: pattern of the layers' paths (`trees.matches`) → their `Attention`.
         threshold: largest logit that is left alone, > 0.
         balance: share of the clip that the queries take, in [0, 1].
         allow_missing: whether `max_logits` may leave layers out.
@@ -101,8 +116,9 @@ def qk_clip(
     its manifold. This transformation cannot see that; `muon_clip` refuses it.
 
     Args:
-        attention: regular expression of an attention layer's path, matched in full →
-            its `Attention`. `{r"blocks/\d+/attention": spec}` is all blocks.
+        attention: pattern of an attention layer's path (see `trees.matches`) → its
+            `Attention`. `{r"blocks/\d+/attention": spec}` is all blocks; `""` is the
+            whole tree.
         threshold: τ > 0, in units of the logits that the softmax receives. 100 is K2's;
             its authors saw no loss of quality at 30.
         balance: share of the clip that the queries take, in [0, 1]. With 1 keys stay
@@ -146,9 +162,11 @@ def qk_clip(
     _check(attention, threshold, balance)
 
     def init_fn(params: ArrayTree) -> optax.EmptyState:
-        # What does not fit is better told now; `optax.tree.map_params` gives no leaf.
+        # What does not fit is better said now; `optax.tree.map_params` gives no leaf.
         if jax.tree.leaves(params):
-            locate(attention, params)
+            found = locate(attention, params).values()
+            paths = tuple(path for layer in found for path in layer.leaves)
+            report(ClipReport("qk_clip", paths))
         return optax.EmptyState()
 
     def update_fn(
@@ -156,11 +174,13 @@ def qk_clip(
         state: Any,
         params: Any = None,
         *,
-        max_logits: Any,
+        max_logits: Mapping[str, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[ArrayTree, Any]:
         del extra_args
         require_params(params, "qk_clip")
+        if max_logits is None:
+            raise TypeError(_NO_LOGITS)
         found = rescalings(
             locate(attention, params),
             max_logits,
@@ -187,8 +207,7 @@ def qk_clip(
         )
         return clipped, state
 
-    # Optax's protocol knows no required extra argument.
-    return optax.GradientTransformationExtraArgs(init_fn, cast("Any", update_fn))
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _clipped(update: Array, param: Array, rescaling: Rescaling) -> Array:
@@ -210,7 +229,7 @@ def _check(attention: Any, threshold: Any, balance: Any) -> None:
     for path, spec in attention.items():
         if not isinstance(path, str) or not isinstance(spec, Attention):
             raise TypeError(
-                "attention must map regular expressions to mo.Attention(…), got "
+                "attention must map patterns of paths to mo.Attention(…), got "
                 f"{path!r}: {spec!r}."
             )
     for name, value in (("threshold", threshold), ("balance", balance)):

@@ -16,7 +16,7 @@ from manifold_optax._checks import (
 )
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Ball, Band, DiagonalGram, Manifold, Stiefel
-from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
+from manifold_optax.matrices import AxesLike, map_matrices, Placement
 from manifold_optax.transforms._leaves import divide_leaves, multiply_leaves, sizes_at
 from manifold_optax.trees import map_leaves
 
@@ -25,7 +25,7 @@ def project(
     params: ArrayTree,
     manifold: Manifold,
     *,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> ArrayTree:
     """Nearest point of `manifold` for every matrix of a tree.
@@ -77,7 +77,7 @@ def retract(
     *,
     every: int = 1,
     size: Callable[[Any], Any] | None = None,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces each update by the one that lands on `manifold` when it is added.
@@ -227,7 +227,7 @@ def _check_times(manifold: Manifold, every: int, size: Any) -> None:
 def retract_polar(
     manifold: Stiefel | None = None,
     *,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Retraction onto the Stiefel manifold by the polar factor: `retract(Stiefel())`.

@@ -26,6 +26,15 @@ _HINT = (
 )
 
 
+_NO_LOAD = (
+    "balance_router_bias needs the load of every expert: call tx.update(gradients, "
+    "state, params, expert_load={path of the router: [*layers, experts]}), the number "
+    "of tokens that each expert got in the whole batch. With Flax, "
+    "integrations.flax.gather(sown, 'expert_load', reduce='sum') collects what the "
+    "layers sow."
+)
+
+
 def balance_router_bias(
     routers: Mapping[str, str],
     *,
@@ -51,8 +60,8 @@ def balance_router_bias(
         tx.update(grads, state, params, expert_load={"blocks/0/moe": load, ...})
 
     Args:
-        routers: regular expression of the path of a router, to be matched in full →
-            path of its bias below it. The bias is `[experts]`, or `[*layers, experts]`
+        routers: pattern of the path of a router (see `trees.matches`) → path of its
+            bias below it. The bias is `[experts]`, or `[*layers, experts]`
             where layers are stacked. It must be among the parameters, with zeros for
             its gradient if nothing flows into it; the module of the whole tree is `""`.
         rate: how far a bias moves in one step, ≥ 0; a number, also a traced one. For a
@@ -70,10 +79,10 @@ def balance_router_bias(
         a few operations per expert.
 
     Raises:
-        ValueError: for no routers, a `rule` or `rate` that is none; at init and update
-            for a pattern that matches nothing, and for a bias that is missing, `None`
-            or masked (inside `optax.partition`); at update for loads of the wrong shape
-            or for other routers.
+        ValueError: if `routers` is empty, or `rule` or `rate` is invalid; at init and
+            update for a pattern that matches nothing, and for a bias that is missing,
+            `None` or masked (inside `optax.partition`); at update for loads of the
+            wrong shape or for other routers.
         TypeError: at update, without `expert_load`, for loads or biases that are no
             real arrays.
 
@@ -113,10 +122,12 @@ def balance_router_bias(
         state: Any,
         params: Any = None,
         *,
-        expert_load: Any,
+        expert_load: Mapping[str, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[ArrayTree, Any]:
         del extra_args
+        if expert_load is None:
+            raise TypeError(_NO_LOAD)
         where, old = biases(updates), leaves_by_path(updates)
         points = old if params is None else leaves_by_path(params)
         counted = _counted(expert_load)
@@ -133,9 +144,7 @@ def balance_router_bias(
         replaced = jax.tree_util.tree_map_with_path(choose, updates, is_leaf=is_absent)
         return replaced, state
 
-    # Optax's type of an update does not know required extra arguments.
-    update: Any = update_fn
-    return optax.GradientTransformationExtraArgs(init_fn, update)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _check(routers: Any) -> None:

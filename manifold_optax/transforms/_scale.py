@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import ArrayTree
-from manifold_optax.matrices import Axes, LAST_TWO
+from manifold_optax.matrices import AxesLike
 from manifold_optax.transforms._leaves import per_block
 from manifold_optax.trees import map_leaves
 
@@ -29,7 +29,7 @@ SHAPE_RULES: dict[str, Callable[[int, int], float]] = {
 
 
 def scale_by_shape(
-    rule: str = "width", *, axes: Axes = LAST_TWO
+    rule: str = "width", *, axes: AxesLike = None
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies each update by a factor of the shape of its matrix.
 

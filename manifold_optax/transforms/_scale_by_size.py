@@ -7,12 +7,12 @@ import optax
 from manifold_optax._checks import require_params
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Manifold
-from manifold_optax.matrices import Axes, LAST_TWO
+from manifold_optax.matrices import AxesLike
 from manifold_optax.transforms._leaves import multiply_leaves, sizes_at
 
 
 def scale_by_size(
-    manifold: Manifold, *, axes: Axes = LAST_TWO
+    manifold: Manifold, *, axes: AxesLike = None
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies each update by the size of `manifold` at its parameter.
 

@@ -13,7 +13,7 @@ from manifold_optax.geometry import (
     Norm,
     steepest_direction,
 )
-from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
+from manifold_optax.matrices import AxesLike, map_matrices, Placement
 from manifold_optax.transforms._leaves import (
     divide_leaves,
     multiply_leaves,
@@ -25,7 +25,7 @@ def steepest(
     manifold: Manifold,
     norm: Norm,
     *,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces each update by the steepest unit tangent direction.

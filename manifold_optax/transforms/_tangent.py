@@ -7,14 +7,14 @@ import optax
 from manifold_optax._checks import require_params
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Manifold
-from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
+from manifold_optax.matrices import AxesLike, map_matrices, Placement
 from manifold_optax.transforms._leaves import divide_leaves, sizes_at
 
 
 def tangent_project(
     manifold: Manifold,
     *,
-    axes: Axes = LAST_TWO,
+    axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Projects each update onto the tangent space of `manifold` at the parameter.

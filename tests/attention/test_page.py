@@ -39,9 +39,11 @@ def test_python_blocks_run(unhooked: None, capsys: pytest.CaptureFixture[str]) -
         if "state.replace" in block:
             key = namespace["state"].params["key"]
             np.testing.assert_allclose(key[0, :, 0], [0.45, 0.9], rtol=1e-6)
-        if 'groups={"fused"' in block:
+        if "per_head = " in block:
             namespace["tx"].init(namespace["params"])
             mo.plan_matrices(namespace["params"]["qkv"], axes=namespace["per_head"])
-    for line in capsys.readouterr().out.splitlines():
-        assert f"# {line}" in page
+    *described, bias = capsys.readouterr().out.splitlines()
+    assert f"# {bias}" in page
+    (query,) = (line for line in described if line.startswith("attention/query/kernel"))
+    assert "qk_clip" in query
     assert set(namespace["specs"]) == {layout.name for layout in LAYOUTS} | {"stacked"}

@@ -61,7 +61,7 @@ def grads() -> Any:
 def heads_label(tree: Any) -> Any:
     """Queries, keys and values to Muon, everything else to the rest."""
     rules = {r"attention/\w+/kernel$": "heads"}
-    return mo.label_by_path(rules, default="other")(tree)
+    return mo.roles(rules, default="other")(tree)
 
 
 def model_part() -> optax.GradientTransformation:

@@ -244,7 +244,7 @@ def test_two_leaves_of_one_path_are_refused() -> None:
 
 
 def test_patterns_thresholds_and_updates_that_are_none(unhooked: None) -> None:
-    with pytest.raises(ValueError, match=r"'\(', is no regular expression"):
+    with pytest.raises(ValueError, match=r"'\(' is not a regular expression"):
         mo.qk_clip({"(": ONE}).init(PARAMS)
     with pytest.raises(ValueError, match="threshold must be positive"):
         mo.qk_clip({"attention": ONE}, threshold=jnp.float32(0))
@@ -254,3 +254,41 @@ def test_patterns_thresholds_and_updates_that_are_none(unhooked: None) -> None:
     updates = {"attention": {**PARAMS["attention"], "key": jnp.ones((1, 2, 3))}}
     with pytest.raises(ValueError, match="'attention/key' differ in shape"):
         tx.update(updates, tx.init(PARAMS), PARAMS, max_logits=LARGEST)
+
+
+def test_a_kernel_without_the_bias_beside_it_is_an_error() -> None:
+    leaf = lambda *shape: jnp.ones(shape)
+    dense = lambda: {"kernel": leaf(4, 2, 3), "bias": leaf(2, 3)}
+    spec = {"a": mo.Attention(2, query="query/kernel", key="key/kernel")}
+    params = {"a": {"query": dense(), "key": dense()}}
+    message = (
+        r"names 'query/kernel' as query, .* 'query/bias' of shape \(2, 3\) .* Write"
+    )
+    with pytest.raises(ValueError, match=message):
+        mo.qk_clip(spec).init(params)
+    flat = {"a": {"wq": leaf(4, 2, 3), "bq": leaf(2, 3), "wk": leaf(4, 2, 3)}}
+    spec = {"a": mo.Attention(2, query="wq", key="wk")}
+    with pytest.raises(ValueError, match="not the bias 'bq'"):
+        mo.qk_clip(spec).init(flat)
+    named = {"a": mo.Attention(2, query=("wq", "bq"), key="wk")}
+    mo.qk_clip(named).init(flat)
+    torch = {"q.weight": leaf(6, 4), "q.bias": leaf(6), "k.weight": leaf(6, 4)}
+    at = lambda path: mo.HeadPart(path, axis=0)
+    spec = {"": mo.Attention(2, query=at("q.weight"), key=at("k.weight"))}
+    with pytest.raises(ValueError, match=r"not the bias 'q\.bias'"):
+        mo.qk_clip(spec).init(torch)
+
+
+def test_the_head_axis_of_a_kernel_of_two_axes_must_be_said() -> None:
+    params = {
+        "query": {"kernel": jnp.ones((4, 6))},
+        "key": {"kernel": jnp.ones((4, 6))},
+    }
+    spec = {"": mo.Attention(2, query="query/kernel", key="key/kernel")}
+    message = r"'query/kernel' of shape \(4, 6\) has two axes.*axis=-1\).*axis=-2"
+    with pytest.raises(ValueError, match=message):
+        mo.qk_clip(spec).init(params)
+    stacked = {name: {"kernel": jnp.ones((3, 4, 6))} for name in params}
+    layers = {"": mo.Attention(2, query="query/kernel", key="key/kernel", layers=0)}
+    with pytest.raises(ValueError, match="has two axes"):
+        mo.qk_clip(layers).init(stacked)

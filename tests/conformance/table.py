@@ -24,7 +24,7 @@ def hybrid(learning_rate: Any, momentum: Any, weight_decay: Any) -> Tx:
     return mo.hybrid(
         mo.muon(learning_rate, momentum=momentum, weight_decay=weight_decay),
         others=optax.adamw(learning_rate),
-        labels=mo.label_by_path({"kernel$": "matrix"}, default="other"),
+        labels=mo.roles({"kernel$": "matrix"}, default="other"),
     )
 
 

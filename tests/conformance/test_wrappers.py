@@ -49,7 +49,7 @@ def test_partition_leaves_the_masked_leaves_alone(case: Case) -> None:
     rules = {"first|second": "ours"}
     tx = optax.partition(
         {"ours": case.make(), "rest": optax.sgd(1.0)},
-        mo.label_by_path(rules, default="rest"),
+        mo.roles(rules, default="rest"),
     )
     params, gradient = parameters(case), gradients(case)
     updates, _ = jax.jit(tx.update)(gradient, tx.init(params), params)

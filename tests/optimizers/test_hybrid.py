@@ -1,5 +1,6 @@
 """hybrid is the drop-in for optax.contrib.muon, without guessing by rank."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +85,7 @@ def test_others_are_left_to_adamw():
 
 @pytest.mark.slow
 def test_a_manifold_for_the_matrices():
-    labels = mo.label_by_path({r"^layers/\d/kernel$": "matrix"}, default="other")
+    labels = mo.roles({r"^layers/\d/kernel$": "matrix"}, default="other")
     tx = mo.hybrid(mo.manifold_muon(0.1, manifold=mo.Stiefel("rms")), labels=labels)
     _, params = run(tx)
     for layer in params["layers"].values():
@@ -97,14 +98,36 @@ def test_a_manifold_for_the_matrices():
 
 def test_an_unknown_leaf_is_an_error_that_names_it():
     params = {"mixer": {"table": jnp.ones((4, 4))}}
-    with pytest.raises(ValueError, match=r"'mixer/table'.*label_by_path"):
+    with pytest.raises(ValueError, match=r"'mixer/table'.*\nmo.roles"):
         mo.hybrid(mo.muon(0.02)).init(params)
 
 
-def test_an_unknown_label_is_an_error():
-    labels = mo.label_by_path({"kernel": "matrices"}, default="other")
-    with pytest.raises(ValueError, match="matrices"):
+def test_an_unknown_label_is_an_error_that_names_the_leaves():
+    labels = mo.roles({"0/kernel": "matrices", "kernel": "matrix"}, default="other")
+    message = r"no transformation .*'layers/0/kernel': 'matrices'.*\['matrix'\]"
+    with pytest.raises(ValueError, match=message):
         mo.hybrid(mo.muon(0.02), labels=labels).init(gaussian(0))
+
+
+def test_a_transformation_whose_label_nothing_has_is_an_error():
+    tx = mo.hybrid({"matrix": mo.muon(0.02), "heads": mo.muon(0.02)})
+    with pytest.raises(ValueError, match=r"No parameter has the label 'heads'"):
+        tx.init(gaussian(0))
+    # A tree without leaves, as Optax's tools give, has no labels to ask for.
+    assert tx.init({}) is not None
+
+
+def test_a_function_may_give_the_labels(unhooked):
+    names = {"embed": "other", "layers": "matrix", "norm": "other", "head": "other"}
+    labels = lambda tree: {
+        name: jax.tree.map(lambda x, n=n: n if x.ndim == 2 else "vector", tree[name])
+        for name, n in names.items()
+    }
+    found, _ = run(mo.hybrid(mo.muon(0.02), labels=labels), steps=1)
+    wanted, _ = run(mo.hybrid(mo.muon(0.02)), steps=1)
+    chex.assert_trees_all_equal(found, wanted)
+    with pytest.raises(TypeError, match="labels must be "):
+        mo.hybrid(mo.muon(0.02), labels="matrix")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_mapping_gives_each_label_its_own_optimizer():
@@ -118,7 +141,7 @@ def test_a_mapping_gives_each_label_its_own_optimizer():
     tx = mo.hybrid(
         {"heads": per_head, "matrix": mo.muon(0.02)},
         others=optax.sgd(1.0),
-        labels=mo.label_by_path({"query": "heads", "out": "matrix"}, "other"),
+        labels=mo.roles({"query": "heads", "out": "matrix"}, default="other"),
     )
     state = tx.init(gradient)
     assert set(state.inner_states) == {"heads", "matrix", "other"}

@@ -229,7 +229,7 @@ def test_scion_has_a_norm_per_role():
     params = float32({"hidden": np.ones((4, 4)), "head": np.ones((4, 2))})
     tx = optax.partition(
         {"inside": mo.scion(0.1), "last": mo.scion(1.0, norm=mo.Max())},
-        mo.label_by_path({"head": "last"}, default="inside"),
+        mo.roles({"head": "last"}, default="inside"),
     )
     updates, _ = tx.update(params, tx.init(params), params)
     np.testing.assert_array_equal(updates["head"], -1)

@@ -13,8 +13,7 @@ import manifold_optax as mo
 
 SPEC = {"attention": mo.Attention(4, 2, query="query/kernel", key="key/kernel")}
 LARGEST = {"attention": jnp.array([40.0, 5.0, 10.0, 2.0])}
-HEADS = optax.contrib.MuonDimensionNumbers(0, (1, 2))
-GROUPS = {"heads": mo.MatrixGroup(r"attention/\w+/kernel", axes=HEADS)}
+ROLES = mo.roles({r"attention/\w+/kernel": mo.HEADS})
 
 
 @pytest.fixture
@@ -31,11 +30,11 @@ def params(rng: np.random.Generator) -> Any:
 def test_it_is_muon_with_adamw_beside_it_and_the_clip_at_the_end(params: Any) -> None:
     grads = jax.tree.map(jnp.cos, params)
     options = {"momentum": 0.9, "weight_decay": 0.2}
-    tx = mo.muon_clip(0.01, SPEC, threshold=10.0, balance=0.3, groups=GROUPS, **options)
+    tx = mo.muon_clip(0.01, SPEC, threshold=10.0, balance=0.3, roles=ROLES, **options)
     state = tx.init(params)
     assert list(state) == ["model", "qk_clip"]
-    assert set(state["model"].inner_states) == {"heads", "matrix", "other"}
-    links = state["model"].inner_states["heads"].inner_state
+    assert set(state["model"].inner_states) == {"matrix", "other"}
+    links = state["model"].inner_states["matrix"].inner_state
     assert list(links) == [
         "momentum",
         "orthogonalize",
@@ -44,17 +43,13 @@ def test_it_is_muon_with_adamw_beside_it_and_the_clip_at_the_end(params: Any) ->
         "learning_rate",
     ]
 
-    def muon(axes: Any) -> Any:
-        return mo.muon(0.01, nesterov=False, scale="rms", axes=axes, **options)
-
     model = optax.partition(
         {
-            "heads": muon(HEADS),
-            "matrix": muon(mo.LAST_TWO),
+            "matrix": mo.muon(0.01, nesterov=False, scale="rms", axes=ROLES, **options),
             "other": optax.adamw(0.01, b2=0.95, weight_decay=0.2),
         },
         {
-            "attention": "heads",
+            "attention": "matrix",
             "mlp": {"kernel": "matrix", "bias": "other"},
             "embed": "other",
         },
@@ -77,80 +72,54 @@ def test_it_is_muon_with_adamw_beside_it_and_the_clip_at_the_end(params: Any) ->
     assert float(jnp.sqrt(jnp.mean(step**2))) == pytest.approx(0.2, rel=0.2)
 
 
-@pytest.mark.slow
-def test_weights_on_a_manifold_beside_clipped_ones(params: Any) -> None:
+def test_a_manifold_beside_clipped_heads_is_chained_by_hand(params: Any) -> None:
     stiefel = mo.Stiefel()
-    groups = {
-        "heads": mo.MatrixGroup(r"attention/", axes=HEADS),
-        "mlp": mo.MatrixGroup(r"mlp/kernel", manifold=stiefel),
-    }
-    tx = mo.muon_clip(0.1, SPEC, threshold=10.0, groups=groups)
-    params["mlp"]["kernel"] = mo.project(params["mlp"]["kernel"], stiefel)
-    grads = jax.tree.map(jnp.cos, params)
-    update = jax.jit(tx.update)
-    state, start = tx.init(params), params["mlp"]["kernel"]
-    for _ in range(2):
-        updates, state = update(grads, state, params, max_logits=LARGEST)
-        params = optax.apply_updates(params, updates)
-    assert stiefel.residual(params["mlp"]["kernel"]) < 1e-6
-    assert not np.allclose(params["mlp"]["kernel"], start)
-    assert np.isfinite(params["attention"]["key"]["kernel"]).all()
+    known = mo.roles(
+        {"attention": mo.HEADS, "mlp/kernel": mo.Role("mlp", mo.STACKED)},
+    )
+    params = mo.project(params, stiefel, axes=known.only("mlp"))
+    model = mo.hybrid(
+        {"matrix": mo.muon(0.1, axes=known), "mlp": mo.manifold_muon(0.1, axes=known)},
+        labels=known,
+    )
+    tx = optax.named_chain(("model", model), ("qk_clip", mo.qk_clip(SPEC)))
+    updates, _ = jax.jit(tx.update)(
+        jax.tree.map(jnp.cos, params), tx.init(params), params, max_logits=LARGEST
+    )
+    stepped = optax.apply_updates(params, updates)
+    assert stiefel.residual(stepped["mlp"]["kernel"]) < 1e-6
+    assert not np.allclose(stepped["mlp"]["kernel"], params["mlp"]["kernel"])
+    assert np.isfinite(stepped["attention"]["key"]["kernel"]).all()
 
 
-@pytest.mark.parametrize("manifold", [mo.Stiefel(), mo.Sphere("kept")])
-def test_a_clip_on_a_constrained_weight_is_refused(params: Any, manifold: Any) -> None:
-    groups = {"heads": mo.MatrixGroup(r"attention/", HEADS, manifold)}
-    tx = mo.muon_clip(0.1, SPEC, groups=groups)
-    with pytest.raises(ValueError, match=r"rescales 'attention/query/kernel'.*'heads'"):
-        tx.init(params)
-
-
-def test_a_group_without_axes_goes_to_adamw(params: Any) -> None:
-    groups = {**GROUPS, "router": mo.MatrixGroup(r"mlp/kernel", axes=None)}
-    state = mo.muon_clip(0.1, SPEC, groups=groups).init(params)
+def test_what_is_labelled_other_goes_to_adamw(params: Any) -> None:
+    known = mo.roles({"attention": mo.HEADS, "mlp/kernel": "router"})
+    state = mo.muon_clip(0.1, SPEC, roles=known).init(params)
     inner = state["model"].inner_states
-    assert set(inner) == {"heads", "matrix", "other"}
     moments = optax.tree.get(inner["other"].inner_state, "mu")
     assert moments["mlp"]["kernel"].shape == (6, 9)
 
 
 def test_no_decay_and_schedules(params: Any) -> None:
     rate = optax.linear_schedule(0.1, 0.0, 10)
-    tx = mo.muon_clip(rate, SPEC, weight_decay=None, groups=GROUPS)
+    tx = mo.muon_clip(rate, SPEC, weight_decay=None, roles=ROLES)
     links = tx.init(params)["model"].inner_states["matrix"].inner_state
     assert "weight_decay" not in links
 
 
-@pytest.mark.parametrize(
-    ("groups", "error", "message"),
-    [
-        ({"heads": HEADS}, TypeError, r"groups\['heads'\] must be a MatrixGroup"),
-        (
-            {"heads": mo.MatrixGroup("a", None, mo.Stiefel())},
-            ValueError,
-            "'heads' has no matrices",
-        ),
-        ({"matrix": mo.MatrixGroup("a")}, ValueError, "give yours another name"),
-        ({"other": mo.MatrixGroup("a")}, ValueError, "'other'"),
-        (
-            {"one": mo.MatrixGroup("(")},
-            ValueError,
-            "group 'one', .*no regular expression",
-        ),
-        ([mo.MatrixGroup("a")], TypeError, "must be a dict"),
-    ],
-)
-def test_groups_that_make_no_sense(
-    unhooked: None, groups: Any, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        mo.muon_clip(0.1, SPEC, groups=groups)
+def test_roles_of_another_kind_are_an_error(unhooked: None) -> None:
+    with pytest.raises(TypeError, match="roles of muon_clip must be a Roles"):
+        mo.muon_clip(0.1, SPEC, roles={"a": "matrix"})  # pyright: ignore[reportArgumentType]
 
 
 def test_leaves_that_nobody_can_tell_are_named(params: Any) -> None:
     with pytest.raises(ValueError, match="'attention/key/kernel'"):
         mo.muon_clip(0.1, SPEC).init(params)
-    for idle in ("attenton", "attention/key"):
-        groups = {**GROUPS, "idle": mo.MatrixGroup(idle)}
-        with pytest.raises(ValueError, match=r"groups \['idle'\] match no parameter"):
-            mo.muon_clip(0.1, SPEC, groups=groups).init(params)
+
+
+def test_without_the_largest_logits_the_message_says_where_they_come_from(
+    params: Any,
+) -> None:
+    tx = mo.muon_clip(0.1, SPEC, roles=ROLES)
+    with pytest.raises(TypeError, match="dot_product_attention returns it"):
+        tx.update(params, tx.init(params), params)

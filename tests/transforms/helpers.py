@@ -44,14 +44,14 @@ def draw_pair(
     rng: np.random.Generator,
     manifold: mo.Manifold,
     shape: tuple[int, ...],
-    axes: Any = mo.LAST_TWO,
+    axes: Any = mo.STACKED,
 ) -> tuple[jax.Array, jax.Array]:
     """A point on the manifold, block by block for a `Split`, and an update."""
     point = draw(rng, *shape)
     if isinstance(axes, mo.Split):
         blocks = [on_manifold(manifold, part) for part in blocks_of(point, axes)]
         point = jnp.concatenate(blocks, axis=axes.axis)
-    elif axes == mo.LAST_TWO:
+    elif axes == mo.STACKED:
         point = on_manifold(manifold, point)
     else:
         raise NotImplementedError(axes)

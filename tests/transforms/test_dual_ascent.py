@@ -80,8 +80,8 @@ def test_a_gradient_that_is_normal_to_the_manifold_gives_zero(rng):
 
 
 STATES = [
-    ((8, 3), mo.LAST_TWO, ()),
-    ((2, 1, 3, 8), mo.LAST_TWO, (2, 1)),
+    ((8, 3), mo.STACKED, ()),
+    ((2, 1, 3, 8), mo.STACKED, (2, 1)),
     ((6, 9), mo.Split((6, 3)), (2,)),
     ((2, 9, 6), mo.Split((3, 5, 1), axis=-2), (2, 3)),
     (

@@ -69,7 +69,7 @@ def test_a_zero_update_does_nothing_where_the_norm_is_kept(rng):
     np.testing.assert_allclose(found, 0, atol=2e-6)
 
 
-@pytest.mark.parametrize("axes", [mo.LAST_TWO, QKV], ids=["whole", "blocks"])
+@pytest.mark.parametrize("axes", [mo.STACKED, QKV], ids=["whole", "blocks"])
 def test_kept_keeps_the_norm_of_each_matrix(rng, axes):
     point = draw(rng, 2, 6, 8) * jnp.asarray([1.0, 10.0]).reshape(2, 1, 1)
     update = 10 * draw(rng, 2, 6, 8)

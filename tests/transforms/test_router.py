@@ -135,7 +135,7 @@ def test_it_balances_a_skewed_router():
 
 def test_the_last_link_after_hybrid_and_with_an_injected_rate():
     params = model()
-    labels = mo.label_by_path({r"router/kernel$": "matrix"}, default="other")
+    labels = mo.roles({r"router/kernel$": "matrix"}, default="other")
 
     whole = mo.hybrid(optax.sgd(1.0), others=optax.adamw(1.0), labels=labels)
 
@@ -242,8 +242,8 @@ def test_an_absent_bias_is_an_error_that_says_where_to_chain(absent):
 
 
 def test_inside_partition_it_says_that_it_belongs_after():
-    labels = mo.label_by_path({"kernel": "rest"}, default="router")
-    swapped = mo.label_by_path({"kernel": "router"}, default="rest")
+    labels = mo.roles({"kernel": "rest"}, default="router")
+    swapped = mo.roles({"kernel": "router"}, default="rest")
     parts = {"router": mo.balance_router_bias(ROUTERS), "rest": optax.sgd(1.0)}
     with pytest.raises(ValueError, match=r"chain it after optax\.partition"):
         optax.partition(parts, swapped).init(model())

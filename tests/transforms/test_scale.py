@@ -20,7 +20,7 @@ FACTORS = [
 ]
 
 
-def scaled(rule, leaf, axes=mo.LAST_TWO):
+def scaled(rule, leaf, axes=mo.STACKED):
     tx = mo.scale_by_shape(rule, axes=axes)
     updates, _ = tx.update({"w": leaf}, tx.init({"w": leaf}))
     return updates["w"]
@@ -65,7 +65,7 @@ def test_blocks_of_a_split_have_their_own_factors(shape, axis, factors):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("axes", [mo.LAST_TWO, mo.Split((4, 4))])
+@pytest.mark.parametrize("axes", [mo.STACKED, mo.Split((4, 4))])
 def test_the_dtype_is_kept(dtype, axes):
     assert scaled("rms", jnp.ones((2, 8), dtype), axes).dtype == dtype
 

@@ -1,0 +1,173 @@
+"""The strict reading of names, and the message about what it cannot tell."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen, nnx
+
+import manifold_optax as mo
+from manifold_optax.roles import role_by_name
+
+KNOWN = {
+    # Hidden linear maps, as Flax, Haiku, Equinox, PyTorch and dictionaries name them.
+    "Dense_0/kernel": ((4, 6), "matrix"),
+    "layers/0/kernel": ((4, 6), "matrix"),
+    "mlp/~/linear_0/w": ((4, 6), "matrix"),
+    "mlp/fc1/weight": ((6, 4), "matrix"),
+    "attention/q_proj/weight": ((6, 4), "matrix"),
+    "attention/query/weight": ((6, 4), "matrix"),
+    "h/0/attn/c_attn/weight": ((6, 4), "matrix"),
+    "weight": ((6, 4), "matrix"),
+    "w": ((4, 6), "matrix"),
+    "w1": ((4, 6), "matrix"),
+    "w_gate": ((4, 6), "matrix"),
+    "attention/wq": ((4, 6), "matrix"),
+    "attention/out_proj/kernel": ((4, 6), "matrix"),
+    "multihead/kernel": ((4, 6), "matrix"),
+    "multi_head/kernel": ((4, 6), "matrix"),
+    "per_head/kernel": ((4, 6), "matrix"),
+    "header/kernel": ((4, 6), "matrix"),
+    "router/kernel": ((4, 6), "matrix"),
+    # Vectors and scalars, whatever their name.
+    "kernel": ((4,), "vector"),
+    "temperature": ((), "vector"),
+    "anything": ((7,), "vector"),
+    # Vectors of stacked layers.
+    "layers/bias": ((12, 4), "vector"),
+    "layers/up_bias": ((12, 4), "vector"),
+    "layers/norm/scale": ((12, 4), "vector"),
+    "layers/norm/gamma": ((12, 4), "vector"),
+    "layers/b1": ((12, 4), "vector"),
+    "layers/stack/bias": ((2, 12, 4), "vector"),
+    "layers/attn_ln/weight": ((12, 4), "vector"),
+    "layers/mlp_ln/kernel": ((12, 4), "vector"),
+    "layers/pre_ln/w": ((12, 4), "vector"),
+    "layers/rms/weight": ((12, 4), "vector"),
+    "layers/bn1/weight": ((12, 4), "vector"),
+    "layers/ls1/weight": ((12, 4), "vector"),
+    "layers/RMSNorm_0/weight": ((12, 4), "vector"),
+    # Embeddings and readouts, whatever their rank.
+    "Embed_0/embedding": ((50, 4), "embedding"),
+    "token_embedder/kernel": ((50, 4), "embedding"),
+    "wte": ((50, 4), "embedding"),
+    "wpe/weight": ((50, 4), "embedding"),
+    "pos_embed": ((1, 50, 4), "embedding"),
+    "patch_embed/kernel": ((4, 4, 3, 8), "embedding"),
+    "shared/weight": ((50, 4), "embedding"),
+    "codebook/weight": ((50, 4), "embedding"),
+    "position_bias/weight": ((32, 4), "embedding"),
+    "relative_attention_bias/weight": ((32, 4), "embedding"),
+    "lm_head/kernel": ((4, 50), "readout"),
+    "mlm_head/kernel": ((4, 50), "readout"),
+    "vocab_head/weight": ((50, 4), "readout"),
+    "action_head/kernel": ((4, 5), "readout"),
+    "head/weight": ((50, 4), "readout"),
+    "score/weight": ((5, 4), "readout"),
+    "to_vocab/kernel": ((4, 50), "readout"),
+    "vocab_proj/kernel": ((4, 50), "readout"),
+    "logits_dense/kernel": ((4, 50), "readout"),
+    "unembed/w": ((4, 50), "readout"),
+    "LM_Head/kernel": ((4, 50), "readout"),
+    # Single rows and columns.
+    "last/kernel": ((4, 1), "other"),
+    "first/kernel": ((1, 4), "other"),
+}
+
+UNKNOWN = {
+    "dictionary": (4, 6),
+    "lora_a": (4, 6),
+    "weight_ih": (4, 6),
+    "layers/0/weight": (6, 4),
+    "scaling/weight": (12, 4),
+    "gate_scores/w": (12, 4),
+    "conv/kernel": (3, 3, 2, 8),
+    "experts/kernel": (8, 4, 6),
+    "layers/w1": (12, 4, 6),
+}
+
+
+@pytest.mark.parametrize("path", KNOWN)
+def test_what_a_name_and_a_rank_tell(path):
+    shape, label = KNOWN[path]
+    role = role_by_name(path, shape)
+    assert role is not None
+    assert role.label == label
+    # Fan-in and fan-out are swapped where PyTorch and Equinox name it.
+    wanted = mo.OUT_IN if path.endswith("weight") else mo.STACKED
+    assert role.axes == (wanted if label == "matrix" else None)
+
+
+@pytest.mark.parametrize("path", UNKNOWN)
+def test_what_they_do_not_tell(path):
+    assert role_by_name(path, UNKNOWN[path]) is None
+
+
+def nested(shapes):
+    tree = {}
+    for path, shape in shapes.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = jnp.ones(shape)
+    return tree
+
+
+def test_one_error_lists_all_that_is_unknown_as_rules_to_paste():
+    tree = nested({**UNKNOWN, "fine/kernel": (4, 6)})
+    with pytest.raises(ValueError, match="of 9 parameters do not tell") as caught:
+        mo.roles()(tree)
+    message = str(caught.value)
+    pasted = eval(message[message.index("mo.roles(") :], {"mo": mo})
+    assert len(pasted.rules) == len(UNKNOWN)
+    # As they stand, the rules make no matrix of anything.
+    labels = dict.fromkeys(UNKNOWN, "other") | {"fine/kernel": "matrix"}
+    assert jax.tree.leaves(pasted(tree)) == [
+        labels[path] for path in sorted(labels, key=lambda path: path.split("/"))
+    ]
+
+
+def test_the_axes_that_fit_each_rank_are_named():
+    tree = nested({"conv/kernel": (3, 3, 16, 32), "q": (8, 2, 4), "table": (7, 3)})
+    with pytest.raises(ValueError, match="3 parameters") as caught:
+        mo.roles()(tree)
+    conv, heads, table = str(caught.value).splitlines()[2:5]
+    assert "mo.CONV [height, width, in, out]" in conv
+    # Nine matrices of 32 x 16 are not what a convolution is.
+    assert "STACKED" not in conv
+    assert "mo.HEADS [in, heads, head_dim]" in heads
+    assert "mo.HEADS_OUT [heads, head_dim, out]" in heads
+    assert "mo.STACKED [in, out], mo.OUT_IN [out, in]" in table
+
+
+def test_numbered_layers_share_a_rule():
+    tree = nested({f"blocks/{k}/table": (4, 3) for k in range(12)})
+    with pytest.raises(ValueError, match="12 parameters") as caught:
+        mo.roles()(tree)
+    assert str(caught.value).count("'other',") == 1
+    assert r"r'^blocks/\d+/table$'" in str(caught.value)
+
+
+def test_the_labels_of_a_linen_model():
+    class Mlp(linen.Module):
+        @linen.compact
+        def __call__(self, tokens):
+            x = linen.LayerNorm()(linen.Embed(5, 4)(tokens))
+            return linen.Dense(7, name="lm_head")(linen.Dense(6)(x))
+
+    tokens = jnp.zeros((1, 3), jnp.int32)
+    shapes = jax.eval_shape(Mlp().init, jax.random.key(0), tokens)["params"]
+    assert mo.roles()(shapes) == {
+        "Dense_0": {"kernel": "matrix", "bias": "vector"},
+        "Embed_0": {"embedding": "embedding"},
+        "LayerNorm_0": {"scale": "vector", "bias": "vector"},
+        "lm_head": {"kernel": "readout", "bias": "vector"},
+    }
+
+
+def test_the_labels_of_an_nnx_model():
+    model = nnx.Sequential(
+        nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.LayerNorm(4, rngs=nnx.Rngs(0))
+    )
+    labels = mo.roles()(nnx.state(model, nnx.Param))
+    assert sorted(jax.tree.leaves(labels)) == ["matrix", "vector", "vector", "vector"]
