@@ -5,7 +5,6 @@ was wrong, what was got and what to do. Everything here looks at static facts (r
 shapes, dtypes, concrete Python numbers), so it costs nothing under `jax.jit`.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,29 +77,86 @@ def require_same_shapes(leaves: Sequence[Any], path: str) -> None:
 
 
 def require_in_range(
-    name: str, value: Any, low: float, high: float, *, schedule: bool = False
+    name: str,
+    value: Any,
+    interval: str,
+    *,
+    optional: bool = False,
+    schedule: bool = False,
 ) -> None:
-    """Raises ValueError for a concrete number outside `[low, high)`.
+    """Raises unless a concrete number lies in `interval`, such as `"[0, 1)"`.
 
-    `None` and traced values pass: under `optax.inject_hyperparams` a number is not
-    known when the transformation is built. A callable passes where a `schedule` may.
+    Traced values pass: under `optax.inject_hyperparams` a number is not known when the
+    transformation is built. `None` passes where the number is `optional`, a callable
+    where it may be a `schedule`.
+
+    Raises:
+        TypeError: for anything but one real number.
+        ValueError: for a number outside of the interval, and for NaN.
     """
-    if value is None or isinstance(value, Tracer) or (schedule and callable(value)):
+    if isinstance(value, Tracer) or (optional and value is None):
         return
-    if callable(value):
+    if callable(value) and not isinstance(value, type):
+        if schedule:
+            return
         raise TypeError(
             f"{name} must be a number, got {value!r}; a schedule for it needs "
             "optax.inject_hyperparams."
         )
-    if isinstance(value, str) or jnp.shape(value) != ():
-        raise TypeError(f"{name} must be a number, got {value!r}.")
-    number = float(value)
-    if math.isnan(number) or not low <= number < high:
-        raise ValueError(f"{name} must be in [{low}, {high}), got {value!r}.")
+    if isinstance(value, bool) or not _is_number(value):
+        kinds = " or a schedule" if schedule else " or None" if optional else ""
+        raise TypeError(f"{name} must be a number{kinds}, got {value!r}.")
+    if not _is_inside(float(value), interval):
+        raise ValueError(f"{name} must be in {interval}, got {value!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `value` is one real number, of Python, NumPy or JAX."""
+    if isinstance(value, int | float):
+        return True
+    dtype = getattr(value, "dtype", None)
+    return (
+        dtype is not None
+        and jnp.shape(value) == ()
+        and (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer))
+    )
+
+
+def _is_inside(number: float, interval: str) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = number >= low if interval[0] == "[" else number > low
+    below = number <= high if interval[-1] == "]" else number < high
+    return above and below
+
+
+def require_flag(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` is `True` or `False`; a string is neither."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def require_compute_dtype(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` is None or a real floating dtype."""
+    if value is None:
+        return
+    try:
+        floating = jnp.issubdtype(jnp.dtype(value), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise TypeError(
+            f"{name} must be a real floating dtype such as jnp.bfloat16, or None, got "
+            f"{value!r}."
+        )
 
 
 def require_instance(name: str, value: Any, kind: type) -> None:
-    """Raises TypeError unless `value` is of the class `kind`."""
+    """Raises TypeError unless `value` is an instance of the class `kind`."""
+    if isinstance(value, type) and issubclass(value, kind):
+        raise TypeError(
+            f"{name} must be an instance, got the class itself: write "
+            f"{value.__name__}(...)."
+        )
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}.")
 
@@ -118,8 +174,8 @@ def require_static_steps(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be at least 0, got {value}.")
 
 
-def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
+def require_one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raises ValueError unless `value` is one of the `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         known = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {known}; got {value!r}.")

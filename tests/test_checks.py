@@ -1,5 +1,7 @@
 """The messages of our own checks: what was wrong, what was got, what to do."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,29 +65,82 @@ def test_shapes_that_differ_are_both_printed():
     _checks.require_same_shapes((X, X), "a/b")
 
 
-INSIDE = [0.0, 0.5, 0.999, np.float32(0.5), jnp.asarray(0.5), None]
+INSIDE = [0.0, 0.5, 0.999, np.float32(0.5), jnp.asarray(0.5)]
 OUTSIDE = [-1e-9, 1.0, 2, float("nan"), float("inf"), -float("inf"), np.float32(1)]
 
 
 @pytest.mark.parametrize("value", INSIDE)
 def test_numbers_inside_a_range_pass(value):
-    _checks.require_in_range("decay", value, 0.0, 1.0)
+    _checks.require_in_range("decay", value, "[0, 1)")
 
 
 @pytest.mark.parametrize("value", OUTSIDE)
 def test_numbers_outside_a_range_are_refused(value):
-    with pytest.raises(ValueError, match=r"decay must be in \[0.0, 1.0\), got"):
-        _checks.require_in_range("decay", value, 0.0, 1.0)
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got"):
+        _checks.require_in_range("decay", value, "[0, 1)")
 
 
 def test_what_is_not_known_yet_passes_a_range():
-    _checks.require_in_range("rate", lambda step: -1.0, 0.0, 1.0, schedule=True)
+    _checks.require_in_range("rate", lambda step: -1.0, "[0, 1)", schedule=True)
     with pytest.raises(TypeError, match=r"decay must be a number.*inject_hyperparams"):
-        _checks.require_in_range("decay", lambda step: -1.0, 0.0, 1.0)
+        _checks.require_in_range("decay", lambda step: -1.0, "[0, 1)")
     with pytest.raises(TypeError, match="rate must be a number, got 'a'"):
-        _checks.require_in_range("rate", "a", 0.0, 1.0)
-    traced = jax.jit(lambda x: _checks.require_in_range("rate", x, 0.0, 1.0))
+        _checks.require_in_range("rate", "a", "[0, 1)")
+    traced = jax.jit(lambda x: _checks.require_in_range("rate", x, "[0, 1)"))
     assert traced(-1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "inside"),
+    [
+        (0.0, "[0, 1)", True),
+        (0.0, "(0, 1)", False),
+        (1.0, "[0, 1]", True),
+        (1.0, "[0, 1)", False),
+        (1e300, "(0, inf)", True),
+        (float("inf"), "(0, inf)", False),
+    ],
+)
+def test_the_ends_of_an_interval_are_read_from_its_brackets(value, interval, inside):
+    if inside:
+        _checks.require_in_range("x", value, interval)
+        return
+    with pytest.raises(ValueError, match=re.escape(f"x must be in {interval}, got")):
+        _checks.require_in_range("x", value, interval)
+
+
+@pytest.mark.parametrize(
+    "value", [True, "0.1", 1j, (0.1,), np.ones(2), np.bool_(1), float, object()]
+)
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises(TypeError, match="rate must be a number or a schedule, got"):
+        _checks.require_in_range("rate", value, "[0, 1)", schedule=True)
+
+
+def test_none_is_a_number_only_where_it_is_optional():
+    _checks.require_in_range("rate", None, "[0, 1)", optional=True)
+    with pytest.raises(TypeError, match="rate must be a number, got None"):
+        _checks.require_in_range("rate", None, "[0, 1)")
+
+
+@pytest.mark.parametrize("value", ["false", 1, None, np.bool_(1)])
+def test_a_flag_is_true_or_false(value):
+    with pytest.raises(TypeError, match="nesterov must be True or False, got"):
+        _checks.require_flag("nesterov", value)
+
+
+@pytest.mark.parametrize("value", [jnp.int32, "int8", complex, "float", 3.0, object()])
+def test_a_dtype_to_compute_in_is_real_and_floating(value):
+    if value == "float":
+        _checks.require_compute_dtype("compute_dtype", value)
+        return
+    with pytest.raises(TypeError, match="compute_dtype must be a real floating dtype"):
+        _checks.require_compute_dtype("compute_dtype", value)
+
+
+def test_a_class_in_place_of_its_instance_is_refused():
+    with pytest.raises(TypeError, match=r"got the class itself: write Stiefel\(...\)"):
+        _checks.require_instance("manifold", mo.Stiefel, mo.Manifold)
 
 
 @pytest.mark.parametrize("value", [0, 3, None])
@@ -129,7 +184,7 @@ def test_a_negative_weight_decay_is_refused(preset):
 
 @pytest.mark.parametrize("preset", PRESETS, ids=PRESET_IDS)
 def test_a_momentum_out_of_range_is_refused(preset):
-    with pytest.raises(ValueError, match=r"decay must be in \[0.0, 1.0\), got 1.5"):
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1.5"):
         preset(0.1, momentum=1.5)
 
 

@@ -133,7 +133,7 @@ def attend(
     """
     require_heads(query, key, value)
     if dropout is not None:
-        require_in_range("the rate of dropout", dropout.rate, 0.0, 1.0)
+        require_in_range("the rate of dropout", dropout.rate, "[0, 1)")
 
     def outputs(rows: Rows) -> tuple[Array, Array]:
         logits, seen = products(rows, key, scores), valid(rows, key, scores)

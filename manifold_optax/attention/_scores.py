@@ -54,7 +54,7 @@ class Scores:
     def __post_init__(self) -> None:
         if isinstance(self.chunk, bool) or not isinstance(self.chunk, int):
             raise TypeError(f"chunk must be a Python int, got {self.chunk!r}.")
-        require_in_range("chunk", self.chunk, 1.0, float("inf"))
+        require_in_range("chunk", self.chunk, "[1, inf)")
         if self.scale is not None and jnp.shape(self.scale) != ():
             raise TypeError(f"scale must be one number, got {self.scale!r}.")
         if self.mask is not None and getattr(self.mask, "dtype", None) != jnp.bool_:

@@ -1,6 +1,5 @@
 """The links that the presets share."""
 
-import math
 from typing import Any, TypeAlias
 
 import optax
@@ -25,7 +24,7 @@ def momentum_link(
 
 def learning_rate_link(learning_rate: Any) -> Link:
     """The link `"learning_rate"`, which turns the sign."""
-    require_in_range("learning_rate", learning_rate, 0.0, math.inf, schedule=True)
+    require_in_range("learning_rate", learning_rate, "[0, inf)", schedule=True)
     return ("learning_rate", optax.scale_by_learning_rate(learning_rate))
 
 
@@ -33,7 +32,7 @@ def weight_decay_link(weight_decay: Any) -> tuple[Link, ...]:
     """The link `"weight_decay"`, or none for `None`."""
     if weight_decay is None:
         return ()
-    require_in_range("weight_decay", weight_decay, 0.0, math.inf)
+    require_in_range("weight_decay", weight_decay, "[0, inf)")
     return (("weight_decay", optax.add_decayed_weights(weight_decay)),)
 
 

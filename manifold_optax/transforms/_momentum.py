@@ -7,6 +7,7 @@ import optax
 from jaxtyping import Array, Int32
 
 from manifold_optax._checks import (
+    require_flag,
     require_in_range,
     require_params,
     require_present,
@@ -88,7 +89,9 @@ def momentum(
     debiased form; Absil, Mahony, Sepulchre (2008), section 8.1.3, for the transport by
     projection.
     """
-    require_in_range("decay", decay, 0.0, 1.0)
+    require_in_range("decay", decay, "[0, 1)")
+    require_flag("nesterov", nesterov)
+    require_flag("debias", debias)
     carrier = None
     if transport is not None:
         carrier = tangent_project(transport, axes=axes, placement=placement)

@@ -1,16 +1,15 @@
 """QK-clip: query and key weights rescaled so that attention logits stay bounded."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jaxtyping import Array
 
 from manifold_optax._checks import (
+    require_flag,
     require_floating,
     require_in_range,
     require_params,
@@ -73,7 +72,7 @@ def apply_qk_clip(
         >>> clipped["query"][0, :, 0]
         Array([0.5, 1. ], dtype=float32)
     """
-    _check(attention, threshold, balance)
+    _check(attention, threshold, balance, allow_missing)
     found = rescalings(
         locate(attention, params),
         max_logits,
@@ -159,7 +158,7 @@ def qk_clip(
     algorithm 1, for multi-head and latent attention; the rule for shared keys is ours
     (each head lands on the threshold, none below it).
     """
-    _check(attention, threshold, balance)
+    _check(attention, threshold, balance, allow_missing)
 
     def init_fn(params: ArrayTree) -> optax.EmptyState:
         # What does not fit is better said now; `optax.tree.map_params` gives no leaf.
@@ -220,7 +219,7 @@ def _clipped(update: Array, param: Array, rescaling: Rescaling) -> Array:
     return jnp.where(rescaling.factor == 1, update.astype(dtype), delta.astype(dtype))
 
 
-def _check(attention: Any, threshold: Any, balance: Any) -> None:
+def _check(attention: Any, threshold: Any, balance: Any, allow_missing: Any) -> None:
     if not isinstance(attention, Mapping) or not attention:
         raise TypeError(
             "attention must be a dict {path of an attention layer: mo.Attention(…)} "
@@ -232,11 +231,6 @@ def _check(attention: Any, threshold: Any, balance: Any) -> None:
                 "attention must map patterns of paths to mo.Attention(…), got "
                 f"{path!r}: {spec!r}."
             )
-    for name, value in (("threshold", threshold), ("balance", balance)):
-        if value is None:
-            raise TypeError(f"{name} must be a number, got None.")
-    require_in_range("threshold", threshold, 0.0, math.inf)
-    if not isinstance(threshold, Tracer) and float(threshold) == 0:
-        raise ValueError("threshold must be positive, got 0.")
-    # 1 itself is allowed: the next number above it is the end of the range.
-    require_in_range("balance", balance, 0.0, math.nextafter(1.0, 2.0))
+    require_in_range("threshold", threshold, "(0, inf)")
+    require_in_range("balance", balance, "[0, 1]")
+    require_flag("allow_missing", allow_missing)

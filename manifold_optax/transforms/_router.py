@@ -1,6 +1,5 @@
 """Loss-free balancing of the experts of a mixture: a bias that follows their load."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -100,7 +99,7 @@ def balance_router_bias(
         J. Su, kexue.fm 10757 (`"rms"`).
     """
     require_one_of("rule", rule, ("sign", "rms"))
-    require_in_range("rate", rate, 0.0, math.inf)
+    require_in_range("rate", rate, "[0, inf)")
     _check(routers)
     wanted = {pattern: (bias,) for pattern, bias in routers.items()}
 

@@ -261,9 +261,7 @@ def test_a_kernel_without_the_bias_beside_it_is_an_error() -> None:
     dense = lambda: {"kernel": leaf(4, 2, 3), "bias": leaf(2, 3)}
     spec = {"a": mo.Attention(2, query="query/kernel", key="key/kernel")}
     params = {"a": {"query": dense(), "key": dense()}}
-    message = (
-        r"names 'query/kernel' as query, .* 'query/bias' of shape \(2, 3\) .* Write"
-    )
+    message = r"names 'query/kernel' as query, .* 'query/bias' of shape \(2, 3\)"
     with pytest.raises(ValueError, match=message):
         mo.qk_clip(spec).init(params)
     flat = {"a": {"wq": leaf(4, 2, 3), "bq": leaf(2, 3), "wk": leaf(4, 2, 3)}}

@@ -1,6 +1,7 @@
 """What the table of transformations says of each, and the model they are checked on."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,7 +56,9 @@ class Case:
 
     def make(self, factory: Callable[..., Tx] | None = None) -> Tx:
         """The transformation, or what `factory` makes of the same arguments."""
-        tx = (factory or self.factory)(**self.arguments, **self.numbers)
+        stacked = {"axes": mo.STACKED} if self.takes_axes else {}
+        arguments = stacked | dict(self.arguments)
+        tx = (factory or self.factory)(**arguments, **self.numbers)
         if not self.extra:
             return tx
 
@@ -69,6 +72,10 @@ class Case:
     @property
     def public_name(self) -> str:
         return self.factory.__name__
+
+    @property
+    def takes_axes(self) -> bool:
+        return "axes" in inspect.signature(self.factory).parameters
 
     @property
     def shapes(self) -> Tree:

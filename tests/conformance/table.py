@@ -22,11 +22,15 @@ from manifold_optax.geometry import RowRms, SpectralSphere
 def hybrid(learning_rate: Any, momentum: Any, weight_decay: Any) -> Tx:
     """`mo.hybrid` of numbers alone, and by path: `third` has three axes."""
     return mo.hybrid(
-        mo.muon(learning_rate, momentum=momentum, weight_decay=weight_decay),
+        mo.muon(
+            learning_rate, momentum=momentum, weight_decay=weight_decay, axes=_ROLES
+        ),
         others=optax.adamw(learning_rate),
-        labels=mo.roles({"kernel$": "matrix"}, default="other"),
+        labels=_ROLES,
     )
 
+
+_ROLES = mo.roles({"kernel": mo.STACKED})
 
 # Two heads: one above the threshold of the cases below.
 _ATTENTION = {
@@ -50,7 +54,7 @@ def muon_clip(
         balance=balance,
         momentum=momentum,
         weight_decay=weight_decay,
-        groups={"stacked": mo.MatrixGroup("third")},
+        roles=_ROLES,
     )
 
 
