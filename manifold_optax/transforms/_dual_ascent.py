@@ -20,18 +20,9 @@ from manifold_optax.geometry import (
     Stiefel,
     stiefel_spectral_direction,
 )
-from manifold_optax.matrices import (
-    Axes,
-    LAST_TWO,
-    map_matrices,
-    per_matrix,
-    Placement,
-)
-from manifold_optax.transforms._leaves import (
-    divide_leaves,
-    multiply_leaves,
-    sizes_at,
-)
+from manifold_optax.matrices import Axes, LAST_TWO, per_matrix, Placement
+from manifold_optax.transforms._leaves import unit_map
+from manifold_optax.trees import fill_absent
 
 
 class DualAscentState(NamedTuple):
@@ -120,11 +111,18 @@ def dual_ascent_spectral(
     )
 
     def kernel(
-        update: Matrix, point: Matrix, *numbers: Array, axis_name: AxisName = None
-    ) -> Any:
-        del numbers
+        update: Matrix, point: Matrix, axis_name: AxisName = None
+    ) -> tuple[Array, ...]:
         found = solve(point, update, axis_name=axis_name)
-        return (found.direction,), (found.gap, found.tangency)
+        return found.direction, found.gap, found.tangency
+
+    solve_all = unit_map(
+        kernel,
+        manifold,
+        axes=axes,
+        placement=placement,
+        returns=("matrix", "number", "number"),
+    )
 
     def init_fn(params: ArrayTree) -> DualAscentState:
         unknown = float("nan")
@@ -141,15 +139,9 @@ def dual_ascent_spectral(
     ) -> tuple[ArrayTree, DualAscentState]:
         del extra_args
         require_params(params, "dual_ascent_spectral")
-        sizes = sizes_at(manifold, updates, params, axes)
-        (found,), numbers = map_matrices(
-            kernel,
-            (updates, divide_leaves(params, sizes)),
-            (state.gap, state.tangency),
-            axes=axes,
-            placement=placement,
-        )
-        return multiply_leaves(found, sizes, like=updates), DualAscentState(*numbers)
+        found, *numbers = solve_all((updates,), (params,), like=updates)
+        # Where there is no update, what was known stays.
+        return found, DualAscentState(*map(fill_absent, numbers, state))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
