@@ -6,7 +6,7 @@ shapes, dtypes, concrete Python numbers), so it costs nothing under `jax.jit`.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsFloat, TypeGuard
 
 import chex
 import jax
@@ -110,7 +110,7 @@ def require_in_range(
         raise ValueError(f"{name} must be in {interval}, got {value!r}.")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[SupportsFloat]:
     """Whether `value` is one real number, of Python, NumPy or JAX."""
     if isinstance(value, int | float):
         return True

@@ -32,5 +32,11 @@ AxisName: TypeAlias = str | tuple[str, ...] | None
 ArrayTree: TypeAlias = Any
 """A pytree of arrays: parameters, updates or per-matrix numbers. Any object is one."""
 
-Kernel: TypeAlias = Callable[..., tuple[tuple[Any, ...], tuple[Any, ...]]]
-"""`(*matrices, *carried, axis_name=None) -> (matrices, carried)`, for one matrix."""
+Kernel: TypeAlias = Callable[..., Array | tuple[Array, ...]]
+"""`(*matrices, *numbers_in, axis_name=None) -> results`, for one matrix of each tree.
+
+A kernel with one result returns that array, one with several a tuple of arrays. Each
+result is a matrix of the shape that the kernel was given, or a number per matrix: a
+scalar, or a vector of the short side. `axis_name` names the mesh axes that split the
+rows; `None`: the matrix is whole.
+"""

@@ -3,9 +3,9 @@
 Inside `jax.shard_map` every device holds one piece of every matrix. The first
 all-to-all sends all pieces of a matrix to the device that owns it, the second sends the
 pieces of the result back; nothing is communicated in between. Devices that hold the
-same pieces (replicas) each send a part of the matrices, and gather the results. What is
-carried per matrix is the same everywhere: the owner reads its own, and one gathering of
-these small arrays brings back what it returns.
+same pieces (replicas) each send a part of the matrices, and gather the results. The
+numbers per matrix are the same everywhere: the owner reads its own, and one gathering
+of these small arrays brings back what it writes.
 """
 
 import functools
@@ -18,8 +18,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from manifold_optax._typing import Kernel
-from manifold_optax.matrices._kernel import apply_kernel, batched, chunk_size, in_chunks
+from manifold_optax.matrices._kernel import (
+    apply_kernel,
+    batched,
+    Call,
+    chunk_size,
+    in_chunks,
+    Shapes,
+)
 from manifold_optax.matrices._pieces import Pieces, pieces_of
 from manifold_optax.matrices._plan import Exchange, Group, Placement
 from manifold_optax.matrices._wire import all_gather, all_to_all, device_index
@@ -31,25 +37,35 @@ Stacks: TypeAlias = list[tuple[Array, ...]]
 class Job(NamedTuple):
     """What is done to the matrices of an exchange."""
 
-    kernel: Kernel
+    call: Call
     inputs: int
-    outputs: int
     exchange: Exchange
     placement: Placement
     either: bool
     """Whether the kernel takes matrices in either orientation."""
 
+    @property
+    def outputs(self) -> int:
+        """Number of matrices that the kernel returns."""
+        return self.call.matrices
 
-def apply_at_owners(job: Job, stacks: Stacks, carried: Stacks) -> tuple[Stacks, Stacks]:
-    """The kernel on whole matrices at their owners.
+    @property
+    def written(self) -> list[Shapes]:
+        """Shapes of the numbers that the kernel writes, for each group."""
+        return [group.numbers.written for group in self.exchange.groups]
+
+
+def apply_at_owners(job: Job, stacks: Stacks, numbers: Stacks) -> tuple[Stacks, Stacks]:
+    """Applies the kernel to whole matrices at their owners.
 
     Args:
         job: kernel, groups, owners and mesh of the enclosing `shard_map`.
         stacks: pieces `[count, size]`, one array per input tree.
-        carried: arrays `[count, …]`, the same on all owners.
+        numbers: arrays `[count, …]` that the kernel reads, the same on all owners.
 
     Returns:
-        Pieces of the results, one array per output tree, and carried arrays as before.
+        Pieces of the results, one array per output tree, and the numbers that the
+        kernel writes, `[count, …]`.
     """
     exchange, deal = job.exchange, job.exchange.deal
     shards, replicas = exchange.shard_axes, exchange.replica_axes
@@ -70,11 +86,11 @@ def apply_at_owners(job: Job, stacks: Stacks, carried: Stacks) -> tuple[Stacks, 
     if not deal.in_order:
         owner = jnp.asarray(deal.positions)[owner]
     if len(branches) == 1:
-        results, numbers = branches[0](received, carried, owner)
+        results, row = branches[0](received, numbers, owner)
     else:
         firsts = jnp.asarray([c.first for c in deal.classes[1:]])
         which = jnp.sum(owner >= firsts)
-        results, numbers = jax.lax.switch(which, branches, received, carried, owner)
+        results, row = jax.lax.switch(which, branches, received, numbers, owner)
 
     outs: Stacks = [() for _ in stacks]
     if job.outputs:
@@ -84,20 +100,20 @@ def apply_at_owners(job: Job, stacks: Stacks, carried: Stacks) -> tuple[Stacks, 
             deal.unpack(back, [job.outputs * size for (size,) in sizes]),
             [(size,) * job.outputs for size in sizes],
         )
-    if not any(carried):
-        return outs, carried
-    everyone = all_gather(numbers[None], (*replicas, *shards))
-    shapes = [tuple(c.shape[1:] for c in group) for group in carried]
+    if not job.call.numbers:
+        return outs, [() for _ in stacks]
+    everyone = all_gather(row[None], (*replicas, *shards))
+    shapes = job.written
     return outs, _uncolumns(deal.unpack(everyone, _widths(shapes)), shapes)
 
 
 def _compute_class(
-    job: Job, which: int, wire: Any, received: Array, carried: Stacks, owner: Array
+    job: Job, which: int, wire: Any, received: Array, numbers: Stacks, owner: Array
 ) -> tuple[Array, Array]:
     """What an owner of class `which` makes of its buffer `[senders, width]`.
 
     Returns:
-        Results `[senders, width]` in dtype `wire`, and one row of numbers.
+        Results `[senders, width]` in dtype `wire`, and one row of numbers, float32.
     """
     deal, groups = job.exchange.deal, job.exchange.groups
     own = deal.classes[which]
@@ -106,25 +122,22 @@ def _compute_class(
     # A result takes the place of what it was made of: no second buffer.
     in_place = job.outputs <= job.inputs and wire == received.dtype
     results = received if in_place else jnp.zeros((len(received), width), wire)
-    numbers, read, write = [], 0, 0
+    rows, read, write = [], 0, 0
     for index, (group, count) in enumerate(zip(groups, own.counts, strict=True)):
         if count == 0:
             continue
         start = deal.start(which, index) + (owner - own.first) * count
         lot = _Lot(group, sizes[index], count, start, read, write)
         mine = tuple(
-            jax.lax.dynamic_slice_in_dim(c, start, count) for c in carried[index]
+            jax.lax.dynamic_slice_in_dim(c, start, count) for c in numbers[index]
         )
         source = None if in_place else received
         results, new = _compute_lot(job, lot, source, results, mine)
-        numbers.append(new)
+        rows += [_columns(new, jnp.float32).reshape(-1)] if new else []
         read += count * job.inputs * lot.size
         write += count * job.outputs * lot.size
-    dtype = jnp.result_type(*(c for group in carried for c in group), jnp.float32)
-    rows = [_columns(new, dtype).reshape(-1) for new in numbers if new]
-    row = jnp.concatenate([*rows, jnp.zeros(0, dtype)])
-    shapes = [tuple(c.shape[1:] for c in group) for group in carried]
-    filled = jnp.pad(row, (0, deal.width(_widths(shapes)) - len(row)))
+    row = jnp.concatenate([*rows, jnp.zeros(0, jnp.float32)])
+    filled = jnp.pad(row, (0, deal.width(_widths(job.written)) - len(row)))
     return results[:, :width], filled
 
 
@@ -151,7 +164,7 @@ def _compute_lot(
     results: Array,
     numbers: tuple[Array, ...],
 ) -> tuple[Array, tuple[Array, ...]]:
-    """`results`, with those of the lot in their columns, and its new numbers.
+    """`results`, with those of the lot in their columns, and the numbers it writes.
 
     `source` holds what was received; `None` where `results` does.
     """
@@ -160,7 +173,7 @@ def _compute_lot(
     chunk = chunk_size(lot.matrices, group.short * group.long * itemsize)
 
     def advance(first: Any, size: int, state: Any) -> Any:
-        results, numbers = state
+        results, written = state
         columns = jax.lax.dynamic_slice_in_dim(
             results if source is None else source,
             lot.read + first * job.inputs * lot.size,
@@ -180,10 +193,14 @@ def _compute_lot(
             jax.lax.dynamic_update_slice_in_dim(
                 results, rows.astype(results.dtype), column, axis=1
             ),
-            tuple(update(c, n, first) for c, n in zip(numbers, new, strict=True)),
+            tuple(update(c, n, first) for c, n in zip(written, new, strict=True)),
         )
 
-    return in_chunks(advance, lot.matrices, chunk, (results, numbers))
+    blank = tuple(
+        jnp.zeros((lot.matrices, *shape), jnp.float32)
+        for shape in group.numbers.written
+    )
+    return in_chunks(advance, lot.matrices, chunk, (results, blank))
 
 
 def _compute_one(job: Job, lot: _Lot, arguments: Any) -> Any:
@@ -201,7 +218,7 @@ def _compute_one(job: Job, lot: _Lot, arguments: Any) -> Any:
     matrices = tuple(by_cut(assemble, pieces))
     turn = not (group.tall or job.either)
     ys, new = apply_kernel(
-        job.kernel, matrices, numbers, job.outputs, group.dtypes, turn=turn
+        job.call, matrices, numbers, group.numbers.written, group.dtypes, turn=turn
     )
     if not ys:
         return jnp.zeros((0, *pieces.shape[1:]), group.dtypes[0]), new

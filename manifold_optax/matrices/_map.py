@@ -6,106 +6,143 @@ matrix. Compile time does not grow with the depth of a model, because a stack is
 compiled once.
 """
 
-import math
+import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array
 
-from manifold_optax._checks import (
-    require_floating,
-    require_present,
-    require_same_shapes,
-)
+from manifold_optax._checks import require_one_of
 from manifold_optax._typing import ArrayTree, Kernel
-from manifold_optax.matrices._layout import resolved, spec_of
-from manifold_optax.matrices._plan import Placement, Plan
-from manifold_optax.matrices._recipes import Facts, make_plan
-from manifold_optax.matrices._stack import Operands, run
-from manifold_optax.matrices._view import (
-    AxesLike,
-    joined,
-    joined_numbers,
-    numbers_of,
-    per_matrix_shape,
-    View,
-    views_of,
+from manifold_optax.matrices._blocks import (
+    Block,
+    blocks_of,
+    Flat,
+    flatten,
+    unflatten,
+    view_leaves,
 )
-from manifold_optax.trees import bare, is_absent, leaf_path
+from manifold_optax.matrices._kernel import Call, check_returns, Result
+from manifold_optax.matrices._layout import resolved, spec_of
+from manifold_optax.matrices._plan import (
+    NO_NUMBERS,
+    Numbers,
+    Orientation,
+    Placement,
+    Plan,
+)
+from manifold_optax.matrices._recipes import Facts, make_plan
+from manifold_optax.matrices._stack import run
+from manifold_optax.matrices._view import AxesLike
 
 
 def map_matrices(
     kernel: Kernel,
     trees: Sequence[ArrayTree],
-    carried: Sequence[ArrayTree] = (),
+    numbers_in: Sequence[ArrayTree] = (),
     *,
+    returns: Sequence[Result] = ("matrix",),
     axes: AxesLike = None,
-    transposable: bool | Literal["either"] = True,
-    outputs: int = 1,
+    orientation: Orientation = "tall",
     placement: Placement | None = None,
     dtype: Any = None,
-) -> tuple[tuple[ArrayTree, ...], tuple[ArrayTree, ...]]:
+) -> Any:
     """Applies `kernel` to every matrix of a tree.
 
-    Call it under `jax.jit`, as all transformations that go through it: outside every
-    call compiles its loop over the stack anew.
+    Call it, and every transformation built on it, under `jax.jit`. Outside, each call
+    recompiles the loop over the stack.
 
     Args:
-        kernel: `(*matrices, *carried, axis_name=None) -> (matrices, carried)` for one
-            matrix of each tree, `long × short`. It returns `outputs` matrices and as
-            many carried arrays, of the same shapes, as it was given. `axis_name` names
-            the mesh axes that split the rows.
+        kernel: `(*matrices, *numbers_in, axis_name=None) -> results` for one matrix of
+            each tree. A kernel with one result returns that array, one with several
+            returns a tuple of arrays. `axis_name` names the mesh axes that split the
+            rows; the shapes of the results must not depend on it.
         trees: input trees of one structure, e.g. `(updates,)` or `(updates, params)`.
             The first decides which leaves exist: `None`, `optax.MaskedNode` and empty
             leaves pass through.
-        carried: trees of per-matrix floating arrays, leaf `[*batch, …]`,
-            `[*batch, blocks, …]` for a `Split`: numbers, or vectors of the short side
-            (of a square matrix: the fan-in).
+        numbers_in: trees of arrays that the kernel reads, one entry per matrix: leaf
+            `[*batch, …]`, `[*batch, blocks, …]` for a `Split`, of any real floating
+            dtype. An entry is a number or a vector of the short side (of a square
+            matrix: the fan-in).
+        returns: what each result of the kernel is: `"matrix"`, of the shape that the
+            kernel was given, or `"number"`, an entry like those of `numbers_in`. To
+            learn the shapes of numbers before it computes any, the kernel is traced
+            once more for each shape of matrix.
         axes: how every leaf is a batch of matrices; axes that are not named are batch
             axes.
-        transposable: whether `kernel(xᵀ) = kernel(x)ᵀ`. Then wide matrices are
-            transposed, and both orientations of a shape share a stack. `"either"`: the
-            kernel also takes them `short × long`, and gets them as the stack has them,
-            which saves transpositions (where a side is split, `long × short`).
-            `False`: the kernel sees `fan_out × fan_in`.
-        outputs: number of matrices that the kernel returns.
+        orientation: how the kernel sees a matrix. `"tall"`: with at least as many rows
+            as columns; wide matrices are transposed, and both orientations of a shape
+            share a stack, which needs `kernel(xᵀ) = kernel(x)ᵀ`. `"either"`: the same,
+            but the kernel gets matrices as they lie in memory, which saves
+            transpositions (where the rows are split: tall). `"fixed"`: always
+            `fan_out × fan_in`.
         placement: which device computes what, of `mo.sharding`. `None`: read from the
             arrays on Explicit meshes, local otherwise. Inside `shard_map` and `pmap`
             everything is local.
         dtype: dtype in which the kernel computes; `None`: at least float32.
 
     Returns:
-        `outputs` trees like the first, each leaf in its dtype, and the carried trees.
+        What the kernel returns, as trees: one tree, or a tuple of trees. A tree of
+        matrices is like the first of `trees`, each leaf in its dtype. A tree of numbers
+        is float32, with leaves `[*batch, …]` laid out as the batch axes of the matrices
+        are, as `per_matrix` makes them; it has `None` where the first tree has none.
 
     Raises:
         TypeError: for a leaf that is not real floating.
-        ValueError: for ranks, shapes or structures that do not fit, and for a sharding
-            that the placement does not cover. All name the leaf.
+        ValueError: for ranks, shapes or structures that do not fit, for a kernel that
+            does not return what `returns` says, and for a sharding that the placement
+            does not cover. The first and the last name the leaf.
 
     Example:
         >>> def normalize(x, axis_name=None):
-        ...     return (x / jnp.linalg.norm(x),), ()
-        >>> (tree,), _ = map_matrices(normalize, ({"w": 3 * jnp.eye(2)},))
+        ...     norm = jnp.linalg.norm(x)
+        ...     return x / norm, norm
+        >>> tree, norms = map_matrices(
+        ...     normalize, ({"w": 3 * jnp.eye(2)},), returns=("matrix", "number")
+        ... )
         >>> tree["w"].round(3)
         Array([[0.707, 0.   ],
                [0.   , 0.707]], dtype=float32)
+        >>> norms["w"].round(3)
+        Array(4.243, dtype=float32)
     """
-    flat = _flatten(trees)
-    blocks = _blocks(flat, carried, axes, dtype)
-    plan = _plan(flat, blocks, transposable, placement)
-    results = run(kernel, plan, [block.operands for block in blocks], outputs)
-    return _unflatten(flat, blocks, results, carried, outputs)
+    return map_views(
+        kernel,
+        trees,
+        numbers_in,
+        returns=returns,
+        views=view_leaves(trees[0], axes),
+        orientation=orientation,
+        placement=placement,
+        dtype=dtype,
+    )
+
+
+def map_views(
+    kernel: Kernel,
+    trees: Sequence[ArrayTree],
+    numbers_in: Sequence[ArrayTree] = (),
+    *,
+    returns: Sequence[Result] = ("matrix",),
+    views: ArrayTree,
+    orientation: Orientation = "tall",
+    placement: Placement | None = None,
+    dtype: Any = None,
+) -> Any:
+    """`map_matrices` where the views of the first tree are known, by `view_leaves`."""
+    call = Call(kernel, check_returns(returns))
+    flat = flatten(trees)
+    blocks = blocks_of(flat, views, numbers_in, dtype)
+    plan = _plan(flat, blocks, call, orientation, placement)
+    results = run(call, plan, [block.operands for block in blocks])
+    return unflatten(call, flat, blocks, results)
 
 
 def plan_matrices(
     tree: ArrayTree,
     *,
     axes: AxesLike = None,
-    transposable: bool | Literal["either"] = True,
+    orientation: Orientation = "tall",
     placement: Placement | None = None,
 ) -> Plan:
     """The plan by which `map_matrices` would go over `tree`; print it to read it.
@@ -122,174 +159,58 @@ def plan_matrices(
         4 × 2 float32  4         local   1.41k  0           a, b
         busiest device: 1.41k FLOPs, 0 bytes sent
     """
-    flat = _flatten((tree,))
-    return _plan(flat, _blocks(flat, (), axes, None), transposable, placement)
-
-
-def per_matrix(
-    tree: ArrayTree, fill: float, *, axes: AxesLike = None, tail: tuple[int, ...] = ()
-) -> ArrayTree:
-    """Tree of float32 arrays `[*batch, *tail]`, one entry per matrix; for `init`.
-
-    Example:
-        >>> per_matrix({"w": jnp.ones((3, 4, 2))}, 0.0)
-        {'w': Array([0., 0., 0.], dtype=float32)}
-    """
-
-    def of_leaf(keys: Any, leaf: Any) -> Array:
-        path = leaf_path(keys)
-        require_floating(leaf, path)
-        if not math.prod(leaf.shape):
-            return jnp.full((0,), fill, jnp.float32)
-        shape = per_matrix_shape(leaf, path, axes)
-        numbers = jnp.full((*shape, *tail), fill, jnp.float32)
-        return _like_batch(numbers, leaf, views_of(leaf, path, axes)[0])
-
-    return jax.tree_util.tree_map_with_path(of_leaf, bare(tree))
-
-
-def _like_batch(numbers: Array, leaf: Any, view: View) -> Array:
-    """`numbers` laid out as the batch axes of `leaf`, where its type says how."""
-    sharding = jax.typeof(leaf).sharding
-    batch = [sharding.spec[axis] for axis in view.leaf_batch_axes]
-    if all(entry is None for entry in batch):
-        return numbers
-    spec = PartitionSpec(*batch)
-    if isinstance(leaf, Tracer):
-        return jax.sharding.reshard(numbers, NamedSharding(sharding.mesh, spec))
-    # Outside of a trace only the array itself knows its devices.
-    return jax.device_put(numbers, NamedSharding(leaf.sharding.mesh, spec))
-
-
-class _Flat(NamedTuple):
-    """Leaves of the first tree, and for those that hold matrices all trees' arrays."""
-
-    leaves: list[Any]
-    treedef: Any
-    bare: Any
-    """The same without the boxes of a framework: the structure of what is carried."""
-    arrays: dict[int, tuple[Array, ...]]
-    paths: dict[int, str]
-
-
-class _Block(NamedTuple):
-    """One block of the leaf at position `leaf`."""
-
-    leaf: int
-    view: View
-    operands: Operands
-    dtypes: tuple[str, ...]
-    """Of the leaf in each tree, then that in which the kernel computes."""
-
-
-def _flatten(trees: Sequence[ArrayTree]) -> _Flat:
-    paired, treedef = jax.tree_util.tree_flatten_with_path(trees[0], is_leaf=is_absent)
-    others = [_like(treedef, tree) for tree in trees[1:]]
-    bare_treedef = jax.tree.structure(bare(trees[0]), is_leaf=is_absent)
-    flat = _Flat([leaf for _, leaf in paired], treedef, bare_treedef, {}, {})
-    for index, (keys, first) in enumerate(paired):
-        if is_absent(first):
-            continue
-        path, arrays = leaf_path(keys), (first, *(other[index] for other in others))
-        for array in arrays:
-            require_present(array, path)
-            require_floating(array, path)
-        require_same_shapes(arrays, path)
-        if math.prod(first.shape):
-            flat.arrays[index], flat.paths[index] = arrays, path
-    return flat
-
-
-def _like(treedef: Any, tree: ArrayTree) -> list[Any]:
-    try:
-        return treedef.flatten_up_to(tree)
-    except ValueError as error:
-        raise ValueError(
-            "Updates, parameters and state must have one tree structure; the updates "
-            f"have {treedef}. JAX says: {error}"
-        ) from error
-
-
-def _blocks(
-    flat: _Flat, carried: Sequence[ArrayTree], axes: AxesLike, dtype: Any
-) -> list[_Block]:
-    columns = [_like(flat.bare, bare(tree)) for tree in carried]
-    blocks = []
-    for index, arrays in flat.arrays.items():
-        batch = per_matrix_shape(arrays[0], flat.paths[index], axes)
-        for column in columns:
-            _check_carried(column[index], batch, flat.paths[index])
-        wide = jnp.result_type(jnp.float32, *arrays) if dtype is None else dtype
-        views = views_of(arrays[0], flat.paths[index], axes)
-        for position, view in enumerate(views):
-            operands = Operands(
-                tuple(view.block(array) for array in arrays),
-                tuple(
-                    numbers_of(view, position, len(views), column[index])
-                    for column in columns
-                ),
-            )
-            dtypes = (*(str(array.dtype) for array in arrays), str(jnp.dtype(wide)))
-            blocks.append(_Block(index, view, operands, dtypes))
-    return blocks
-
-
-def _check_carried(carried: Any, batch: tuple[int, ...], path: str) -> None:
-    if tuple(carried.shape[: len(batch)]) != batch:
-        raise ValueError(
-            f"What is carried at {path!r} has the shape {tuple(carried.shape)}, but "
-            f"there must be one entry for each of the matrices, {batch}; make the "
-            "state with the parameters that are updated."
-        )
-    require_floating(carried, path)
+    flat = flatten((tree,))
+    blocks = blocks_of(flat, view_leaves(tree, axes), (), None)
+    return _plan(flat, blocks, None, orientation, placement)
 
 
 def _plan(
-    flat: _Flat,
-    blocks: Sequence[_Block],
-    transposable: bool | Literal["either"],
+    flat: Flat,
+    blocks: Sequence[Block],
+    call: Call | None,
+    orientation: Orientation,
     placement: Placement | None,
 ) -> Plan:
+    """The plan; without a `call` for a kernel of matrices alone."""
+    require_one_of("orientation", orientation, ("tall", "either", "fixed"))
     placement = resolved(placement, [arrays[0] for arrays in flat.arrays.values()])
+    fixed = orientation == "fixed"
+    numbers_of = functools.cache(functools.partial(_numbers, call))
     facts = [
-        Facts(b.view, b.dtypes, spec_of(b.view, b.operands.matrices, placement))
-        for b in blocks
-    ]
-    numbers_only = all(
-        array.ndim == len(block.view.batch_axes)
+        Facts(
+            block.view,
+            block.dtypes,
+            spec_of(block.view, block.operands.matrices, placement),
+            numbers_of(_shape(block, fixed), block.dtypes, _read(block)),
+        )
         for block in blocks
-        for array in block.operands.carried
-    )
-    return make_plan(
-        facts,
-        transposable=transposable,
-        turn_squares=numbers_only,
-        placement=placement,
-    )
+    ]
+    return make_plan(facts, orientation=orientation, placement=placement)
 
 
-def _unflatten(
-    flat: _Flat,
-    blocks: Sequence[_Block],
-    results: Sequence[Operands],
-    carried: Sequence[ArrayTree],
-    outputs: int,
-) -> tuple[tuple[ArrayTree, ...], tuple[ArrayTree, ...]]:
-    parts: dict[int, list[tuple[View, Operands]]] = {}
-    for block, result in zip(blocks, results, strict=True):
-        parts.setdefault(block.leaf, []).append((block.view, result))
-    trees = [list(flat.leaves) for _ in range(outputs)]
-    numbers = [_like(flat.bare, bare(tree)) for tree in carried]
-    for index, pieces in parts.items():
-        views = [view for view, _ in pieces]
-        dtype = flat.leaves[index].dtype
-        for which, tree in enumerate(trees):
-            blocks_of = [result.matrices[which] for _, result in pieces]
-            tree[index] = joined(views, blocks_of).astype(dtype)
-        for which, column in enumerate(numbers):
-            numbers_there = [result.carried[which] for _, result in pieces]
-            column[index] = joined_numbers(views, numbers_there)
-    return (
-        tuple(flat.treedef.unflatten(tree) for tree in trees),
-        tuple(flat.bare.unflatten(column) for column in numbers),
+def _numbers(
+    call: Call | None,
+    shape: tuple[int, int],
+    dtypes: tuple[str, ...],
+    read: tuple[tuple[tuple[int, ...], str], ...],
+) -> Numbers:
+    if call is None:
+        return NO_NUMBERS
+    matrix = jax.ShapeDtypeStruct(shape, dtypes[-1])
+    own = [jax.ShapeDtypeStruct(*number) for number in read]
+    return Numbers(read, call.numbers_of([matrix] * (len(dtypes) - 1), own))
+
+
+def _shape(block: Block, fixed: bool) -> tuple[int, int]:
+    """A matrix of the block as the kernel sees it."""
+    shape = (block.view.fan_out, block.view.fan_in)
+    return shape if fixed else (max(shape), min(shape))
+
+
+def _read(block: Block) -> tuple[tuple[tuple[int, ...], str], ...]:
+    """Shape and dtype of the numbers of one matrix of the block."""
+    batch = len(block.view.batch_axes)
+    return tuple(
+        (tuple(number.shape[batch:]), str(number.dtype))
+        for number in block.operands.numbers
     )

@@ -7,17 +7,21 @@ can be printed and tested without a device.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from manifold_optax._checks import require_one_of
 from manifold_optax.matrices._deal import Deal
+from manifold_optax.matrices._kernel import Shapes
 from manifold_optax.matrices._view import View
 
 AnyMesh: TypeAlias = Mesh | AbstractMesh
 Recipe: TypeAlias = Literal["local", "owned", "split", "cooperative"]
+Orientation: TypeAlias = Literal["tall", "either", "fixed"]
+"""How a kernel sees a matrix: with at least as many rows as columns, as it lies in
+memory, or with its fan-out as rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +94,23 @@ class Member:
     """Matrices of the block that one device holds, or holds pieces of."""
 
 
+class Numbers(NamedTuple):
+    """Arrays of one matrix that a kernel reads, and those that it writes."""
+
+    read: tuple[tuple[tuple[int, ...], str], ...] = ()
+    """Shape and dtype of each."""
+    written: Shapes = ()
+    """Shape of each; all are float32."""
+
+    @property
+    def scalar(self) -> bool:
+        """Whether all are scalars."""
+        return not any((*(shape for shape, _ in self.read), *self.written))
+
+
+NO_NUMBERS = Numbers()
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """Matrices that share a stack and a compiled kernel."""
@@ -104,6 +125,7 @@ class Group:
     replica_axes: tuple[str, ...]
     """Mesh axes along which every device holds the same."""
     members: tuple[Member, ...]
+    numbers: Numbers = NO_NUMBERS
 
     @property
     def count(self) -> int:

@@ -13,7 +13,7 @@ Recipes are
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import PartitionSpec
@@ -25,6 +25,9 @@ from manifold_optax.matrices._plan import (
     Exchange,
     Group,
     Member,
+    NO_NUMBERS,
+    Numbers,
+    Orientation,
     Placement,
     Plan,
     Recipe,
@@ -42,36 +45,38 @@ class Facts(NamedTuple):
     """Of its leaf in each input tree, then that in which the kernel computes."""
     spec: PartitionSpec | None
     """`None` where only the compiler will know it."""
+    numbers: Numbers = NO_NUMBERS
 
 
 def make_plan(
     blocks: Sequence[Facts],
     *,
-    transposable: bool | Literal["either"],
-    turn_squares: bool,
+    orientation: Orientation,
     placement: Placement | None,
 ) -> Plan:
     """Groups the blocks of all leaves.
 
     Args:
         blocks: the blocks, in their order in the tree.
-        transposable: whether both orientations of a matrix share a stack; `"either"`:
-            and the kernel takes them both.
-        turn_squares: whether a square matrix may be transposed so that the side that
-            is split is the long one; not where a vector of the short side is carried,
-            which would change its meaning with the placement.
+        orientation: how the kernel sees a matrix; but for `"fixed"` both orientations
+            of a shape share a stack.
         placement: recipe and mesh; `None`: everything local.
 
     Raises:
         ValueError: for a sharding that the placement does not cover, naming the leaf.
     """
-    turn = turn_squares and placement is not None and placement.recipe != "owned"
+    # A square matrix is turned so that the side that is cut is the long one; not under
+    # a vector of the short side, which would change its meaning with the placement.
+    turn = placement is not None and placement.recipe != "owned"
+    turn &= all(block.numbers.scalar for block in blocks)
     grouped: dict[tuple[Group, Any], list[Member]] = {}
     for index, block in enumerate(blocks):
-        member = _member(index, block, bool(transposable), turn, placement)
+        member = _member(index, block, orientation != "fixed", turn, placement)
         recipe, shards, replicas = _recipe(member, placement)
         short, long = member.short.size(block.view), member.long.size(block.view)
-        empty = Group(short, long, block.dtypes, recipe, shards, replicas, ())
+        empty = Group(
+            short, long, block.dtypes, recipe, shards, replicas, (), block.numbers
+        )
         moved = _moved(member) if recipe == "cooperative" else ()
         grouped.setdefault((empty, moved), []).append(member)
     groups = [
@@ -84,7 +89,7 @@ def make_plan(
     rest = tuple(group for group in groups if group.recipe != "owned")
     known = all(block.spec is not None for block in blocks)
     table = table_of(rest, exchanges, placement, known, int(loads.max(initial=0)))
-    either = transposable == "either"
+    either = orientation == "either"
     return Plan(rest, exchanges, placement, known, either, table)
 
 

@@ -12,37 +12,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from manifold_optax._typing import Kernel
-from manifold_optax.matrices._kernel import apply_kernel
+from manifold_optax.matrices._kernel import apply_kernel, Call
 from manifold_optax.matrices._pieces import Pieces
 from manifold_optax.matrices._plan import Group, Member, Placement
 from manifold_optax.matrices._wire import all_to_all
 
 
 def apply_split(
-    kernel: Kernel,
+    call: Call,
     group: Group,
     placement: Placement,
     stacks: tuple[Array, ...],
-    carried: tuple[Array, ...],
-    outputs: int,
+    numbers: tuple[Array, ...],
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """The kernel on stacks `[count, short_local, long_local]` of parts of matrices."""
     cut = _short_cut(group.members[0], placement)
 
     def one(arguments: Any) -> Any:
-        matrices, numbers = arguments
+        matrices, own = arguments
         return apply_kernel(
-            kernel,
+            call,
             matrices,
-            numbers,
-            outputs,
+            own,
+            group.numbers.written,
             group.dtypes,
             axis_name=group.shard_axes,
         )
 
     parts = tuple(_gather_short(x, cut, group.short, placement) for x in stacks)
-    ys, new = jax.vmap(one)((parts, carried))
+    ys, new = jax.vmap(one)((parts, numbers))
     return tuple(_scatter_short(y, cut, placement) for y in ys), new
 
 

@@ -237,13 +237,11 @@ def joined(views: Sequence[View], blocks: Sequence[Array]) -> Array:
     return whole if view.repeats == 1 else _merged(whole, axis - 1)
 
 
-def per_matrix_shape(leaf: Any, path: str, axes: AxesLike) -> tuple[int, ...]:
+def per_matrix_shape(leaf: Any, views: Sequence[View]) -> tuple[int, ...]:
     """Shape of one number per matrix: the batch axes, then the blocks of a split."""
-    views = views_of(leaf, path, axes)
-    batch = views[0].leaf_batch_axes
-    fused = views[0].window is not None
-    blocks = (len(views) * views[0].repeats,) if fused else ()
-    return (*(leaf.shape[axis] for axis in batch), *blocks)
+    first = views[0]
+    blocks = () if first.window is None else (len(views) * first.repeats,)
+    return (*(leaf.shape[axis] for axis in first.leaf_batch_axes), *blocks)
 
 
 def numbers_of(view: View, position: int, views: int, numbers: Array) -> Array:

@@ -25,7 +25,8 @@ from manifold_optax.matrices import (
     Placement,
     views_of,
 )
-from manifold_optax.trees import bare, is_absent, leaf_path, map_leaves
+from manifold_optax.transforms._leaves import orientation_of
+from manifold_optax.trees import bare, fill_absent, is_absent, leaf_path, map_leaves
 
 
 class SpectralDecayState(NamedTuple):
@@ -89,17 +90,19 @@ def add_spectral_weight_decay(
 
     Source: J. Su, "Spectral-norm weight decay", kexue.fm 10648 (2025).
     """
-    require_in_range("weight_decay", weight_decay, 0.0, float("inf"))
+    require_in_range("weight_decay", weight_decay, "[0, inf)")
     require_static_steps("steps", steps)
     if not steps:
         raise ValueError(f"steps must be an int of at least 1, got {steps!r}.")
 
-    def kernel(x: Matrix, right: Array, axis_name: AxisName = None) -> Any:
+    def kernel(
+        x: Matrix, right: Array, axis_name: AxisName = None
+    ) -> tuple[Array, Array]:
         short = x.shape[-1]
         found = spectral_norm(x, right[:short], steps=steps, axis_name=axis_name)
         rank_one = found.norm * found.left[:, None] * found.right[None, :]
         padded = jnp.zeros_like(right).at[:short].set(found.right.astype(right.dtype))
-        return (rank_one,), (padded,)
+        return rank_one, padded
 
     def init_fn(params: ArrayTree) -> SpectralDecayState:
         return SpectralDecayState(_short_vectors(params, axes))
@@ -109,15 +112,16 @@ def add_spectral_weight_decay(
     ) -> tuple[ArrayTree, SpectralDecayState]:
         del extra_args
         require_params(params, "add_spectral_weight_decay")
-        (decay,), (right,) = map_matrices(
+        decay, right = map_matrices(
             kernel,
             (_updated_points(updates, params),),
             (state.right,),
+            returns=("matrix", "number"),
             axes=axes,
             placement=placement,
         )
         updates = _add(updates, decay, weight_decay)
-        return updates, SpectralDecayState(right)
+        return updates, SpectralDecayState(fill_absent(right, state.right))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -183,12 +187,12 @@ def shrink_norm(
     Source: J. Su, "pre-decay" in the unified view of weight decay, kexue.fm (2026).
     """
     require_instance("norm of shrink_norm", norm, Norm)
-    require_in_range("rate", rate, 0.0, 1.0, schedule=True)
+    require_in_range("rate", rate, "[0, 1)", schedule=True)
     # A ball that is relative to the norm is the same for multiples of the norm.
     norm = Spectral() if isinstance(norm, RmsToRms) else norm
     ball = Ball(norm, 1.0)
 
-    def kernel(x: Matrix, rate: Array, axis_name: AxisName = None) -> Any:
+    def kernel(x: Matrix, rate: Array, axis_name: AxisName = None) -> Matrix:
         part = rate.astype(x.dtype)
         # As differences in closed form, where rounding must not hide a small rate.
         if isinstance(norm, Frobenius):
@@ -199,7 +203,7 @@ def shrink_norm(
             radius = nonzero((1 - part) * _value(norm, x, axis_name))
             unit = x / radius
             change = radius * (ball.project(unit, axis_name=axis_name) - unit)
-        return (jnp.where(part == 0, x - x, change),), (rate,)
+        return jnp.where(part == 0, x - x, change)
 
     def init_fn(params: ArrayTree) -> Any:
         del params
@@ -214,16 +218,16 @@ def shrink_norm(
         require_params(params, "shrink_norm")
         now: Any = rate(state.count) if callable(rate) else rate
         points = _updated_points(updates, params)
-        # Carried, so that a traced rate reaches every device by the way of all numbers.
+        # A number per matrix, so that a traced rate reaches every device as all do.
         rates = jax.tree.map(
             lambda ones: ones * now, per_matrix(points, 1.0, axes=axes)
         )
-        (difference,), _ = map_matrices(
+        difference = map_matrices(
             kernel,
             (points,),
             (rates,),
             axes=axes,
-            transposable=norm.transposable,
+            orientation=orientation_of(norm.transposable),
             placement=placement,
         )
         if callable(rate):

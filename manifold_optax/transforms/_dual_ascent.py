@@ -4,7 +4,6 @@ import functools
 from typing import Any, NamedTuple
 
 import optax
-from jax.core import Tracer
 from jaxtyping import Array
 
 from manifold_optax._checks import (
@@ -20,17 +19,9 @@ from manifold_optax.geometry import (
     Stiefel,
     stiefel_spectral_direction,
 )
-from manifold_optax.matrices import (
-    AxesLike,
-    map_matrices,
-    per_matrix,
-    Placement,
-)
-from manifold_optax.transforms._leaves import (
-    divide_leaves,
-    multiply_leaves,
-    sizes_at,
-)
+from manifold_optax.matrices import AxesLike, per_matrix, Placement
+from manifold_optax.transforms._leaves import unit_map
+from manifold_optax.trees import fill_absent
 
 
 class DualAscentState(NamedTuple):
@@ -104,7 +95,7 @@ def dual_ascent_spectral(
     Source: J. Bernstein, "Modular Manifolds", Thinking Machines Lab (2025).
     """
     require_static_steps("steps", steps)
-    _check_tolerance(tolerance)
+    require_in_range("tolerance", tolerance, "(0, 1)", optional=True)
     if backend is not None:
         require_one_of("backend", backend, BACKENDS)
     manifold = Stiefel() if manifold is None else manifold
@@ -119,11 +110,18 @@ def dual_ascent_spectral(
     )
 
     def kernel(
-        update: Matrix, point: Matrix, *numbers: Array, axis_name: AxisName = None
-    ) -> Any:
-        del numbers
+        update: Matrix, point: Matrix, axis_name: AxisName = None
+    ) -> tuple[Array, ...]:
         found = solve(point, update, axis_name=axis_name)
-        return (found.direction,), (found.gap, found.tangency)
+        return found.direction, found.gap, found.tangency
+
+    solve_all = unit_map(
+        kernel,
+        manifold,
+        axes=axes,
+        placement=placement,
+        returns=("matrix", "number", "number"),
+    )
 
     def init_fn(params: ArrayTree) -> DualAscentState:
         unknown = float("nan")
@@ -140,24 +138,8 @@ def dual_ascent_spectral(
     ) -> tuple[ArrayTree, DualAscentState]:
         del extra_args
         require_params(params, "dual_ascent_spectral")
-        sizes = sizes_at(manifold, updates, params, axes)
-        (found,), numbers = map_matrices(
-            kernel,
-            (updates, divide_leaves(params, sizes)),
-            (state.gap, state.tangency),
-            axes=axes,
-            placement=placement,
-        )
-        return multiply_leaves(found, sizes, like=updates), DualAscentState(*numbers)
+        found, *numbers = solve_all((updates,), (params,), like=updates)
+        # Where there is no update, what was known stays.
+        return found, DualAscentState(*map(fill_absent, numbers, state))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _check_tolerance(tolerance: Any) -> None:
-    if tolerance is None:
-        return
-    require_in_range("tolerance", tolerance, 0.0, 1.0)
-    if not isinstance(tolerance, Tracer) and not tolerance:
-        raise ValueError(
-            "tolerance must be above 0, the solver never gets there; got 0."
-        )

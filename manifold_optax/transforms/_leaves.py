@@ -1,28 +1,108 @@
-"""The sizes of a manifold at each leaf, and work with them."""
+"""Matrices in units of the size of a manifold: divide, map, multiply back."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._checks import require_floating, require_present
-from manifold_optax._typing import ArrayTree
+from manifold_optax._typing import ArrayTree, Kernel
 from manifold_optax.geometry import divide, Manifold
-from manifold_optax.matrices import AxesLike, joined, View, views_of
+from manifold_optax.matrices import (
+    AxesLike,
+    joined,
+    map_views,
+    Orientation,
+    Placement,
+    Result,
+    View,
+    view_leaves,
+    Views,
+)
 from manifold_optax.trees import is_absent, map_leaves
+
+UnitMap: TypeAlias = Callable[..., Any]
+"""`(plain, scaled, *, like, factor=None) -> results`; see `unit_map`."""
+
+
+def unit_map(
+    kernel: Kernel,
+    manifold: Manifold,
+    *,
+    axes: AxesLike,
+    placement: Placement | None,
+    orientation: Orientation | None = None,
+    returns: tuple[Result, ...] = ("matrix",),
+) -> UnitMap:
+    """Maps a kernel for the manifold of size 1 over matrices near one of any size.
+
+    Args:
+        kernel: `(*plain, *scaled, axis_name=None) -> results` for one matrix of each
+            tree; the first result is a matrix.
+        manifold: the constraint of every leaf, whose size is divided by.
+        axes: how every leaf is a batch of matrices.
+        placement: which device computes which matrix.
+        orientation: how the kernel sees a matrix; `None`: `"tall"` where the manifold
+            is transposable.
+        returns: what each result of the kernel is.
+
+    Returns:
+        A function `(plain, scaled, *, like, factor=None)`. It divides the trees
+        `scaled`, of which the last holds the points, by the sizes of the manifold
+        (times `factor`), maps the kernel over the trees `plain` and those, and
+        multiplies the first result by the sizes again, in the dtypes of the tree
+        `like`; `None` leaves it in units of the size. The first of all trees decides
+        which leaves exist.
+    """
+    if orientation is None:
+        orientation = orientation_of(manifold.transposable)
+
+    def run(
+        plain: Sequence[ArrayTree],
+        scaled: Sequence[ArrayTree],
+        *,
+        like: ArrayTree | None,
+        factor: Any = None,
+    ) -> Any:
+        first = (*plain, *scaled)[0]
+        views = view_leaves(first, axes)
+        sizes = sizes_at(manifold, first, scaled[-1], views)
+        if factor is not None:
+            sizes = jax.tree.map(lambda size: size * factor, sizes)
+        results = map_views(
+            kernel,
+            (*plain, *(divide_leaves(tree, sizes) for tree in scaled)),
+            returns=returns,
+            views=views,
+            orientation=orientation,
+            placement=placement,
+        )
+        if like is None:
+            return results
+        if len(returns) == 1:
+            return multiply_leaves(results, sizes, like=like)
+        matrices, *rest = results
+        return (multiply_leaves(matrices, sizes, like=like), *rest)
+
+    return run
+
+
+def orientation_of(transposable: bool) -> Orientation:
+    """How a kernel must see a matrix, by whether it commutes with transposition."""
+    return "tall" if transposable else "fixed"
 
 
 def sizes_at(
-    manifold: Manifold, updates: ArrayTree, points: ArrayTree, axes: AxesLike
+    manifold: Manifold, updates: ArrayTree, points: ArrayTree, views: ArrayTree
 ) -> ArrayTree:
     """Size of the manifold at each point that has an update.
 
     A size is a number, or an array to broadcast with its leaf.
     """
 
-    def size(path: str, update: Array, point: Array) -> float | Array:
+    def size(path: str, update: Array, point: Array, of_leaf: Views) -> float | Array:
         del update
         require_present(point, path)
         require_floating(point, path)
@@ -33,16 +113,15 @@ def sizes_at(
             block = view.block(point)
             return manifold.scale_of(block, view.fan_out, view.fan_in, view.matrix_axes)
 
-        return per_block(point, path, axes, of_view)
+        return per_block(point, of_leaf.blocks, of_view)
 
-    return map_leaves(size, updates, points)
+    return map_leaves(size, updates, points, views)
 
 
 def per_block(
-    leaf: Array, path: str, axes: AxesLike, value: Callable[[View], float | Array]
+    leaf: Array, views: Sequence[View], value: Callable[[View], float | Array]
 ) -> float | Array:
     """`value(view)` of a leaf, laid out along the split axis where there are blocks."""
-    views = views_of(leaf, path, axes)
     if views[0].window is None:
         return value(views[0])
     split_axis = views[0].window[0]

@@ -69,8 +69,8 @@ def scale_by_row_rms(
     (arXiv 2510.05491, 2025), algorithm 1; the paper fixes the norm at
     `0.2·√(fan_in·fan_out)`, which is `scale_by_shape("rms")` after this link.
     """
-    require_in_range("decay", decay, 0.0, 1.0)
-    require_in_range("eps", eps, float(jnp.finfo("float32").tiny), float("inf"))
+    require_in_range("decay", decay, "[0, 1)")
+    require_in_range("eps", eps, "(0, inf)")
 
     def init_fn(params: ArrayTree) -> RowRmsState:
         def start(path: str, leaf: Array) -> Array:

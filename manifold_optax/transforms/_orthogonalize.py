@@ -70,15 +70,15 @@ def orthogonalize_via_newton_schulz(
         compute_dtype=compute_dtype,
     )
 
-    def kernel(x: Matrix, axis_name: AxisName = None) -> Any:
-        return (orthogonalize(x, axis_name=axis_name),), ()
+    def kernel(x: Matrix, axis_name: AxisName = None) -> Matrix:
+        return orthogonalize(x, axis_name=axis_name)
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[ArrayTree, Any]:
         del params, extra_args
-        (updates,), _ = map_matrices(
-            kernel, (updates,), axes=axes, transposable="either", placement=placement
+        updates = map_matrices(
+            kernel, (updates,), axes=axes, orientation="either", placement=placement
         )
         return updates, state
 

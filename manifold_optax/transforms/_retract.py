@@ -16,8 +16,8 @@ from manifold_optax._checks import (
 )
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Ball, Band, DiagonalGram, Manifold, Stiefel
-from manifold_optax.matrices import AxesLike, map_matrices, Placement
-from manifold_optax.transforms._leaves import divide_leaves, multiply_leaves, sizes_at
+from manifold_optax.matrices import AxesLike, Placement
+from manifold_optax.transforms._leaves import unit_map
 from manifold_optax.trees import map_leaves
 
 
@@ -51,18 +51,11 @@ def project(
     """
     unit = manifold.unit()
 
-    def kernel(point: Matrix, axis_name: AxisName = None) -> Any:
-        return (unit.project(point, axis_name=axis_name),), ()
+    def kernel(point: Matrix, axis_name: AxisName = None) -> Matrix:
+        return unit.project(point, axis_name=axis_name)
 
-    sizes = sizes_at(manifold, params, params, axes)
-    (points,), _ = map_matrices(
-        kernel,
-        (divide_leaves(params, sizes),),
-        axes=axes,
-        transposable=manifold.transposable,
-        placement=placement,
-    )
-    return multiply_leaves(points, sizes, like=params)
+    project_all = unit_map(kernel, manifold, axes=axes, placement=placement)
+    return project_all((), (params,), like=params)
 
 
 class RetractState(NamedTuple):
@@ -132,20 +125,13 @@ def retract(
     _check_times(manifold, every, size)
     placement = _adapted(placement, manifold)
     timed = every > 1 or size is not None
+    retract_all = unit_map(
+        _retraction_kernel(manifold.unit()), manifold, axes=axes, placement=placement
+    )
 
     def land(updates: ArrayTree, params: ArrayTree, count: Any) -> ArrayTree:
-        sizes = sizes_at(manifold, updates, params, axes)
-        if size is not None:
-            factor = size(count)
-            sizes = jax.tree.map(lambda of_leaf: of_leaf * factor, sizes)
-        (steps,), _ = map_matrices(
-            _retraction_kernel(manifold.unit()),
-            (divide_leaves(updates, sizes), divide_leaves(params, sizes)),
-            axes=axes,
-            transposable=manifold.transposable,
-            placement=placement,
-        )
-        return multiply_leaves(steps, sizes, like=params)
+        now = None if size is None else size(count)
+        return retract_all((), (updates, params), like=params, factor=now)
 
     def pass_on(updates: ArrayTree, params: ArrayTree, count: Any) -> ArrayTree:
         del count
@@ -190,8 +176,8 @@ def _adapted(placement: Placement | None, manifold: Manifold) -> Placement | Non
 
 
 def _retraction_kernel(unit: Manifold) -> Callable[..., Any]:
-    def kernel(update: Matrix, point: Matrix, axis_name: AxisName = None) -> Any:
-        return (unit.retract(point, update, axis_name=axis_name) - point,), ()
+    def kernel(update: Matrix, point: Matrix, axis_name: AxisName = None) -> Matrix:
+        return unit.retract(point, update, axis_name=axis_name) - point
 
     return kernel
 

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import ArrayTree
-from manifold_optax.matrices import AxesLike
+from manifold_optax.matrices import AxesLike, views_of
 from manifold_optax.transforms._leaves import per_block
 from manifold_optax.trees import map_leaves
 
@@ -66,8 +66,9 @@ def scale_by_shape(
     def scale(path: str, update: Array) -> Array:
         if update.size == 0:
             return update
+        views = views_of(update, path, axes)
         factors = per_block(
-            update, path, axes, lambda view: factor(view.fan_out, view.fan_in)
+            update, views, lambda view: factor(view.fan_out, view.fan_in)
         )
         return (update * factors).astype(update.dtype)
 

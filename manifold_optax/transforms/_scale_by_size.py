@@ -7,7 +7,7 @@ import optax
 from manifold_optax._checks import require_params
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Manifold
-from manifold_optax.matrices import AxesLike
+from manifold_optax.matrices import AxesLike, view_leaves
 from manifold_optax.transforms._leaves import multiply_leaves, sizes_at
 
 
@@ -44,7 +44,7 @@ def scale_by_size(
     ) -> tuple[ArrayTree, Any]:
         del extra_args
         require_params(params, "scale_by_size")
-        sizes = sizes_at(manifold, updates, params, axes)
+        sizes = sizes_at(manifold, updates, params, view_leaves(updates, axes))
         return multiply_leaves(updates, sizes, like=updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)

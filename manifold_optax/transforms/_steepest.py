@@ -14,11 +14,7 @@ from manifold_optax.geometry import (
     steepest_direction,
 )
 from manifold_optax.matrices import AxesLike, map_matrices, Placement
-from manifold_optax.transforms._leaves import (
-    divide_leaves,
-    multiply_leaves,
-    sizes_at,
-)
+from manifold_optax.transforms._leaves import orientation_of, unit_map
 
 
 def steepest(
@@ -64,35 +60,30 @@ def steepest(
     flat = isinstance(manifold, Euclidean)
     if placement is not None and needs_whole(manifold, norm):
         placement = placement.whole()
-    transposable = manifold.transposable and norm.transposable
+    orientation = orientation_of(manifold.transposable and norm.transposable)
 
-    def kernel(update: Matrix, *point: Matrix, axis_name: AxisName = None) -> Any:
+    def kernel(update: Matrix, *point: Matrix, axis_name: AxisName = None) -> Matrix:
         base = point[0] if point else update
-        return (direction(base, update, axis_name=axis_name),), ()
+        return direction(base, update, axis_name=axis_name)
+
+    steepest_all = unit_map(
+        kernel, manifold, axes=axes, placement=placement, orientation=orientation
+    )
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[ArrayTree, Any]:
         del extra_args
         if flat:
-            (found,), _ = map_matrices(
+            found = map_matrices(
                 kernel,
                 (updates,),
                 axes=axes,
-                transposable=transposable,
+                orientation=orientation,
                 placement=placement,
             )
             return found, state
         require_params(params, f"steepest({manifold}, {norm})")
-        sizes = sizes_at(manifold, updates, params, axes)
-        points = divide_leaves(params, sizes)
-        (found,), _ = map_matrices(
-            kernel,
-            (updates, points),
-            axes=axes,
-            transposable=transposable,
-            placement=placement,
-        )
-        return multiply_leaves(found, sizes, like=updates), state
+        return steepest_all((updates,), (params,), like=updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)

@@ -7,8 +7,8 @@ import optax
 from manifold_optax._checks import require_params
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Manifold
-from manifold_optax.matrices import AxesLike, map_matrices, Placement
-from manifold_optax.transforms._leaves import divide_leaves, sizes_at
+from manifold_optax.matrices import AxesLike, Placement
+from manifold_optax.transforms._leaves import unit_map
 
 
 def tangent_project(
@@ -42,25 +42,19 @@ def tangent_project(
     """
     unit = manifold.unit()
 
-    def kernel(update: Matrix, point: Matrix, axis_name: AxisName = None) -> Any:
+    def kernel(update: Matrix, point: Matrix, axis_name: AxisName = None) -> Matrix:
         # The step goes against the update, which matters to the tangent cone of a set
         # with a boundary.
-        step = unit.to_tangent(point, -update, axis_name=axis_name)
-        return (-step,), ()
+        return -unit.to_tangent(point, -update, axis_name=axis_name)
+
+    project_all = unit_map(kernel, manifold, axes=axes, placement=placement)
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[ArrayTree, Any]:
         del extra_args
         require_params(params, "tangent_project")
-        points = divide_leaves(params, sizes_at(manifold, updates, params, axes))
-        (updates,), _ = map_matrices(
-            kernel,
-            (updates, points),
-            axes=axes,
-            transposable=manifold.transposable,
-            placement=placement,
-        )
-        return updates, state
+        # A tangent space is the same at all sizes: the update is not scaled.
+        return project_all((updates,), (params,), like=None), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)

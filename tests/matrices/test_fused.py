@@ -38,7 +38,7 @@ def per_head(leaf, *sizes):
 LAYOUTS = {
     "heads": Layout((8, 3, 4), Dims(0, 2), lambda x: per_head(x, 4)),
     "fused heads": Layout((8, 12), mo.Split((4,) * 3), lambda x: columns(x, [4] * 3)),
-    "experts": Layout((3, 8, 2), mo.LAST_TWO, list),
+    "experts": Layout((3, 8, 2), mo.STACKED, list),
     "experts in the middle": Layout((8, 3, 2), Dims(0, 2), lambda x: per_head(x, 2)),
     "QKV": Layout((8, 24), mo.Split((8, 8, 8)), lambda x: columns(x, [8, 8, 8])),
     "QKV of grouped queries": Layout(
@@ -243,7 +243,7 @@ def test_numbers_per_row_and_per_block_are_those_of_the_matrices(name, make):
     layout = LAYOUTS[name]
     leaves = [gaussian(layout.shape, seed) for seed in range(3)]
     found = numbered(make, layout.axes, *leaves)
-    alone = functools.partial(numbered, make, mo.LAST_TWO)
+    alone = functools.partial(numbered, make, mo.STACKED)
     expected = by_matrix(layout, alone, *leaves)
     for ours, theirs in zip(found, expected, strict=True):
         # Sums of 16 squares and a root, of numbers of order 1 to 10.

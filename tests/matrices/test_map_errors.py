@@ -9,35 +9,35 @@ X = {"layer": {"w": jnp.ones((6, 4))}}
 
 
 def identity(x, *others, axis_name=None):
-    return (x,), ()
+    return x
+
+
+BOTH = ("matrix", "number")
 
 
 @pytest.mark.parametrize(
-    ("kernel", "message"),
+    ("result", "returns", "message"),
     [
-        (lambda x, c, axis_name=None: ((), (c,)), "got 0 and 1"),
-        (lambda x, c, axis_name=None: ((x, x), (c,)), "got 2 and 1"),
-        (lambda x, c, axis_name=None: ((x,), ()), "got 1 and 0"),
-        (lambda x, c, axis_name=None: ((x,), (c, c)), "got 1 and 2"),
+        (lambda x, c: x, BOTH, r"a tuple of 2 \(matrix, number\), got one array"),
+        (lambda x, c: (x,), BOTH, r"a tuple of 2 .*got a tuple of 1"),
+        (lambda x, c: (x, c, c), BOTH, r"a tuple of 2 .*got a tuple of 3"),
+        (lambda x, c: (x,), ("matrix",), r"one array, a matrix, .*got a tuple of 1"),
+        (lambda x, c: (x, c), ("number",), r"one array, a number, .*got a tuple of 2"),
     ],
 )
-def test_a_kernel_that_returns_the_wrong_number_is_an_error(kernel, message):
-    expected = f"must return 1 matrices and 1 carried arrays, {message}"
-    with pytest.raises(ValueError, match=expected):
-        mo.map_matrices(kernel, (X,), (per_matrix(X, 0.0),))
+def test_a_kernel_that_returns_the_wrong_number_is_an_error(result, returns, message):
+    kernel = lambda x, c, axis_name=None: result(x, c)
+    with pytest.raises(ValueError, match=f"must return {message}"):
+        mo.map_matrices(kernel, (X,), (per_matrix(X, 0.0),), returns=returns)
 
 
 @pytest.mark.parametrize(
-    "kernel",
-    [
-        lambda x, c, axis_name=None: ((x[:-1],), (c,)),
-        lambda x, c, axis_name=None: ((x,), (jnp.zeros((2,)),)),
-    ],
-    ids=["matrix", "carried"],
+    ("returns", "error"),
+    [("matrix", TypeError), (2, TypeError), ((), ValueError), (("row",), ValueError)],
 )
-def test_a_kernel_that_changes_a_shape_is_an_error(kernel):
-    with pytest.raises((ValueError, TypeError)):
-        mo.map_matrices(kernel, (X,), (per_matrix(X, 0.0),))
+def test_what_a_kernel_returns_must_be_declared(unhooked, returns, error):
+    with pytest.raises(error, match="returns must"):
+        mo.map_matrices(identity, (X,), returns=returns)
 
 
 @pytest.mark.parametrize(
@@ -72,34 +72,36 @@ def test_leaves_that_are_not_real_floating_are_errors(unhooked, dtype, position)
         mo.map_matrices(identity, trees)
 
 
-def test_carried_arrays_of_the_wrong_batch_are_an_error():
+def test_numbers_of_the_wrong_batch_are_an_error():
     stack = {"w": jnp.ones((3, 6, 4))}
-    kernel = lambda x, c, axis_name=None: ((x,), (c,))
-    with pytest.raises(ValueError, match=r"'w' has the shape \(2,\).*\(3,\)"):
-        mo.map_matrices(kernel, (stack,), ({"w": jnp.ones((2,))},))
+    with pytest.raises(ValueError, match=r"'w' have the shape \(2,\).*\(3,\)"):
+        mo.map_matrices(identity, (stack,), ({"w": jnp.ones((2,))},))
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_results_of_other_shapes_are_an_error(count):
-    x, c = {"w": jnp.ones((count, 6, 4))}, {"w": jnp.ones((count, 2))}
-    fewer_rows = lambda x, c, axis_name=None: ((x[:3],), (c,))
+def test_matrices_of_another_shape_are_an_error(count):
+    x = {"w": jnp.ones((count, 6, 4))}
     with pytest.raises(ValueError, match=r"must return matrices.*\(6, 4\).*\(3, 4\)"):
-        mo.map_matrices(fewer_rows, (x,), (c,))
-    a_number = lambda x, c, axis_name=None: ((x,), (c[0],))
-    with pytest.raises(ValueError, match=r"must return carried arrays.*\(2,\).*\(\)"):
-        mo.map_matrices(a_number, (x,), (c,))
+        mo.map_matrices(lambda x, axis_name=None: x[:3], (x,))
 
 
-def test_carried_integers_are_an_error():
-    # They would travel as float32, and lose bits above 2²⁴.
-    kernel = lambda x, c, axis_name=None: ((x,), (c,))
+def test_numbers_that_are_integers_are_an_error():
+    # They would become float32, and lose bits above 2²⁴.
+    integers = {"w": jnp.zeros((), jnp.int32)}
     with pytest.raises(TypeError, match=r"'w'.*int32"):
+        mo.map_matrices(identity, ({"w": jnp.ones((6, 4))},), (integers,))
+    with pytest.raises(TypeError, match=r"numbers of a real floating dtype.*int32"):
         mo.map_matrices(
-            kernel, ({"w": jnp.ones((6, 4))},), ({"w": jnp.zeros((), jnp.int32)},)
+            lambda x, axis_name=None: jnp.argmax(x), (X,), returns=("number",)
         )
+
+
+def test_an_unknown_orientation_is_an_error(unhooked):
+    with pytest.raises(ValueError, match="orientation must be one of 'tall', 'either'"):
+        mo.map_matrices(identity, (X,), orientation="wide")
 
 
 def test_a_numpy_leaf_is_as_good_as_any(unhooked):
     leaf = np.ones((6, 4), np.float32)
-    (found,), _ = mo.map_matrices(identity, ({"w": leaf},))
+    found = mo.map_matrices(identity, ({"w": leaf},))
     np.testing.assert_array_equal(found["w"], leaf)

@@ -57,7 +57,7 @@ def test_a_plan_prints_one_line_per_stack():
 
 
 def test_without_transposition_orientations_have_stacks_of_their_own():
-    assert rows(mo.plan_matrices(MODEL, transposable=False)) == ONE_ORIENTATION
+    assert rows(mo.plan_matrices(MODEL, orientation="fixed")) == ONE_ORIENTATION
 
 
 def test_a_leaf_with_several_blocks_is_named_once_per_stack():

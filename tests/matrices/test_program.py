@@ -11,11 +11,11 @@ import manifold_optax as mo
 
 
 def normalize(x, axis_name=None):
-    return (x / jnp.linalg.norm(x),), ()
+    return x / jnp.linalg.norm(x)
 
 
 def mapped(tree, **options):
-    return mo.map_matrices(normalize, (tree,), **options)[0][0]
+    return mo.map_matrices(normalize, (tree,), **options)
 
 
 def model(rng, *lead):
@@ -50,10 +50,10 @@ def test_derivatives_go_through(rng):
     tree = {"a": jnp.asarray(rng.standard_normal((2, 3, 2)), jnp.float32)}
 
     def square(x, axis_name=None):
-        return (x * x,), ()
+        return x * x
 
     def total(tree):
-        return jnp.sum(mo.map_matrices(square, (tree,))[0][0]["a"])
+        return jnp.sum(mo.map_matrices(square, (tree,))["a"])
 
     np.testing.assert_array_equal(jax.grad(total)(tree)["a"], 2 * tree["a"])
 

@@ -14,27 +14,26 @@ def draw(rng, shape):
 
 
 def identity(x, axis_name=None):
-    return (x,), ()
+    return x
 
 
 def cube(x, axis_name=None):
     """Commutes with transposition, and mixes all entries of one matrix."""
-    return (x @ (x.T @ x),), ()
+    return x @ (x.T @ x)
 
 
 def mapped(kernel, leaf, axes, **options):
     def run(leaf):
-        (tree,), _ = mo.map_matrices(kernel, ({"w": leaf},), axes=axes, **options)
-        return tree["w"]
+        return mo.map_matrices(kernel, ({"w": leaf},), axes=axes, **options)["w"]
 
     return np.asarray(jax.jit(run)(leaf))
 
 
 @each_example
-@pytest.mark.parametrize("transposable", [True, False])
-def test_the_way_there_and_back_changes_no_bit(rng, example: Example, transposable):
+@pytest.mark.parametrize("orientation", ["tall", "fixed"])
+def test_the_way_there_and_back_changes_no_bit(rng, example: Example, orientation):
     leaf = draw(rng, example.shape)
-    found = mapped(identity, leaf, example.axes, transposable=transposable)
+    found = mapped(identity, leaf, example.axes, orientation=orientation)
     np.testing.assert_array_equal(found, leaf)
 
 
@@ -56,13 +55,13 @@ def test_without_transposition_rows_are_outputs_in_the_order_named(
 
     def mark(x, axis_name=None):
         rows, columns = jnp.indices(x.shape)
-        return (x + 10.0 * rows + columns,), ()
+        return x + 10.0 * rows + columns
 
     def mark_inputs_by_outputs(m):
         inputs, outputs = np.indices(m.shape)
         return m + 10.0 * outputs + inputs
 
-    found = mapped(mark, leaf, example.axes, transposable=False)
+    found = mapped(mark, leaf, example.axes, orientation="fixed")
     # One sum of numbers below 100.
     np.testing.assert_allclose(
         found, example.each(leaf, mark_inputs_by_outputs), rtol=0, atol=1e-5
@@ -70,25 +69,25 @@ def test_without_transposition_rows_are_outputs_in_the_order_named(
 
 
 @each_example
-@pytest.mark.parametrize("transposable", [True, False])
+@pytest.mark.parametrize("orientation", ["tall", "fixed"])
 def test_the_kernel_sees_long_by_short_or_outputs_by_inputs(
-    example: Example, transposable
+    example: Example, orientation
 ):
     seen = []
 
     def record(x, axis_name=None):
         seen.append(x.shape)
-        return (x,), ()
+        return x
 
     expected = []
 
     def remember(m):
         long, short = max(m.shape), min(m.shape)
-        expected.append((long, short) if transposable else m.shape[::-1])
+        expected.append((long, short) if orientation == "tall" else m.shape[::-1])
         return m
 
     leaf = np.zeros(example.shape, np.float32)
-    mapped(record, leaf, example.axes, transposable=transposable)
+    mapped(record, leaf, example.axes, orientation=orientation)
     example.each(leaf, remember)
     assert set(seen) == set(expected)
     # One stack, and so one trace of the kernel, per shape.
@@ -98,8 +97,8 @@ def test_the_kernel_sees_long_by_short_or_outputs_by_inputs(
 @pytest.mark.parametrize(
     ("leaf", "axes", "message"),
     [
-        ((6,), mo.LAST_TWO, r"'w' of shape \(6,\).*at least 2 axes.*mo.hybrid"),
-        ((), mo.LAST_TWO, r"'w' of shape \(\).*at least 2 axes"),
+        ((6,), mo.STACKED, r"'w' of shape \(6,\).*at least 2 axes.*mo.hybrid"),
+        ((), mo.STACKED, r"'w' of shape \(\).*at least 2 axes"),
         ((6, 4), Dims(-3, -1), r"'w' of shape \(6, 4\).*at least 3 axes"),
         ((6, 4), Dims(0, 2), r"'w' of shape \(6, 4\).*at least 3 axes"),
         ((6, 4), Dims(0, 0), r"all different; on the leaf 'w' .* \(0,\) and \(0,\)"),

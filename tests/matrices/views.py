@@ -61,14 +61,14 @@ class Example(NamedTuple):
 
 
 EXAMPLES = {
-    "kernel": Example((6, 4), mo.LAST_TWO, (0,), (1,)),
-    "wide": Example((4, 6), mo.LAST_TWO, (0,), (1,)),
-    "square": Example((4, 4), mo.LAST_TWO, (0,), (1,)),
-    "column": Example((5, 1), mo.LAST_TWO, (0,), (1,)),
-    "row": Example((1, 5), mo.LAST_TWO, (0,), (1,)),
+    "kernel": Example((6, 4), mo.STACKED, (0,), (1,)),
+    "wide": Example((4, 6), mo.STACKED, (0,), (1,)),
+    "square": Example((4, 4), mo.STACKED, (0,), (1,)),
+    "column": Example((5, 1), mo.STACKED, (0,), (1,)),
+    "row": Example((1, 5), mo.STACKED, (0,), (1,)),
     "torch": Example((6, 4), Dims(-1, -2), (1,), (0,)),
-    "layers": Example((3, 6, 4), mo.LAST_TWO, (1,), (2,)),
-    "layers and experts": Example((2, 3, 4, 6), mo.LAST_TWO, (2,), (3,)),
+    "layers": Example((3, 6, 4), mo.STACKED, (1,), (2,)),
+    "layers and experts": Example((2, 3, 4, 6), mo.STACKED, (2,), (3,)),
     "batch last": Example((6, 4, 3), Dims(0, 1), (0,), (1,)),
     "batch between": Example((4, 3, 6), Dims(0, 2), (0,), (2,)),
     "batches around": Example((2, 6, 3, 4), Dims(-3, -1), (1,), (3,)),

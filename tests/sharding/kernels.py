@@ -10,21 +10,25 @@ from manifold_optax.geometry import stiefel_spectral_direction
 
 def newton_schulz(x: Array, axis_name: Any = None) -> Any:
     """One matrix in, one out."""
-    return (linalg.newton_schulz(x, axis_name=axis_name),), ()
+    return linalg.newton_schulz(x, axis_name=axis_name)
 
 
-def stiefel_spectral(
-    gradient: Array, point: Array, gap: Array, tangency: Array, axis_name: Any = None
-) -> Any:
-    """Two in, one out, two numbers carried."""
-    del gap, tangency
+def stiefel_spectral(gradient: Array, point: Array, axis_name: Any = None) -> Any:
+    """Two in, one out, and two numbers."""
     found = stiefel_spectral_direction(
         point, gradient, certify=True, axis_name=axis_name
     )
-    return (found.direction,), (found.gap, found.tangency)
+    return found.direction, found.gap, found.tangency
 
 
 def rank_one_decay(x: Array, right: Array, axis_name: Any = None) -> Any:
-    """One in, one out, a vector carried: σ₁ u₁ v₁ᵀ by one step of power iteration."""
+    """One and a vector in, the same out: σ₁ u₁ v₁ᵀ by one step of power iteration."""
     norm, left, right = linalg.spectral_norm(x, right, steps=1, axis_name=axis_name)
-    return (norm * left[:, None] * right[None, :],), (right,)
+    return norm * left[:, None] * right[None, :], right
+
+
+RETURNS = {
+    newton_schulz: ("matrix",),
+    stiefel_spectral: ("matrix", "number", "number"),
+    rank_one_decay: ("matrix", "number"),
+}

@@ -135,7 +135,7 @@ def test_a_narrow_wire_halves_the_bytes(layout: str, rng: np.random.Generator) -
         go = jax.jit(
             lambda x, placement=placement: map_matrices(
                 kernels.newton_schulz, (x,), placement=placement
-            )[0][0]
+            )
         )
         programs.append(go.lower(put).compile())
     wide, narrow = (program(put) for program in programs)
@@ -198,7 +198,11 @@ def test_uneven_stacks(shapes: str, rng: np.random.Generator) -> None:
     def go(placement: Any) -> Any:
         return jax.jit(
             lambda x: map_matrices(
-                kernels.rank_one_decay, (x,), (vectors,), placement=placement
+                kernels.rank_one_decay,
+                (x,),
+                (vectors,),
+                returns=("matrix", "number"),
+                placement=placement,
             )
         )
 
@@ -232,7 +236,11 @@ def test_a_cut_of_the_short_side_is_moved_to_the_long_one(
     def go(placement: Any) -> Any:
         return jax.jit(
             lambda x, v: map_matrices(
-                kernels.rank_one_decay, (x,), (v,), placement=placement
+                kernels.rank_one_decay,
+                (x,),
+                (v,),
+                returns=("matrix", "number"),
+                placement=placement,
             )
         )
 
@@ -293,13 +301,13 @@ def test_the_order_of_a_short_side_of_several_axes_is_kept() -> None:
     }
 
     def number_columns(x: Any, axis_name: Any = None) -> Any:
-        return (x * jnp.arange(x.shape[1])[None, :],), ()
+        return x * jnp.arange(x.shape[1])[None, :]
 
     for placement in (mo.sharding.split(mesh, specs), mo.sharding.owned(mesh, specs)):
         go = jax.jit(
             lambda x, placement=placement: map_matrices(
                 number_columns, (x,), axes=axes, placement=placement
-            )[0][0]
+            )
         )
         for name, x in go(put).items():
             numbered = np.broadcast_to(np.arange(32.0), (64, 32))

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import manifold_optax as mo
-from manifold_optax.matrices import map_matrices, per_matrix
+from manifold_optax.matrices import map_matrices
 from sharding import kernels
 from sharding.layouts import (
     assert_close,
@@ -29,13 +29,12 @@ pytestmark = pytest.mark.devices
 
 
 def case(name: str, rng: np.random.Generator) -> tuple[Any, Any, Any]:
-    """Kernel, input trees and carried trees."""
+    """Kernel, input trees and trees of numbers."""
     gradients, points = trees(rng)
-    numbers = per_matrix(gradients, float("nan"))
     if name == "newton_schulz":
         return kernels.newton_schulz, (gradients,), ()
     if name == "stiefel_spectral":
-        return kernels.stiefel_spectral, (gradients, points), (numbers, numbers)
+        return kernels.stiefel_spectral, (gradients, points), ()
     vectors = {
         key: jnp.asarray(
             rng.standard_normal((*SHAPES[key][:-2], min(SHAPES[key][-2:]))), jnp.float32
@@ -54,12 +53,17 @@ def reduced_shapes(compiled: Any) -> set[tuple[int, ...]]:
     return found
 
 
-def run(kernel: Any, mesh: Any, inputs: Any, carried: Any, placement: Any) -> Any:
-    def go(inputs: Any, carried: Any) -> Any:
-        return map_matrices(kernel, inputs, carried, placement=placement)
+def mapped(kernel: Any, inputs: Any, numbers: Any, placement: Any = None) -> Any:
+    """The results of the kernel, always as a tuple of trees."""
+    returns = kernels.RETURNS[kernel]
+    found = map_matrices(kernel, inputs, numbers, returns=returns, placement=placement)
+    return found if len(returns) > 1 else (found,)
 
-    compiled = jax.jit(go).lower(inputs, carried).compile()
-    return compiled(inputs, carried), compiled
+
+def run(kernel: Any, inputs: Any, numbers: Any, placement: Any) -> Any:
+    go = jax.jit(lambda i, n: mapped(kernel, i, n, placement))
+    compiled = go.lower(inputs, numbers).compile()
+    return compiled(inputs, numbers), compiled
 
 
 KERNELS = ("newton_schulz", "stiefel_spectral", "rank_one_decay")
@@ -88,25 +92,24 @@ def each_on_one_kind(cases: list[tuple[str, str]]) -> pytest.MarkDecorator:
 
 @functools.cache
 def on_one_device(name: str) -> tuple[Any, ...]:
-    """Kernel, inputs, carried arrays, and what one device makes of them."""
-    kernel, inputs, carried = case(name, np.random.default_rng(0))
-    expected = jax.jit(lambda i, c: map_matrices(kernel, i, c))(inputs, carried)
-    return kernel, inputs, carried, jax.device_get(expected)
+    """Kernel, inputs, numbers, and what one device makes of them."""
+    kernel, inputs, numbers = case(name, np.random.default_rng(0))
+    expected = jax.jit(lambda i, n: mapped(kernel, i, n))(inputs, numbers)
+    return kernel, inputs, numbers, jax.device_get(expected)
 
 
 @each_on_one_kind(CASES)
 def test_owned_equals_one_device(name: str, layout: str, kind: AxisType) -> None:
-    kernel, inputs, carried, expected = on_one_device(name)
+    kernel, inputs, numbers, expected = on_one_device(name)
     mesh = mesh_of(kind)
     sharded = shard(inputs, mesh, LAYOUTS[layout])
     specs = jax.tree.map(lambda x: spec_for(LAYOUTS[layout], x), inputs[0])
     placement = mo.sharding.owned(mesh, specs if kind == AxisType.Auto else None)
-    actual, compiled = run(kernel, mesh, sharded, replicate(carried, mesh), placement)
+    actual, compiled = run(kernel, sharded, replicate(numbers, mesh), placement)
     assert_close(actual, expected)
-    for tree, like in zip(actual[0], inputs[:1], strict=True):
-        for leaf, old in zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True):
-            wanted = NamedSharding(mesh, spec_for(LAYOUTS[layout], old))
-            assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
+    for key, leaf in actual[0].items():
+        wanted = NamedSharding(mesh, spec_for(LAYOUTS[layout], inputs[0][key]))
+        assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
     if layout == "replicated":
         assert counts_outside_loops(compiled) == {"all-gather": 1}
 
@@ -115,12 +118,12 @@ def test_owned_equals_one_device(name: str, layout: str, kind: AxisType) -> None
 def test_all_stacks_travel_by_two_all_to_alls_together(
     name: str, rng: np.random.Generator
 ) -> None:
-    kernel, inputs, carried = case(name, rng)
+    kernel, inputs, numbers = case(name, rng)
     mesh = mesh_of(AxisType.Explicit)
     sharded = shard(inputs, mesh, LAYOUTS["two-dimensional"])
-    _, compiled = run(kernel, mesh, sharded, replicate(carried, mesh), None)
-    # What is carried per matrix comes back by a small one of its own.
-    gathered = {"all-gather": 1} if carried else {}
+    _, compiled = run(kernel, sharded, replicate(numbers, mesh), None)
+    # Numbers per matrix come back by a small one of their own.
+    gathered = {"all-gather": 1} if "number" in kernels.RETURNS[kernel] else {}
     assert counts_outside_loops(compiled) == {"all-to-all": 2, **gathered}
 
 
@@ -129,7 +132,7 @@ def test_split_equals_one_device_and_reduces_small_arrays_only(
     name: str, layout: str, kind: AxisType
 ) -> None:
     del layout
-    kernel, inputs, carried, expected = on_one_device(name)
+    kernel, inputs, numbers, expected = on_one_device(name)
     # A square matrix is turned if need be, but not under a vector of its short side.
     specs = {
         "square": P(None, "x") if name == "rank_one_decay" else P("x", None),
@@ -144,9 +147,8 @@ def test_split_equals_one_device_and_reduces_small_arrays_only(
     )
     actual, compiled = run(
         kernel,
-        mesh,
         sharded,
-        replicate(carried, mesh),
+        replicate(numbers, mesh),
         mo.sharding.split(mesh, specs if kind == AxisType.Auto else None),
     )
     assert_close(actual, expected)
@@ -167,21 +169,16 @@ def test_batch_sharded_matrices_stay_where_they_are(
     mesh = mesh_of(kind)
     x = jnp.asarray(rng.standard_normal((8, 24, 12)), jnp.float32)
     points = mo.project({"experts": x}, mo.Stiefel())
-    numbers = per_matrix(points, 0.0)
     spec = P(("x", "y"), None, None)
-    expected = map_matrices(
-        kernels.stiefel_spectral, ({"experts": x}, points), (numbers, numbers)
-    )
+    expected = mapped(kernels.stiefel_spectral, ({"experts": x}, points), ())
     put = lambda tree, spec: jax.tree.map(
         lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), tree
     )
-    numbers = put(numbers, P(("x", "y")))
     specs = {"experts": spec} if kind == AxisType.Auto else None
     actual, compiled = run(
         kernels.stiefel_spectral,
-        mesh,
         (put({"experts": x}, spec), put(points, spec)),
-        (numbers, numbers),
+        (),
         mo.sharding.owned(mesh, specs),
     )
     assert_close(actual, expected)
@@ -191,9 +188,9 @@ def test_batch_sharded_matrices_stay_where_they_are(
 def test_batch_and_matrix_axes_sharded_together(rng: np.random.Generator) -> None:
     mesh = mesh_of(AxisType.Explicit)
     x = jnp.asarray(rng.standard_normal((4, 24, 12)), jnp.float32)
-    expected = map_matrices(kernels.newton_schulz, ({"w": x},))
+    expected = mapped(kernels.newton_schulz, ({"w": x},), ())
     sharded = {"w": jax.device_put(x, NamedSharding(mesh, P("x", "y", None)))}
-    actual, compiled = run(kernels.newton_schulz, mesh, (sharded,), (), None)
+    actual, compiled = run(kernels.newton_schulz, (sharded,), (), None)
     assert_close(actual, expected)
     assert counts_outside_loops(compiled) == {"all-to-all": 2}
 
@@ -207,3 +204,31 @@ def test_eager_calls_on_explicit_meshes(rng: np.random.Generator) -> None:
     expected = map_matrices(kernels.newton_schulz, ({"w": x},))
     sharded = {"w": jax.device_put(x, NamedSharding(mesh, P("x", "y")))}
     assert_close(map_matrices(kernels.newton_schulz, (sharded,)), expected)
+
+
+@pytest.mark.parametrize("recipe", [mo.sharding.owned, mo.sharding.split])
+def test_numbers_lie_as_the_batch_axes_of_their_matrices(recipe: Any) -> None:
+    mesh = mesh_of(AxisType.Explicit)
+    layout = NamedSharding(mesh, P("x", "y", None))
+    tree = {"w": jax.device_put(jnp.ones((2, 16, 8)), layout)}
+
+    def total(x: Any, axis_name: Any = None) -> Any:
+        part = jnp.sum(x)
+        return part if axis_name is None else jax.lax.psum(part, axis_name)
+
+    go = jax.jit(
+        lambda x: map_matrices(total, (x,), returns=("number",), placement=recipe(mesh))
+    )
+    found = go(tree)["w"]
+    assert found.sharding.spec == P("x")
+    np.testing.assert_array_equal(found, [128.0, 128.0])
+
+
+def test_numbers_whose_shape_depends_on_the_placement_are_an_error() -> None:
+    mesh = mesh_of(AxisType.Explicit)
+    tree = {"w": jax.device_put(jnp.ones((16, 8)), NamedSharding(mesh, P("x", None)))}
+    rows = lambda x, axis_name=None: jnp.sum(x, axis=1)
+    with pytest.raises(ValueError, match=r"same shapes whether.*\(16,\).*\(8,\)"):
+        map_matrices(
+            rows, (tree,), returns=("number",), placement=mo.sharding.split(mesh)
+        )

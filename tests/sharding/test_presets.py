@@ -105,7 +105,11 @@ def test_uncovered_shardings_name_the_leaf(rng: np.random.Generator) -> None:
     turned = {"w": jax.device_put(x, NamedSharding(mesh, P("x", None)))}
     other = {"w": jax.device_put(x, NamedSharding(mesh, P("y", None)))}
     with pytest.raises(ValueError, match=r"'w' are sharded differently"):
-        map_matrices(kernels.stiefel_spectral, (turned, other))
+        map_matrices(
+            kernels.stiefel_spectral,
+            (turned, other),
+            returns=("matrix", "number", "number"),
+        )
     with pytest.raises(ValueError, match=r"no spec for 'w'"):
         map_matrices(
             kernels.newton_schulz,
@@ -135,14 +139,13 @@ def test_a_placement_inside_shard_map_is_an_error_and_none_is_local(
 
     def mapped(placement: Any) -> Any:
         def body(x: Any) -> Any:
-            (tree,), _ = map_matrices(
+            return map_matrices(
                 kernels.newton_schulz, ({"w": x},), placement=placement
-            )
-            return tree["w"]
+            )["w"]
 
         return jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec)
 
-    (expected,), _ = map_matrices(kernels.newton_schulz, ({"w": x},))
+    expected = map_matrices(kernels.newton_schulz, ({"w": x},))
     # One matrix per device, without the loop over a stack: other code, same products.
     np.testing.assert_allclose(mapped(None)(x), expected["w"], rtol=0, atol=TOLERANCE)
     with pytest.raises(ValueError, match="inside shard_map"):
