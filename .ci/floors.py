@@ -1,6 +1,7 @@
 """Print the lower bounds of pyproject.toml as a pip constraints file.
 
-The oldest-versions job installs with it: `pip install … --constraint floors.txt`.
+CI installs with it what it tests as the lower bounds:
+`pip install … --constraint floors.txt`.
 """
 
 import pathlib

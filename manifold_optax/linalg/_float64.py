@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from manifold_optax._versions import with_float64
+
 
 def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` computed in float64, also where `jax_enable_x64` is off.
@@ -29,11 +31,11 @@ def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @jax.custom_batching.custom_vmap
+    @with_float64
     def widened(*arrays: Array) -> Any:
         dtype = jnp.result_type(*arrays)
-        with jax.enable_x64(True):
-            found = function(*(array.astype(jnp.float64) for array in arrays))
-            return jax.tree.map(lambda x: x.astype(dtype), found)
+        found = function(*(array.astype(jnp.float64) for array in arrays))
+        return jax.tree.map(lambda x: x.astype(dtype), found)
 
     # Without rules of their own a batched program and a gradient would be built outside
     # the context, where JAX truncates float64.

@@ -1,0 +1,35 @@
+"""What the supported versions of JAX do differently, under one name each."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+
+Result = TypeVar("Result")
+
+
+def with_float64(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Returns `function` as traced where JAX keeps float64 arrays as they are.
+
+    Args:
+        function: takes and returns arrays of the same dtypes whether or not
+            `jax_enable_x64` is set; it may compute in float64.
+    """
+    if hasattr(jax, "enable_x64"):
+
+        def wide(*arrays: jax.Array) -> Result:
+            with jax.enable_x64(True):
+                return function(*arrays)
+
+        return wide
+
+    # JAX 0.7 evaluates what `custom_vmap` traced once more, where float64 is off. `jit`
+    # makes one operation of it, which is not evaluated anew. Newer versions have no
+    # such name in `jax.experimental`.
+    experimental_enable_x64 = jax.experimental.enable_x64  # noqa: TID251 # pyright: ignore[reportAttributeAccessIssue]
+
+    def sealed(*arrays: jax.Array) -> Result:
+        with experimental_enable_x64(True):
+            return jax.jit(function)(*arrays)
+
+    return sealed
