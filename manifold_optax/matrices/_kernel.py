@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Kernel
+from manifold_optax.linalg._device import on_cpu
 
 _CHUNK_BYTES = 1 << 28
 """Bound of the working memory of one batched call on an accelerator, 256 MiB."""
@@ -124,7 +125,7 @@ def chunk_size(count: int, matrix_bytes: int) -> int:
     On a CPU one, which stays in the cache: faster than a batched product. Elsewhere as
     many as the bound of the working memory allows.
     """
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         return 1
     return max(1, min(count, _CHUNK_BYTES // (_KERNEL_COPIES * matrix_bytes)))
 

@@ -17,7 +17,8 @@ from manifold_optax._checks import (
 )
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Ball, Frobenius, Norm, RmsToRms, Spectral
-from manifold_optax.linalg import gram, matmul, max_abs, nonzero, spectral_norm
+from manifold_optax.linalg import spectral_norm
+from manifold_optax.linalg._reductions import gram, matmul, max_abs, nonzero
 from manifold_optax.matrices import (
     Axes,
     bare,
@@ -190,7 +191,7 @@ def shrink_norm(
     require_in_range("rate", rate, 0.0, 1.0, schedule=True)
     # A ball that is relative to the norm is the same for multiples of the norm.
     norm = Spectral() if isinstance(norm, RmsToRms) else norm
-    ball = Ball(norm, 1.0)
+    ball = Ball(norm, 1.0)  # pyright: ignore[reportArgumentType]
 
     def kernel(x: Matrix, rate: Array, axis_name: AxisName = None) -> Any:
         part = rate.astype(x.dtype)

@@ -3,6 +3,7 @@
 import functools
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 from jaxtyping import Array
@@ -124,7 +125,8 @@ def dual_ascent_spectral(
     ) -> Any:
         del numbers
         found = solve(point, update, axis_name=axis_name)
-        return (found.direction,), (found.gap, found.tangency)
+        gap = jnp.full((), jnp.nan) if found.gap is None else found.gap
+        return (found.direction,), (gap, found.tangency)
 
     def init_fn(params: ArrayTree) -> DualAscentState:
         unknown = float("nan")

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from manifold_optax._checks import require_in_range, require_present
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Sphere
-from manifold_optax.linalg import nonzero
+from manifold_optax.linalg._reductions import nonzero
 from manifold_optax.matrices import (
     Axes,
     bare,

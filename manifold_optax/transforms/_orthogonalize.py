@@ -7,11 +7,12 @@ import optax
 
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import ArrayTree, AxisName, Matrix, Schedule
-from manifold_optax.linalg import (
+from manifold_optax.linalg import JORDAN, newton_schulz
+from manifold_optax.linalg._options import (
     check_schedule,
+    Form,
     FORMS,
-    JORDAN,
-    newton_schulz,
+    Preconditioner,
     PRECONDITIONERS,
 )
 from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
@@ -20,8 +21,8 @@ from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
 def orthogonalize_via_newton_schulz(
     schedule: Schedule = JORDAN,
     *,
-    form: str = "auto",
-    preconditioner: str = "frobenius",
+    form: Form = "auto",
+    preconditioner: Preconditioner = "frobenius",
     axes: Axes = LAST_TWO,
     placement: Placement | None = None,
     compute_dtype: Any = None,
