@@ -80,6 +80,7 @@ from manifold_optax.transforms import (
     ShrinkState,
     SpectralDecayState,
     steepest,
+    SteepestState,
     tangent_project,
 )
 
@@ -120,6 +121,7 @@ __all__ = (
     "SpectralSphere",
     "Sphere",
     "Split",
+    "SteepestState",
     "Stiefel",
     "__version__",
     "add_spectral_weight_decay",

@@ -2,6 +2,7 @@
 
 from manifold_optax.diagnostics._collect import collect, FIELDS
 from manifold_optax.diagnostics._describe import describe, DescribedLeaf, Description
+from manifold_optax.diagnostics._residual import residual
 
 __all__ = (
     "FIELDS",
@@ -9,4 +10,5 @@ __all__ = (
     "Description",
     "collect",
     "describe",
+    "residual",
 )

@@ -1,30 +1,17 @@
 """Sets with a boundary: the ball of a norm, and the band of singular values."""
 
 import dataclasses
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from manifold_optax._typing import AxisName, Matrix
-from manifold_optax.geometry._base import check_size, Manifold, Norm
-from manifold_optax.geometry._entry_norms import Max
-from manifold_optax.geometry._lines import line_dot, line_norm
-from manifold_optax.geometry._norms import Frobenius, rms_gain, RmsToRms, Spectral
-from manifold_optax.geometry._row_norms import ColumnRms, RowRms
-from manifold_optax.geometry._spectral_faces import ACTIVE, project_onto_cone
-from manifold_optax.geometry._spectral_sphere import leading_triple
-from manifold_optax.linalg import (
-    dot,
-    frobenius_norm,
-    gram,
-    nonzero,
-    row_count,
-    spectral_clip,
-)
-
-_KNOWN = (Frobenius, Spectral, RmsToRms, RowRms, ColumnRms, Max)
+from manifold_optax._typing import AxisName
+from manifold_optax.geometry._manifold import check_size, Manifold
+from manifold_optax.geometry._norm import BallNorm
+from manifold_optax.geometry._spectral_faces import project_onto_cone
+from manifold_optax.linalg import spectral_clip
+from manifold_optax.linalg._leading import leading_triple
+from manifold_optax.linalg._reductions import gram, nonzero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +25,7 @@ class Ball(Manifold):
     outward part. `residual` is the relative excess, 0 inside.
 
     Args:
-        norm: one of the norms named above.
+        norm: one of the norms named above, or a `BallNorm` of your own.
         radius: a number > 0.
 
     Raises:
@@ -52,13 +39,13 @@ class Ball(Manifold):
     LMOs" (arXiv 2502.07529, 2025); F. Cesista's posts on spectral balls (2025).
     """
 
-    norm: Norm
+    norm: BallNorm
     radius: float = 1.0
 
     def __post_init__(self) -> None:
         """Checks the norm and the radius."""
-        if not isinstance(self.norm, _KNOWN):
-            names = ", ".join(kind.__name__ for kind in _KNOWN)
+        if not isinstance(self.norm, BallNorm):
+            names = ", ".join(_names(BallNorm))
             raise ValueError(f"norm must be one of {names}, got {self.norm!r}.")
         check_size("radius", self.radius, ())
 
@@ -76,40 +63,17 @@ class Ball(Manifold):
         """The unit ball of the norm."""
         return Ball(self.norm)
 
-    def random_point(
-        self, key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32
-    ) -> Matrix:
-        """Gaussian matrix, scaled to the boundary; drawn in float32, then cast."""
-        x = jax.random.normal(key, shape, jnp.float32)
-        length = nonzero(self.norm.value(x))[..., None, None]
-        return self.project(self.radius * x / length).astype(dtype)
-
-    def interval(self, x: Array, axis_name: AxisName = None) -> tuple[float, float]:
-        """Bounds of the singular values on the unit ball of a spectral norm."""
-        return 0.0, _bound(self.norm, x, axis_name)
+    def _place(self, x: Array) -> Array:
+        return self.radius * x / nonzero(self.norm.value(x))[..., None, None]
 
     def _project(self, x: Array, axis_name: AxisName) -> Array:
-        bound = _bound(self.norm, x, axis_name)
-        if isinstance(self.norm, Spectral | RmsToRms):
-            return spectral_clip(x, bound, axis_name=axis_name)
-        return x * (bound / jnp.maximum(block_lengths(self.norm, x, axis_name), bound))
+        return self.norm.project_ball(x, axis_name=axis_name)
 
     def _to_tangent(self, point: Array, vector: Array, axis_name: AxisName) -> Array:
-        if isinstance(self.norm, Spectral | RmsToRms):
-            interval = self.interval(point, axis_name)
-            return project_onto_cone(point, vector, interval, axis_name)
-        lengths = block_lengths(self.norm, point, axis_name)
-        normal = point / nonzero(lengths)
-        outward = jnp.maximum(_products(self.norm, normal, vector, axis_name), 0)
-        active = lengths >= (1 - ACTIVE) * _bound(self.norm, point, axis_name)
-        return vector - jnp.where(active, normal * outward, jnp.zeros_like(vector))
+        return self.norm.to_cone(point, vector, axis_name=axis_name)
 
     def _residual(self, x: Array, axis_name: AxisName) -> Array:
-        excess = (
-            block_lengths(self.norm, x, axis_name) / _bound(self.norm, x, axis_name) - 1
-        )
-        largest = jnp.max(jnp.maximum(excess, 0), axis=(-2, -1), initial=0)
-        return largest if axis_name is None else jax.lax.pmax(largest, axis_name)
+        return self.norm.excess(x, axis_name=axis_name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,18 +120,13 @@ class Band(Manifold):
         """The band with the same ratio of bounds and the upper bound 1."""
         return Band(self.low / self.high, 1.0)
 
-    def random_point(
-        self, key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32
-    ) -> Matrix:
-        """Gaussian matrix of spectral norm `high`, projected onto the band."""
-        x = jax.random.normal(key, shape, jnp.float32)
-        scaled = self.high * x / nonzero(leading_triple(x).norm)
-        return self.project(scaled).astype(dtype)
-
     def interval(self, x: Array, axis_name: AxisName = None) -> tuple[float, float]:
-        """Bounds of the singular values on the unit band."""
+        """Least and largest singular value in the unit band."""
         del x, axis_name
         return self.low / self.high, 1.0
+
+    def _place(self, x: Array) -> Array:
+        return self.high * x / nonzero(leading_triple(x).norm)
 
     def _project(self, x: Array, axis_name: AxisName) -> Array:
         low, high = self.interval(x)
@@ -186,42 +145,8 @@ class Band(Manifold):
         return jnp.max(jnp.maximum(off, 0), axis=-1, initial=0)
 
 
-def _bound(norm: Norm, x: Array, axis_name: AxisName) -> float:
-    """Length of a block at the boundary of the unit ball."""
-    match norm:
-        case RmsToRms():
-            return rms_gain(x, axis_name)
-        case RowRms():
-            return max(x.shape[-1], 1) ** 0.5
-        case ColumnRms():
-            return max(row_count(x, axis_name), 1) ** 0.5
-        case _:
-            return 1.0
-
-
-def block_lengths(norm: Norm, x: Array, axis_name: AxisName) -> Array:
-    """Lengths of the blocks of which the norm takes the largest, with axes kept."""
-    match norm:
-        case Spectral() | RmsToRms():
-            return leading_triple(x, axis_name).norm
-        case RowRms():
-            return line_norm(x, "rows", axis_name)
-        case ColumnRms():
-            return line_norm(x, "columns", axis_name)
-        case Max():
-            return jnp.abs(x)
-        case _:
-            return frobenius_norm(x, axis_name)
-
-
-def _products(norm: Norm, x: Array, y: Array, axis_name: AxisName) -> Array:
-    """Inner products of the blocks, with axes kept."""
-    match norm:
-        case RowRms():
-            return line_dot(x, y, "rows", axis_name)
-        case ColumnRms():
-            return line_dot(x, y, "columns", axis_name)
-        case Max():
-            return x * y
-        case _:
-            return dot(x, y, axis_name)
+def _names(base: type) -> list[str]:
+    """Names of the classes below `base` that can be made, in order of definition."""
+    below = [name for kind in base.__subclasses__() for name in _names(kind)]
+    own = base.__name__
+    return below or ([] if own.startswith("_") else [own])

@@ -1,4 +1,4 @@
-"""Directions of spectral norm 1 with a bound on how far they are from the best one."""
+"""A direction and a bound on how far it is from the best one."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,25 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix
-from manifold_optax.geometry._spectral_sphere import leading_triple
-from manifold_optax.linalg import dot, frobenius_norm, nonzero
+from manifold_optax.linalg._leading import leading_triple
+from manifold_optax.linalg._reductions import dot, frobenius_norm, nonzero
 
 
 class CertifiedDirection(NamedTuple):
-    """A feasible direction, and what is known of its quality."""
+    """A feasible direction `A` for a gradient `G`, and what is known of its quality."""
 
     direction: Matrix
-    gap: PerMatrix
-    """(upper bound of ⟨A, G⟩ − ⟨A, G⟩)/upper bound, ≥ 0; 0 where there is nothing."""
+    gap: PerMatrix | None
+    """(upper bound of ⟨A, G⟩ − ⟨A, G⟩)/upper bound, 0 where nothing can be gained.
+
+    `None` where it was not asked for.
+    """
+    tangency: PerMatrix | None = None
+    """`‖WᵀA + AᵀW‖_F / ‖A‖_F` at the point `W`, on the Stiefel manifold.
+
+    It is rounding for a point on the manifold. `None` on other manifolds, whose
+    directions are tangent by construction.
+    """
 
 
 def certify(

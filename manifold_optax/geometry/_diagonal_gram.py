@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from manifold_optax._typing import AxisName, Matrix
-from manifold_optax.geometry._base import Manifold
-from manifold_optax.geometry._lines import line_dot, line_norm, normalize_lines
-from manifold_optax.linalg import (
+from manifold_optax._typing import AxisName
+from manifold_optax.geometry._blocks import block_dot, block_norm, normalize_blocks
+from manifold_optax.geometry._manifold import Manifold
+from manifold_optax.linalg import polar
+from manifold_optax.linalg._reductions import (
+    divisor,
     gram,
     inner,
     matmul,
     max_abs,
     nonzero,
-    polar,
     row_count,
     symmetric,
 )
@@ -63,15 +64,9 @@ class DiagonalGram(Manifold):
         """Itself."""
         return self
 
-    def random_point(
-        self, key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32
-    ) -> Matrix:
-        """Projection of a Gaussian matrix; drawn in float32, then cast."""
-        return self.project(jax.random.normal(key, shape, jnp.float32)).astype(dtype)
-
     def _project(self, x: Array, axis_name: AxisName) -> Array:
         _check_tall(x, axis_name)
-        scale = nonzero(max_abs(x, axis_name))
+        scale = divisor(max_abs(x, axis_name))
         x = x / scale
 
         def alternate(_: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -82,9 +77,9 @@ class DiagonalGram(Manifold):
             weights = jnp.maximum(relative, _SHORTEST / nonzero(relative))
             weighted = jnp.where(relative > 0, x * weights, jnp.zeros_like(x))
             basis = polar(weighted, axis_name=axis_name)
-            return basis, line_dot(basis, x, "columns", axis_name)
+            return basis, block_dot(basis, x, "columns", axis_name)
 
-        start = x, line_norm(x, "columns", axis_name)
+        start = x, block_norm(x, "columns", axis_name)
         basis, lengths = jax.lax.fori_loop(0, _ROUNDS, alternate, start)
         return scale * basis * lengths
 
@@ -95,14 +90,14 @@ class DiagonalGram(Manifold):
     def _residual(self, x: Array, axis_name: AxisName) -> Array:
         _check_tall(x, axis_name)
         cosines = off_diagonal(
-            gram(normalize_lines(x, "columns", axis_name), axis_name)
+            gram(normalize_blocks(x, "columns", axis_name), axis_name)
         )
         return jnp.max(jnp.abs(cosines), axis=(-2, -1), initial=0)
 
 
 def normal_multiplier(point: Array, vector: Array, axis_name: AxisName) -> Array:
     """The symmetric `S` with zero diagonal for which `vector − W S` is tangent."""
-    squares = line_dot(point, point, "columns", axis_name)
+    squares = block_dot(point, point, "columns", axis_name)
     overlap = off_diagonal(2 * symmetric(inner(point, vector, axis_name)))
     return overlap / nonzero(squares + squares.mT)
 

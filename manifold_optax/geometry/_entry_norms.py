@@ -1,18 +1,21 @@
 """Norms that see a matrix as the list of its entries: largest one, sum, p-norm."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix
-from manifold_optax.geometry._base import Norm, widen
-from manifold_optax.linalg import max_abs, nonzero
+from manifold_optax.geometry._blocks import Blocks
+from manifold_optax.geometry._norm import BlockNorm, Norm
+from manifold_optax.linalg._reductions import divisor, max_abs, nonzero
+from manifold_optax.linalg._scaling import widen
 
 
 @dataclasses.dataclass(frozen=True)
-class Max(Norm):
+class Max(BlockNorm):
     """`max |x|`, dual `Σ |g|`; steepest: the sign.
 
     Example:
@@ -20,13 +23,7 @@ class Max(Norm):
         Array([[ 1., -1.]], dtype=float32)
     """
 
-    def value(self, x: Matrix) -> PerMatrix:
-        """Largest modulus of each matrix, `[*batch]`."""
-        return jnp.max(jnp.abs(widen(x)), axis=(-2, -1), initial=0)
-
-    def dual_value(self, gradient: Matrix) -> PerMatrix:
-        """Sum of the moduli of each matrix, `[*batch]`."""
-        return jnp.sum(jnp.abs(widen(gradient)), axis=(-2, -1))
+    blocks: ClassVar[Blocks] = "entries"
 
     def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
         """`sign(g)`, 0 where the gradient is 0, NaN where it is not finite."""
@@ -46,16 +43,20 @@ class L1(Norm):
         Array([[ 0., -1.]], dtype=float32)
     """
 
-    def value(self, x: Matrix) -> PerMatrix:
+    def value(self, x: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
         """Sum of the moduli of each matrix, `[*batch]`."""
-        return jnp.sum(jnp.abs(widen(x)), axis=(-2, -1))
+        total = jnp.sum(jnp.abs(widen(x)), axis=(-2, -1))
+        return total if axis_name is None else jax.lax.psum(total, axis_name)
 
-    def dual_value(self, gradient: Matrix) -> PerMatrix:
+    def dual_value(self, gradient: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
         """Largest modulus of each matrix, `[*batch]`."""
-        return jnp.max(jnp.abs(widen(gradient)), axis=(-2, -1), initial=0)
+        return max_abs(widen(gradient), axis_name)[..., 0, 0]
 
     def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
-        """`sign(g)` at the largest modulus, 0 elsewhere; NaN where `g` is NaN."""
+        """`sign(g)` at the largest modulus, 0 elsewhere; NaN where `g` is not finite.
+
+        With split rows it takes two messages of one number per device.
+        """
         if 0 in gradient.shape:
             return gradient
         rows, columns = gradient.shape[-2:]
@@ -65,8 +66,8 @@ class L1(Norm):
         chosen = jnp.broadcast_to(order, gradient.shape) == first
         if axis_name is not None:
             chosen = chosen & _holds_the_largest(gradient, axis_name)
-        sign = jnp.sign(gradient)
-        return jnp.where(chosen | jnp.isnan(gradient), sign, jnp.zeros_like(sign))
+        found = jnp.where(chosen, jnp.sign(gradient), jnp.zeros_like(gradient))
+        return jnp.where(jnp.isfinite(gradient), found, jnp.nan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,18 +101,18 @@ class PNorm(Norm):
         """`q = p/(p − 1)`."""
         return self.p / (self.p - 1)
 
-    def value(self, x: Matrix) -> PerMatrix:
+    def value(self, x: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
         """p-norm of the entries of each matrix, `[*batch]`."""
-        return p_norm(widen(x), self.p)[..., 0, 0]
+        return p_norm(widen(x), self.p, axis_name)[..., 0, 0]
 
-    def dual_value(self, gradient: Matrix) -> PerMatrix:
+    def dual_value(self, gradient: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
         """q-norm of the entries of each matrix, `[*batch]`."""
-        return p_norm(widen(gradient), self.dual_exponent)[..., 0, 0]
+        return p_norm(widen(gradient), self.dual_exponent, axis_name)[..., 0, 0]
 
     def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
         """`sign(g)·|g|^(q−1)`, divided by its p-norm."""
         wide = widen(gradient)
-        wide = wide / nonzero(max_abs(wide, axis_name))
+        wide = wide / divisor(max_abs(wide, axis_name))
         powers = signed_power(wide, self.dual_exponent - 1)
         length = p_norm(powers, self.p, axis_name)
         return (powers / nonzero(length)).astype(gradient.dtype)
@@ -128,7 +129,7 @@ def check_exponent(p: float) -> None:
 
 def p_norm(x: Array, p: float, axis_name: AxisName = None) -> Array:
     """p-norm of the entries of each matrix, with the axes kept; scale-safe."""
-    largest = nonzero(max_abs(x, axis_name))
+    largest = divisor(max_abs(x, axis_name))
     total = jnp.sum(jnp.abs(x / largest) ** p, axis=(-2, -1), keepdims=True)
     total = total if axis_name is None else jax.lax.psum(total, axis_name)
     return largest * total ** (1 / p)

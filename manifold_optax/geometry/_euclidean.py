@@ -1,14 +1,14 @@
 """Euclidean space: no constraint."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix
-from manifold_optax.geometry._base import Manifold
+from manifold_optax.geometry._manifold import Manifold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Euclidean(Manifold):
         return self
 
     def random_point(
-        self, key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32
+        self, key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
     ) -> Matrix:
         """Standard Gaussian matrix."""
         return jax.random.normal(key, shape, dtype)

@@ -38,14 +38,9 @@ from manifold_optax.geometry._certified import (
 )
 from manifold_optax.geometry._diagonal_gram import DiagonalGram
 from manifold_optax.geometry._oblique import Oblique
-from manifold_optax.linalg import (
-    contraction,
-    dot,
-    frobenius_norm,
-    nonzero,
-    normalize,
-    polar,
-)
+from manifold_optax.linalg import polar
+from manifold_optax.linalg._contraction import contraction
+from manifold_optax.linalg._reductions import dot, frobenius_norm, nonzero, normalize
 
 _STEPS = 40
 """Steps of the splitting. The largest gaps measured from 8 × 5 to 64 × 32 on six kinds

@@ -1,22 +1,33 @@
 """Norms of a whole matrix: Frobenius, spectral, RMS→RMS."""
 
+import abc
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix
-from manifold_optax.geometry._base import Norm, widen
-from manifold_optax.linalg import (
-    frobenius_norm,
+from manifold_optax.geometry._blocks import Blocks
+from manifold_optax.geometry._norm import BallNorm, BlockNorm
+from manifold_optax.geometry._spectral_faces import project_onto_cone
+from manifold_optax.linalg import nuclear_norm, polar, spectral_clip
+from manifold_optax.linalg._float64 import in_float64
+from manifold_optax.linalg._leading import leading_triple
+from manifold_optax.linalg._reductions import (
+    divisor,
+    gram,
+    matmul,
+    max_abs,
+    nonzero,
     normalize,
-    nuclear_norm,
-    polar,
     row_count,
 )
+from manifold_optax.linalg._scaling import widen
 
 
 @dataclasses.dataclass(frozen=True)
-class Frobenius(Norm):
+class Frobenius(BlockNorm):
     """`‖x‖_F = √Σ x²`, its own dual; steepest: the normalised gradient.
 
     Example:
@@ -24,21 +35,84 @@ class Frobenius(Norm):
         Array([[0.6, 0.8]], dtype=float32)
     """
 
-    def value(self, x: Matrix) -> PerMatrix:
-        """Frobenius norm of each matrix, `[*batch]`."""
-        return frobenius_norm(widen(x))[..., 0, 0]
-
-    def dual_value(self, gradient: Matrix) -> PerMatrix:
-        """Frobenius norm of each matrix, `[*batch]`."""
-        return self.value(gradient)
+    blocks: ClassVar[Blocks] = "matrix"
 
     def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
         """`g / ‖g‖_F`."""
         return normalize(widen(gradient), axis_name).astype(gradient.dtype)
 
+    def shrinkage(self, x: Matrix, rate: Array, *, axis_name: AxisName = None) -> Array:
+        """`−rate·x`, exact however small the rate is."""
+        del axis_name
+        return -rate * x
+
+
+class SpectralNorm(BallNorm):
+    """The largest singular value, divided by a number of the shape."""
+
+    @abc.abstractmethod
+    def unit_length(self, x: Array, axis_name: AxisName = None) -> float:
+        """Largest singular value of a matrix `m × n` of norm 1."""
+
+    def interval(self, x: Array, axis_name: AxisName = None) -> tuple[float, float]:
+        """Least and largest singular value in the unit ball."""
+        return 0.0, self.unit_length(x, axis_name)
+
+    def value(self, x: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
+        """Largest singular value over `unit_length`, `[*batch]`.
+
+        By LAPACK; with split rows by the Gram matrix of the columns.
+        """
+        return _spectral(widen(x), axis_name) / self.unit_length(x, axis_name)
+
+    def dual_value(self, gradient: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
+        """Nuclear norm times `unit_length`, `[*batch]`.
+
+        By LAPACK; with split rows by the Gram matrix of the columns, in float64.
+        """
+        return self.unit_length(gradient, axis_name) * _nuclear(gradient, axis_name)
+
+    def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
+        """Polar factor of `g` times `unit_length`; of low rank: partial isometry."""
+        factor = polar(widen(gradient), axis_name=axis_name)
+        direction = self.unit_length(gradient, axis_name) * factor
+        return direction.astype(gradient.dtype)
+
+    def project_ball(self, x: Matrix, *, axis_name: AxisName = None) -> Matrix:
+        """Singular values clipped at `unit_length`."""
+        bound = self.unit_length(x, axis_name)
+        return spectral_clip(x, bound, axis_name=axis_name)
+
+    def to_cone(
+        self, point: Matrix, vector: Matrix, *, axis_name: AxisName = None
+    ) -> Matrix:
+        """`vector` without what raises singular values that are at the bound."""
+        interval = self.interval(point, axis_name)
+        return project_onto_cone(point, vector, interval, axis_name)
+
+    def excess(self, x: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
+        """How far the largest singular value exceeds, over `unit_length`."""
+        norm = leading_triple(x, axis_name).norm / self.unit_length(x, axis_name)
+        return jnp.maximum(norm - 1, 0)[..., 0, 0]
+
+    def shrinkage(self, x: Matrix, rate: Array, *, axis_name: AxisName = None) -> Array:
+        """What the singular values have above `(1 − rate)` times the largest.
+
+        In closed form, where a difference would lose small rates to rounding.
+        """
+        if axis_name is None and x.shape[-2] < x.shape[-1]:
+            return self.shrinkage(x.mT, rate).mT
+        scale = divisor(max_abs(x, axis_name))
+        x = x / scale
+        values, vectors = jnp.linalg.eigh(gram(x, axis_name))
+        sizes = jnp.sqrt(jnp.maximum(values, 0))
+        relative = sizes / nonzero(sizes[..., -1:])
+        shares = jnp.maximum(rate - (1 - relative), 0) / nonzero(relative)
+        return -(scale * matmul(x, matmul(vectors * shares[..., None, :], vectors.mT)))
+
 
 @dataclasses.dataclass(frozen=True)
-class Spectral(Norm):
+class Spectral(SpectralNorm):
     """`‖x‖₂`, the largest singular value; dual: the nuclear norm; steepest: polar.
 
     Example:
@@ -46,22 +120,14 @@ class Spectral(Norm):
         Array(7., dtype=float32)
     """
 
-    def value(self, x: Matrix) -> PerMatrix:
-        """Largest singular value of each matrix, `[*batch]`; by LAPACK."""
-        values = jnp.linalg.svd(widen(x), compute_uv=False)
-        return jnp.max(values, axis=-1, initial=0)
-
-    def dual_value(self, gradient: Matrix) -> PerMatrix:
-        """Nuclear norm of each matrix, `[*batch]`; by LAPACK."""
-        return nuclear_norm(gradient)
-
-    def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
-        """Polar factor of `g`; for rank-deficient `g` the partial isometry."""
-        return polar(gradient, axis_name=axis_name)
+    def unit_length(self, x: Array, axis_name: AxisName = None) -> float:
+        """Always 1."""
+        del x, axis_name
+        return 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class RmsToRms(Norm):
+class RmsToRms(SpectralNorm):
     """`√(n/m)·‖x‖₂` for `m × n`; dual `√(m/n)·‖g‖_*`; steepest: `√(m/n)·polar(g)`.
 
     The largest gain of the linear map `fan_in → fan_out` where input and output are
@@ -81,22 +147,32 @@ class RmsToRms(Norm):
         """False: the norms of `x` and `xᵀ` differ by the factor `m/n`."""
         return False
 
-    def value(self, x: Matrix) -> PerMatrix:
-        """Spectral norm times `√(n/m)`, `[*batch]`; by LAPACK."""
-        return Spectral().value(x) / rms_gain(x)
+    @property
+    def free_of_shape(self) -> Spectral:
+        """The spectral norm."""
+        return Spectral()
 
-    def dual_value(self, gradient: Matrix) -> PerMatrix:
-        """Nuclear norm times `√(m/n)`, `[*batch]`; by LAPACK."""
-        return rms_gain(gradient) * nuclear_norm(gradient)
-
-    def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
-        """Polar factor of `g` times `√(m/n)`."""
-        wide = widen(gradient)
-        direction = rms_gain(gradient, axis_name) * polar(wide, axis_name=axis_name)
-        return direction.astype(gradient.dtype)
+    def unit_length(self, x: Array, axis_name: AxisName = None) -> float:
+        """`√(m/n)`, for a matrix without rows or columns 1."""
+        rows, columns = row_count(x, axis_name), x.shape[-1]
+        return (rows / columns) ** 0.5 if rows and columns else 1.0
 
 
-def rms_gain(x: Matrix, axis_name: AxisName = None) -> float:
-    """`√(m/n)`: the spectral norm of a matrix whose RMS→RMS norm is 1."""
-    rows, columns = row_count(x, axis_name), x.shape[-1]
-    return (rows / columns) ** 0.5 if rows and columns else 1.0
+def _spectral(x: Array, axis_name: AxisName) -> Array:
+    if axis_name is not None:
+        return leading_triple(x, axis_name).norm[..., 0, 0]
+    return jnp.max(jnp.linalg.svd(x, compute_uv=False), axis=-1, initial=0)
+
+
+def _nuclear(x: Array, axis_name: AxisName) -> Array:
+    if axis_name is None:
+        return nuclear_norm(x)
+    wide = widen(x)
+    scale = divisor(max_abs(wide, axis_name))
+
+    def total(x: Array) -> Array:
+        # In float64, where the square of a float32 matrix loses no digits of it.
+        values = jnp.linalg.eigvalsh(gram(x, axis_name))
+        return jnp.sum(jnp.sqrt(jnp.maximum(values, 0)), axis=-1)
+
+    return scale[..., 0, 0] * in_float64(total)(wide / scale)

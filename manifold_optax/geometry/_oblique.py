@@ -1,21 +1,20 @@
 """The oblique manifold: all rows, or all columns, of one length."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from manifold_optax._typing import AxisName, Matrix
-from manifold_optax.geometry._base import check_size, Manifold
-from manifold_optax.geometry._lines import (
+from manifold_optax._typing import AxisName
+from manifold_optax.geometry._blocks import (
+    block_dot,
+    block_norm,
     check_lines,
-    line_dot,
-    line_norm,
     Lines,
-    normalize_lines,
+    normalize_blocks,
 )
+from manifold_optax.geometry._manifold import check_size, Manifold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,20 +63,14 @@ class Oblique(Manifold):
         """Rows, or columns, of norm 1."""
         return Oblique(of=self.of)
 
-    def random_point(
-        self, key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32
-    ) -> Matrix:
-        """Independent, uniformly distributed rows; drawn in float32, then cast."""
-        return self.project(jax.random.normal(key, shape, jnp.float32)).astype(dtype)
-
     def _project(self, x: Array, axis_name: AxisName) -> Array:
-        return normalize_lines(x, self.of, axis_name)
+        return normalize_blocks(x, self.of, axis_name)
 
     def _to_tangent(self, point: Array, vector: Array, axis_name: AxisName) -> Array:
-        return vector - point * line_dot(point, vector, self.of, axis_name)
+        return vector - point * block_dot(point, vector, self.of, axis_name)
 
     def _residual(self, x: Array, axis_name: AxisName) -> Array:
-        off = jnp.abs(line_norm(x, self.of, axis_name) - 1)
+        off = jnp.abs(block_norm(x, self.of, axis_name) - 1)
         largest = jnp.max(off, axis=(-2, -1), initial=0)
         if self.of == "rows" and axis_name is not None:
             largest = jax.lax.pmax(largest, axis_name)

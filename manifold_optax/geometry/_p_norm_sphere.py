@@ -8,9 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix
-from manifold_optax.geometry._base import check_size, Manifold
 from manifold_optax.geometry._entry_norms import check_exponent, p_norm, signed_power
-from manifold_optax.linalg import dot, frobenius_norm, max_abs, nonzero, normalize
+from manifold_optax.geometry._manifold import check_size, Manifold
+from manifold_optax.linalg._reductions import (
+    divisor,
+    dot,
+    frobenius_norm,
+    max_abs,
+    nonzero,
+    normalize,
+)
 
 _BISECTIONS = 40
 """From the widest bracket, 4, to 4e-12: below rounding in float32, near it in 64."""
@@ -54,18 +61,12 @@ class PNormSphere(Manifold):
         """The unit sphere of the p-norm."""
         return PNormSphere(self.p)
 
-    def random_point(
-        self, key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32
-    ) -> Matrix:
-        """Gaussian matrix, scaled; drawn in float32, then cast."""
-        return self.project(jax.random.normal(key, shape, jnp.float32)).astype(dtype)
-
     def normal(self, point: Array) -> Array:
         """Gradient of the p-norm at a point of norm 1: `sign(w)·|w|^(p−1)`."""
         return signed_power(point, self.p - 1)
 
     def _project(self, x: Array, axis_name: AxisName) -> Array:
-        scaled = x / nonzero(max_abs(x, axis_name))
+        scaled = x / divisor(max_abs(x, axis_name))
         return scaled / nonzero(p_norm(scaled, self.p, axis_name))
 
     def _to_tangent(self, point: Array, vector: Array, axis_name: AxisName) -> Array:
@@ -125,7 +126,7 @@ def p_norm_direction(
     end = jnp.full((*free.shape[:-2], 1, 1), 2, free.dtype)
     low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (-end, end))
     found = tangent(signed_power(free + (low + high) / 2 * across, q - 1))
-    found = found / nonzero(max_abs(found, axis_name))
+    found = found / divisor(max_abs(found, axis_name))
     found = tangent(found)
     found = found / nonzero(p_norm(found, p, axis_name))
     return jnp.where(is_normal, jnp.zeros_like(found), found)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName
-from manifold_optax.linalg import (
+from manifold_optax.linalg._reductions import (
     dot,
     frobenius_norm,
     gram,

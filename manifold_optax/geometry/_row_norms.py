@@ -1,17 +1,33 @@
 """Norms that measure each row, or each column, by its root mean square."""
 
 import dataclasses
+from typing import ClassVar
 
-import jax.numpy as jnp
+from jaxtyping import Array
 
-from manifold_optax._typing import AxisName, Matrix, PerMatrix
-from manifold_optax.geometry._base import Norm, widen
-from manifold_optax.geometry._lines import line_norm, normalize_lines
-from manifold_optax.linalg import row_count
+from manifold_optax._typing import AxisName, Matrix
+from manifold_optax.geometry._blocks import Blocks, normalize_blocks
+from manifold_optax.geometry._norm import BlockNorm
+from manifold_optax.linalg._reductions import row_count
+from manifold_optax.linalg._scaling import widen
+
+
+class _LineNorm(BlockNorm):
+    """The largest root mean square of a line."""
+
+    def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
+        """Each line of the gradient scaled to a root mean square of 1."""
+        unit = normalize_blocks(widen(gradient), self.blocks, axis_name)
+        entries = _length(self.blocks, gradient, axis_name)
+        return (unit * entries**0.5).astype(gradient.dtype)
+
+    def unit_length(self, x: Array, axis_name: AxisName = None) -> float:
+        """`√k` for lines of `k` entries, at least 1."""
+        return max(_length(self.blocks, x, axis_name), 1) ** 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class RowRms(Norm):
+class RowRms(_LineNorm):
     """Largest RMS of a row; dual `√n·Σ ‖gᵢ‖`; steepest: each row at RMS 1.
 
     Rows are fan-out: the norm of an embedding that is stored `(vocabulary, features)`
@@ -25,29 +41,11 @@ class RowRms(Norm):
     (arXiv 2405.14813, 2024).
     """
 
-    @property
-    def transposable(self) -> bool:
-        """False: rows become columns."""
-        return False
-
-    def value(self, x: Matrix) -> PerMatrix:
-        """Largest root mean square of a row, `[*batch]`."""
-        norms = line_norm(widen(x), "rows")
-        return jnp.max(norms, axis=(-2, -1), initial=0) / max(x.shape[-1], 1) ** 0.5
-
-    def dual_value(self, gradient: Matrix) -> PerMatrix:
-        """Sum of the norms of the rows, times `√n`, `[*batch]`."""
-        norms = line_norm(widen(gradient), "rows")
-        return jnp.sum(norms, axis=(-2, -1)) * gradient.shape[-1] ** 0.5
-
-    def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
-        """`√n·gᵢ/‖gᵢ‖` in each row."""
-        unit = normalize_lines(widen(gradient), "rows", axis_name)
-        return (unit * gradient.shape[-1] ** 0.5).astype(gradient.dtype)
+    blocks: ClassVar[Blocks] = "rows"
 
 
 @dataclasses.dataclass(frozen=True)
-class ColumnRms(Norm):
+class ColumnRms(_LineNorm):
     """Largest RMS of a column; dual `√m·Σ ‖gⱼ‖`; steepest: each column at RMS 1.
 
     Columns are fan-in. A zero column of a gradient gives a zero column.
@@ -60,22 +58,9 @@ class ColumnRms(Norm):
     LMOs" (arXiv 2502.07529, 2025).
     """
 
-    @property
-    def transposable(self) -> bool:
-        """False: columns become rows."""
-        return False
+    blocks: ClassVar[Blocks] = "columns"
 
-    def value(self, x: Matrix) -> PerMatrix:
-        """Largest root mean square of a column, `[*batch]`."""
-        norms = line_norm(widen(x), "columns")
-        return jnp.max(norms, axis=(-2, -1), initial=0) / max(x.shape[-2], 1) ** 0.5
 
-    def dual_value(self, gradient: Matrix) -> PerMatrix:
-        """Sum of the norms of the columns, times `√m`, `[*batch]`."""
-        norms = line_norm(widen(gradient), "columns")
-        return jnp.sum(norms, axis=(-2, -1)) * gradient.shape[-2] ** 0.5
-
-    def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
-        """`√m·gⱼ/‖gⱼ‖` in each column."""
-        unit = normalize_lines(widen(gradient), "columns", axis_name)
-        return (unit * row_count(gradient, axis_name) ** 0.5).astype(gradient.dtype)
+def _length(of: Blocks, x: Array, axis_name: AxisName) -> int:
+    """Number of entries of a line."""
+    return x.shape[-1] if of == "rows" else row_count(x, axis_name)

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName
-from manifold_optax.geometry._lines import line_dot
-from manifold_optax.linalg import gram, inner, matmul, nonzero, symmetric
-
-ACTIVE = 1e-4
-"""Distance at which a singular value (in `Ball`: any length) counts as one at an end,
-over the upper end.
-
-A clip in float32 leaves 1e-6, a small step of Muon moves by 1e-3.
-"""
+from manifold_optax.geometry._blocks import block_dot
+from manifold_optax.geometry._norm import ACTIVE
+from manifold_optax.linalg._reductions import (
+    gram,
+    inner,
+    matmul,
+    nonzero,
+    symmetric,
+)
 
 
 class Faces(NamedTuple):
@@ -53,7 +53,7 @@ def active_faces(
     values, right = jnp.linalg.eigh(gram(point, axis_name))
     left = matmul(point, right)
     # As lengths, not as roots of the eigenvalues, in which small ones are rounding.
-    sigma = jnp.sqrt(line_dot(left, left, "columns", axis_name))
+    sigma = jnp.sqrt(block_dot(left, left, "columns", axis_name))
     above = sigma >= (1 - ACTIVE) * high
     # A lower end of 0 is no constraint: singular values are not negative.
     below = (sigma <= low + ACTIVE * high) & (low > 0)

@@ -1,15 +1,14 @@
 """The sphere of matrices with a given spectral norm."""
 
 import dataclasses
-from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from manifold_optax._typing import AxisName, Matrix
-from manifold_optax.geometry._base import check_size, Manifold, Size
-from manifold_optax.linalg import dot, gram, matmul, max_abs, nonzero
+from manifold_optax._typing import AxisName
+from manifold_optax.geometry._manifold import check_size, Manifold, Size
+from manifold_optax.linalg._leading import leading_triple
+from manifold_optax.linalg._reductions import divisor, dot, max_abs, nonzero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +52,8 @@ class SpectralSphere(Manifold):
         """Matrices of spectral norm 1."""
         return SpectralSphere()
 
-    def random_point(
-        self, key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32
-    ) -> Matrix:
-        """Gaussian matrix, scaled; drawn in float32, then cast."""
-        return self.project(jax.random.normal(key, shape, jnp.float32)).astype(dtype)
-
     def _project(self, x: Array, axis_name: AxisName) -> Array:
-        scaled = x / nonzero(max_abs(x, axis_name))
+        scaled = x / divisor(max_abs(x, axis_name))
         return scaled / nonzero(leading_triple(scaled, axis_name).norm)
 
     def _to_tangent(self, point: Array, vector: Array, axis_name: AxisName) -> Array:
@@ -69,37 +62,3 @@ class SpectralSphere(Manifold):
 
     def _residual(self, x: Array, axis_name: AxisName) -> Array:
         return jnp.abs(leading_triple(x, axis_name).norm - 1)[..., 0, 0]
-
-
-class LeadingTriple(NamedTuple):
-    """Largest singular value `[*batch, 1, 1]` and its singular vectors, as columns."""
-
-    norm: Array
-    left: Array
-    right: Array
-
-    @property
-    def outer(self) -> Array:
-        """`u vᵀ`, the gradient of the spectral norm."""
-        return matmul(self.left, self.right.mT)
-
-
-def leading_triple(x: Array, axis_name: AxisName = None) -> LeadingTriple:
-    """Largest singular value and vectors, by the Gram matrix of the short side.
-
-    An eigendecomposition is exact to rounding also where the two largest singular
-    values nearly agree, which Muon's steps make common and where a power iteration
-    needs thousands of steps for 1e-6. Squaring costs nothing at the largest one.
-    """
-    if axis_name is None and x.shape[-2] < x.shape[-1]:
-        turned = leading_triple(x.mT)
-        return LeadingTriple(turned.norm, turned.right, turned.left)
-    if 0 in x.shape:
-        ends = [jnp.zeros((*x.shape[:-2], size, 1), x.dtype) for size in x.shape[-2:]]
-        return LeadingTriple(jnp.zeros((*x.shape[:-2], 1, 1), x.dtype), *ends)
-    largest = max_abs(x, axis_name)
-    scaled = x / nonzero(largest)
-    right = jnp.linalg.eigh(gram(scaled, axis_name)).eigenvectors[..., -1:]
-    image = matmul(scaled, right)
-    norm = jnp.sqrt(dot(image, image, axis_name))
-    return LeadingTriple(largest * norm, image / nonzero(norm), right)

@@ -1,17 +1,17 @@
 """The sphere of matrices with a given Frobenius norm."""
 
 import dataclasses
-from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import AxisName, Matrix
-from manifold_optax.geometry._base import check_size, Manifold, Size
+from manifold_optax.geometry._manifold import check_size, Manifold, Size
 from manifold_optax.geometry._retractions import geodesic_step, short_repr
-from manifold_optax.linalg import dot, frobenius_norm, in_float64, normalize
+from manifold_optax.linalg._float64 import in_float64
+from manifold_optax.linalg._reductions import dot, frobenius_norm, normalize
 
 RETRACTIONS = ("projection", "geodesic")
 
@@ -61,9 +61,9 @@ class Sphere(Manifold):
         return dataclasses.replace(self, radius=1.0)
 
     def random_point(
-        self, key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32
+        self, key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
     ) -> Matrix:
-        """Uniformly distributed point; drawn in float32, then cast.
+        """Uniformly distributed point, as for every manifold.
 
         Raises:
             ValueError: for radius `"kept"`, which has no points of its own.
@@ -73,7 +73,7 @@ class Sphere(Manifold):
                 "Sphere('kept') takes its radius from the incoming point, so it has no "
                 "random point; draw a matrix of the norm you want, or give a number."
             )
-        return self.project(jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+        return super().random_point(key, shape, dtype)
 
     def _project(self, x: Array, axis_name: AxisName) -> Array:
         # In float64 the norm of the result is 1 to less than a rounding unit: a sphere

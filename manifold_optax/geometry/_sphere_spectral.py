@@ -25,7 +25,8 @@ from manifold_optax.geometry._certified import (
     certify,
     has_nothing,
 )
-from manifold_optax.linalg import dot, nonzero, normalize, polar, row_count
+from manifold_optax.linalg import polar
+from manifold_optax.linalg._reductions import dot, nonzero, normalize, row_count
 
 _STEPS = 13
 """Polar factors in the search. The largest gap measured on six kinds of gradients and

@@ -1,47 +1,14 @@
-"""The table of the theory: (manifold, norm) → steepest unit tangent direction."""
+"""What can be asked of a manifold and a norm: its direction, and what that needs."""
 
-from collections.abc import Callable
-
-import jax.numpy as jnp
+from collections.abc import Callable, Sequence
 
 from manifold_optax._typing import AxisName, Matrix
-from manifold_optax.geometry._ball import Ball, Band, block_lengths
-from manifold_optax.geometry._band_spectral import band_spectral_direction
-from manifold_optax.geometry._base import Manifold, Norm
-from manifold_optax.geometry._diagonal_gram import DiagonalGram
-from manifold_optax.geometry._entry_norms import Max, PNorm
-from manifold_optax.geometry._euclidean import Euclidean
-from manifold_optax.geometry._gram_spectral import gram_spectral_direction
-from manifold_optax.geometry._norms import Frobenius, rms_gain, RmsToRms, Spectral
-from manifold_optax.geometry._oblique import Oblique
-from manifold_optax.geometry._p_norm_sphere import p_norm_direction, PNormSphere
-from manifold_optax.geometry._row_norms import ColumnRms, RowRms
-from manifold_optax.geometry._spectral_sphere import leading_triple, SpectralSphere
-from manifold_optax.geometry._sphere import Sphere
-from manifold_optax.geometry._sphere_spectral import normal_spectral_direction
-from manifold_optax.geometry._stiefel import Stiefel
-from manifold_optax.geometry._stiefel_spectral import stiefel_spectral_direction
-from manifold_optax.linalg import normalize
+from manifold_optax.geometry._certified import CertifiedDirection
+from manifold_optax.geometry._manifold import Manifold
+from manifold_optax.geometry._norm import Norm
+from manifold_optax.geometry._pairs import Pair, PAIRS, Request
 
-TABLE = """\
-manifold            norm         direction                       optimizer
-any                 Frobenius    normalised tangent projection   hyperspherical descent
-Euclidean           any          that of the norm                sign descent (Max),
-                                                                 Muon (Spectral)
-Sphere              Spectral*    root of a dual in one number    Muon on the sphere
-SpectralSphere      Spectral*    root of a dual in one number    spectral sphere (SSO)
-Stiefel             Spectral*    solution of the dual problem    manifold Muon
-Oblique             Spectral*    Douglas–Rachford splitting
-DiagonalGram        Spectral*    Douglas–Rachford splitting
-Ball(Spectral*)     Spectral*    ADMM; inside: polar factor      Muon, norm capped
-Band                Spectral*    ADMM; inside: polar factor
-Ball(norm)          the same     that of the norm, of the part   Frobenius, RowRms,
-                                 that does not lead out          ColumnRms, Max
-Oblique("rows")     RowRms       normalised tangent rows
-Oblique("columns")  ColumnRms    normalised tangent columns
-Sphere              PNorm        root of a dual in one number
-PNormSphere         PNorm        root of a dual in one number
-Spectral* is Spectral or RmsToRms."""
+_COLUMNS = ("manifold", "norm", "direction", "certified", "optimizer")
 
 
 def steepest_direction(manifold: Manifold, norm: Norm) -> Callable[..., Matrix]:
@@ -51,7 +18,7 @@ def steepest_direction(manifold: Manifold, norm: Norm) -> Callable[..., Matrix]:
     which the step goes, does not lead out.
 
     Args:
-        manifold: the constraint; its size is left to the caller: the function returned
+        manifold: the constraint. Its size is left to the caller: the function returned
             is for the unit manifold.
         norm: the norm in which the direction has length 1.
 
@@ -59,9 +26,11 @@ def steepest_direction(manifold: Manifold, norm: Norm) -> Callable[..., Matrix]:
         `(point, gradient, axis_name=None) -> direction` for one matrix `[m, n]` in at
         least float32: `m ≥ n` where manifold and norm are `transposable`, else
         `fan_out × fan_in`. The inner product with the gradient is ≥ 0. A gradient
-        without a tangent part gives zero.
+        without a tangent part gives zero. Not differentiable in reverse mode where the
+        direction is searched for (JAX names the `while_loop` that is in the way).
 
     Raises:
+        TypeError: if `manifold` or `norm` is a class, a string or another object.
         ValueError: for a pair that is not in the table; the message prints the table.
 
     Example:
@@ -73,131 +42,156 @@ def steepest_direction(manifold: Manifold, norm: Norm) -> Callable[..., Matrix]:
     Source: the table of J. Bernstein, "Modular Manifolds", Thinking Machines Lab
     (2025), extended.
     """
-    match manifold, norm:
-        case Euclidean(), _:
-            return _ignore_point(norm)
-        case _, Frobenius():
-            return _project_first(manifold, norm)
-        case (
-            (Oblique(of="rows"), RowRms())
-            | (Oblique(of="columns"), ColumnRms())
-            | (Ball(norm=RowRms()), RowRms())
-            | (Ball(norm=ColumnRms()), ColumnRms())
-            | (Ball(norm=Max()), Max())
-        ):
-            return _project_first(manifold, norm)
-        case Sphere() | PNormSphere(), PNorm():
-            return _solve_p_norm(manifold, norm.p)
-        case _, Spectral() | RmsToRms() if _has_spectral_solver(manifold):
-            return _solve_spectral(manifold, norm)
-        case _:
-            raise ValueError(
-                f"No direction is known for {manifold} with {norm}. The pairs that "
-                f"are:\n{TABLE}"
-            )
+    pair = _pair_of(manifold, norm)
+
+    def direction(
+        point: Matrix, gradient: Matrix, axis_name: AxisName = None
+    ) -> Matrix:
+        request = Request(axis_name=axis_name)
+        found = pair.solve(manifold, norm, point, gradient, request)
+        return found.direction if isinstance(found, CertifiedDirection) else found
+
+    return direction
 
 
-def needs_whole(manifold: Manifold, norm: Norm) -> bool:
-    """Whether the direction of a pair wants matrices that are not split.
+def certified_direction(
+    manifold: Manifold, norm: Norm, *, tolerance: float | None = None
+) -> Callable[..., CertifiedDirection]:
+    """The steepest direction together with a bound on what it loses.
 
-    Most directions that are searched for sum over the long side at every trial, so
-    that a split one would cost messages each time. And for `RmsToRms` on `Stiefel`
-    fan-out, which is then the side that is split, may be the short one.
+    Args:
+        manifold: the constraint, as for `steepest_direction`.
+        norm: the norm in which the direction has length 1.
+        tolerance: relative duality gap at which the solver stops, > 0; `None`: after a
+            fixed number of steps. Only `Stiefel` has a solver that stops. It takes at
+            most 64 steps, and the gap returned shows whether the tolerance was met.
+
+    Returns:
+        `(point, gradient, axis_name=None) -> CertifiedDirection` for one matrix, as for
+        `steepest_direction`. `gap` is a number in at least float32; `tangency` is one
+        on `Stiefel` and `None` elsewhere.
+
+    Raises:
+        TypeError: if `manifold` or `norm` is a class, a string or another object.
+        ValueError: for a pair without a certificate (the message lists those with one),
+            or a tolerance for a solver that takes a fixed number of steps.
 
     Example:
-        >>> needs_whole(Sphere(), Spectral()), needs_whole(Stiefel(), Spectral())
-        (True, False)
+        >>> direction = certified_direction(Sphere(), Spectral())
+        >>> gradient = jnp.array([[5.0, 1.0], [2.0, 5.0]])
+        >>> bool(direction(jnp.eye(2), gradient).gap < 1e-3)
+        True
+
+    Cost: that of the direction; on `Stiefel` two more eigendecompositions of the short
+    side.
     """
-    match manifold, norm:
-        case Euclidean(), _:
-            return False
-        case Stiefel(), _:
-            return isinstance(norm, RmsToRms)
-        case _:
-            return isinstance(norm, Spectral | RmsToRms | PNorm)
-
-
-def _ignore_point(norm: Norm) -> Callable[..., Matrix]:
-    def direction(
-        point: Matrix, gradient: Matrix, axis_name: AxisName = None
-    ) -> Matrix:
-        del point
-        return norm.steepest(gradient, axis_name=axis_name)
-
-    return direction
-
-
-def _project_first(manifold: Manifold, norm: Norm) -> Callable[..., Matrix]:
-    """The direction of the norm for the tangent part, where that is the solution."""
-    unit = manifold.unit()
+    pair = _pair_of(manifold, norm)
+    if not pair.certified:
+        raise ValueError(
+            f"The direction of {manifold} with {norm} has no certificate. These pairs "
+            f"have one:\n{_table([p for p in PAIRS if p.certified])}"
+        )
+    if tolerance is not None and not pair.stops:
+        known = ", ".join(dict.fromkeys(_words(p)[0] for p in PAIRS if p.stops))
+        raise ValueError(
+            f"tolerance={tolerance!r} cannot be honoured for {manifold} with {norm}: "
+            "its solver takes a fixed number of steps. Leave tolerance out and read "
+            f"the gap. Solvers that stop at a tolerance: {known.replace('`', '')}."
+        )
 
     def direction(
         point: Matrix, gradient: Matrix, axis_name: AxisName = None
-    ) -> Matrix:
-        whole = vector = normalize(gradient, axis_name)
-        # Twice: in float32 the first projection leaves rounding noise behind. Negated,
-        # because the step goes against the direction: a tangent cone has two sides.
-        for _ in range(2):
-            vector = -unit.to_tangent(point, -vector, axis_name=axis_name)
-        noise = 64 * jnp.finfo(vector.dtype).eps * block_lengths(norm, whole, axis_name)
-        is_normal = block_lengths(norm, vector, axis_name) <= noise
-        vector = jnp.where(is_normal, jnp.zeros_like(vector), vector)
-        return norm.steepest(vector, axis_name=axis_name)
-
-    return direction
-
-
-def _solve_p_norm(manifold: Manifold, p: float) -> Callable[..., Matrix]:
-    def direction(
-        point: Matrix, gradient: Matrix, axis_name: AxisName = None
-    ) -> Matrix:
-        normal = manifold.normal(point) if isinstance(manifold, PNormSphere) else point
-        return p_norm_direction(normal, gradient, p, axis_name)
-
-    return direction
-
-
-def _has_spectral_solver(manifold: Manifold) -> bool:
-    if isinstance(manifold, Ball):
-        return isinstance(manifold.norm, Spectral | RmsToRms)
-    known = (Sphere, SpectralSphere, Stiefel, Oblique, DiagonalGram, Band)
-    return isinstance(manifold, known)
-
-
-def _solve_spectral(manifold: Manifold, norm: Norm) -> Callable[..., Matrix]:
-    def direction(
-        point: Matrix, gradient: Matrix, axis_name: AxisName = None
-    ) -> Matrix:
-        found = _spectral_direction(manifold, point, gradient, axis_name)
-        if isinstance(norm, RmsToRms):
-            return rms_gain(point, axis_name) * found
+    ) -> CertifiedDirection:
+        request = Request(True, tolerance, axis_name)
+        found = pair.solve(manifold, norm, point, gradient, request)
+        assert isinstance(found, CertifiedDirection)
         return found
 
     return direction
 
 
-def _spectral_direction(
-    manifold: Manifold, point: Matrix, gradient: Matrix, axis_name: AxisName
-) -> Matrix:
-    """Direction of spectral norm 1 on the unit manifold."""
-    match manifold:
-        case Stiefel():
-            turned = axis_name is None and point.shape[-2] < point.shape[-1]
-            pair = (point.mT, gradient.mT) if turned else (point, gradient)
-            found = stiefel_spectral_direction(*pair, axis_name=axis_name)
-            return found.direction.mT if turned else found.direction
-        case Oblique() | DiagonalGram():
-            found = gram_spectral_direction(
-                manifold, point, gradient, axis_name=axis_name
-            )
-        case Ball() | Band():
-            interval = manifold.interval(point, axis_name)
-            found = band_spectral_direction(
-                point, gradient, interval, axis_name=axis_name
-            )
-        case SpectralSphere():
-            normal = leading_triple(point, axis_name).outer
-            found = normal_spectral_direction(normal, gradient, axis_name=axis_name)
-        case _:
-            found = normal_spectral_direction(point, gradient, axis_name=axis_name)
-    return found.direction
+def has_certificate(manifold: Manifold, norm: Norm) -> bool:
+    """Whether `certified_direction` exists for a pair.
+
+    Example:
+        >>> has_certificate(Sphere(), Spectral())
+        True
+    """
+    return _pair_of(manifold, norm).certified
+
+
+def needs_whole(manifold: Manifold, norm: Norm) -> bool:
+    """Whether the direction of a pair needs matrices that are not split.
+
+    Most directions that are searched for sum over the long side at every trial: for a
+    split matrix each would cost messages.
+
+    Example:
+        >>> needs_whole(Sphere(), Spectral()), needs_whole(Stiefel(), Spectral())
+        (True, False)
+    """
+    return _pair_of(manifold, norm).whole
+
+
+def pair_table(*, markdown: bool = False) -> str:
+    """Returns the table of all pairs, a line each.
+
+    Args:
+        markdown: whether as a Markdown table, else in columns of plain text.
+
+    Example:
+        >>> print(pair_table(markdown=True).splitlines()[0])
+        | manifold | norm | direction | certified | optimizer |
+    """
+    if not markdown:
+        return _table(PAIRS)
+    lines = [_COLUMNS, ("---",) * len(_COLUMNS), *map(_words, PAIRS)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _pair_of(manifold: Manifold, norm: Norm) -> Pair:
+    _check_kind("manifold", manifold, Manifold, "Stiefel")
+    _check_kind("norm", norm, Norm, "Spectral")
+    for pair in PAIRS:
+        if pair.fits(manifold, norm):
+            return pair
+    raise ValueError(
+        f"No direction is known for {manifold} with {norm}. The known pairs "
+        f"are:\n{pair_table()}"
+    )
+
+
+def _check_kind(name: str, value: object, kind: type, example: str) -> None:
+    """Raises TypeError unless `value` is of the class `kind`."""
+    if isinstance(value, kind):
+        return
+    if isinstance(value, type) and issubclass(value, kind):
+        raise TypeError(
+            f"{name} must be a {kind.__name__} object, got the class "
+            f"{value.__name__}: write {value.__name__}()."
+        )
+    raise TypeError(
+        f"{name} must be a {kind.__name__} object, e.g. mo.{example}(), got {value!r}."
+    )
+
+
+def _words(pair: Pair) -> tuple[str, ...]:
+    """The cells of a row, with names of code in backticks."""
+    names = [
+        ", ".join(f"`{kind.__name__}`" for kind in kinds)
+        for kinds in (pair.manifolds, pair.norms)
+    ]
+    manifold, norm = (own or name for own, name in zip(pair.words, names, strict=True))
+    certified = "yes" if pair.certified else ""
+    return manifold, norm, pair.direction, certified, pair.optimizer
+
+
+def _table(pairs: Sequence[Pair]) -> str:
+    """Rows in columns of plain text."""
+    lines = [_COLUMNS, *map(_words, pairs)]
+    plain = [[cell.replace("`", "") for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*plain, strict=True)]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+        for line in plain
+    )

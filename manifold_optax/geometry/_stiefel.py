@@ -1,22 +1,21 @@
 """The Stiefel manifold: all singular values equal."""
 
 import dataclasses
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._checks import require_one_of
-from manifold_optax._typing import AxisName, Matrix
-from manifold_optax.geometry._base import check_size, Manifold, Size
+from manifold_optax._typing import AxisName
+from manifold_optax.geometry._manifold import check_size, Manifold, Size
 from manifold_optax.geometry._retractions import (
     cubic_step,
     isometry_step,
     orthonormal_factor,
     short_repr,
 )
-from manifold_optax.linalg import gram, inner, matmul, polar, symmetric
+from manifold_optax.linalg import polar
+from manifold_optax.linalg._reductions import gram, inner, matmul, symmetric
 
 RETRACTIONS = ("polar", "qr", "cubic", "isometry")
 
@@ -81,12 +80,6 @@ class Stiefel(Manifold):
     def unit(self) -> "Stiefel":
         """Matrices with all singular values equal to 1."""
         return dataclasses.replace(self, scale=1.0)
-
-    def random_point(
-        self, key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32
-    ) -> Matrix:
-        """Uniformly distributed point (Haar measure); drawn in float32, then cast."""
-        return self.project(jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
     def _project(self, x: Array, axis_name: AxisName) -> Array:
         return polar(x, axis_name=axis_name)

@@ -18,14 +18,12 @@ fixed point that the steps iterate: J. Su, "Muon on the Stiefel manifold", kexue
 11221 (2025). The extrapolation: Y. Nesterov (1983).
 """
 
-from typing import NamedTuple
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import AxisName
+from manifold_optax.geometry._certified import CertifiedDirection
 from manifold_optax.geometry._stiefel_spectral_dual import (
     backend as backend_named,
     Direction,
@@ -33,14 +31,15 @@ from manifold_optax.geometry._stiefel_spectral_dual import (
     solve,
     solve_within,
 )
-from manifold_optax.linalg import (
+from manifold_optax.linalg import polar
+from manifold_optax.linalg._device import on_cpu
+from manifold_optax.linalg._float64 import in_float64
+from manifold_optax.linalg._reductions import (
     dot,
     gram,
-    in_float64,
     inner,
     matmul,
     normalize,
-    polar,
     row_count,
     skew,
 )
@@ -53,16 +52,6 @@ _LONGEST = 64
 """Limit of the steps of a run that stops by tolerance."""
 
 
-class SpectralDirection(NamedTuple):
-    """The direction, and two numbers that tell how good it is."""
-
-    direction: Float[Array, "m n"]
-    gap: Float[Array, ""]
-    """(upper bound − ⟨A, G⟩/max(1, ‖A‖₂)) / upper bound; NaN unless asked for."""
-    tangency: Float[Array, ""]
-    """`‖WᵀA + AᵀW‖_F / ‖A‖_F`."""
-
-
 def stiefel_spectral_direction(
     point: Float[Array, "m n"],
     gradient: Float[Array, "m n"],
@@ -72,7 +61,7 @@ def stiefel_spectral_direction(
     backend: str | None = None,
     certify: bool = False,
     axis_name: AxisName = None,
-) -> SpectralDirection:
+) -> CertifiedDirection:
     """Unit-spectral-norm tangent `A` with the largest inner product with `gradient`.
 
     Args:
@@ -134,7 +123,7 @@ def stiefel_spectral_direction(
     eps = jnp.finfo(point.dtype).eps
     is_normal = length <= (64 * eps) ** 2
     direction = jnp.where(is_normal, jnp.zeros_like(direction), direction)
-    gap = jnp.full((), jnp.nan, point.dtype)
+    gap = None
     if certify:
         # The rounding of K, C and the inner product below, for a gradient of norm 1:
         # it counts for more where most of the gradient is normal to the manifold.
@@ -142,7 +131,7 @@ def stiefel_spectral_direction(
         norm = jnp.sqrt(jnp.max(jnp.linalg.eigvalsh(gram(direction, axis_name))))
         value = dot(direction, unit, axis_name)[0, 0] / jnp.maximum(norm, 1)
         gap = jnp.where(is_normal, 0, (bound - value) / bound)
-    return SpectralDirection(direction, gap, _tangency(point, direction, axis_name))
+    return CertifiedDirection(direction, gap, _tangency(point, direction, axis_name))
 
 
 def default_steps(rows: int, columns: int, backend: str) -> int:
@@ -161,7 +150,7 @@ def default_steps(rows: int, columns: int, backend: str) -> int:
 
 
 def _default_backend() -> str:
-    return "eigh" if jax.default_backend() == "cpu" else "products"
+    return "eigh" if on_cpu() else "products"
 
 
 def _reduced(

@@ -19,15 +19,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from manifold_optax.linalg import (
+from manifold_optax.linalg._reductions import gram, matmul, skew, symmetric
+from manifold_optax.linalg._square_root import (
     eigh_root,
     EighRoot,
-    gram,
-    matmul,
     product_root,
     ProductRoot,
-    skew,
-    symmetric,
 )
 
 Root: TypeAlias = EighRoot | ProductRoot

@@ -13,9 +13,6 @@ above 0.884, where rank-one and orthogonal matrices have their values, and turns
 descent step into one of ascent.
 """
 
-import math
-from typing import Any
-
 from manifold_optax._typing import Schedule
 
 
@@ -175,14 +172,3 @@ RANK_ROW: tuple[float, float, float] = (0.0, 5 / 2, -3 / 2)
 
 `f(0) = f'(0) = 0`, `f(1) = 1`, `f'(1) = 0` determine it among the odd quintics.
 """
-
-
-def check_schedule(schedule: Any) -> None:
-    """Raises ValueError unless `schedule` is a tuple of rows of finite numbers."""
-    rows = schedule if isinstance(schedule, tuple | list) else ()
-    shaped = all(isinstance(row, tuple | list) and len(row) == 3 for row in rows)
-    if not rows or not shaped or not all(math.isfinite(x) for row in rows for x in row):
-        raise ValueError(
-            "A schedule is a tuple of rows (a, b, c) of finite numbers, one per step, "
-            f"e.g. mo.linalg.JORDAN; got {schedule!r}."
-        )

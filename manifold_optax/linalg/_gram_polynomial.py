@@ -57,9 +57,9 @@ def split_segments(schedule: Schedule, spare: float) -> tuple[Schedule, ...]:
     return _join(schedule, _SPLIT * spare, _SPLIT * spare)
 
 
-def relative_cost(narrow: bool, backend: str) -> float:
+def relative_cost(narrow: bool, *, on_cpu: bool) -> float:
     """Cost of a FLOP of the small products in FLOPs of the long ones."""
-    if backend == "cpu":
+    if on_cpu:
         return _WIDE_COST_CPU if narrow else 1.0
     return _WIDE_COST
 

@@ -8,7 +8,8 @@ from jaxtyping import Array
 
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import AxisName, Matrix, Schedule
-from manifold_optax.linalg._coefficients import check_schedule, JORDAN
+from manifold_optax.linalg._coefficients import JORDAN
+from manifold_optax.linalg._device import on_cpu
 from manifold_optax.linalg._float64 import in_float64
 from manifold_optax.linalg._gram_polynomial import (
     flops,
@@ -17,18 +18,27 @@ from manifold_optax.linalg._gram_polynomial import (
     segments,
     split_segments,
 )
-from manifold_optax.linalg._reductions import gathered_max_abs, matmul, nonzero
-
-FORMS = ("auto", "direct", "gram")
-PRECONDITIONERS = ("frobenius", "schatten")
+from manifold_optax.linalg._options import (
+    check_schedule,
+    Form,
+    FORMS,
+    Preconditioner,
+    PRECONDITIONERS,
+)
+from manifold_optax.linalg._reductions import (
+    divisor,
+    gathered_max_abs,
+    matmul,
+    nonzero,
+)
 
 
 def newton_schulz(
     x: Matrix,
     schedule: Schedule = JORDAN,
     *,
-    form: str = "auto",
-    preconditioner: str = "frobenius",
+    form: Form = "auto",
+    preconditioner: Preconditioner = "frobenius",
     compute_dtype: Any = None,
     axis_name: AxisName = None,
 ) -> Matrix:
@@ -98,7 +108,7 @@ def newton_schulz(
     # Rows are the short side from here on, where turning the matrix pays.
     turned = tall and (axis_name is not None or operand != wide)
     y = (x.mT if turned else x).astype(wide)
-    y = y / nonzero(gathered_max_abs(y, axis_name))
+    y = y / divisor(gathered_max_abs(y, axis_name))
     if operand != wide:
         # XLA on CPUs has no narrow products of operands, or with a result, that it came
         # to transpose: it must not merge one with the transposition.
@@ -146,7 +156,7 @@ def _plan(schedule: Schedule, form: str, y: Array, step: "_Step") -> Any:
         eps = [float(jnp.finfo(dtype).eps) for dtype in (step.wide, step.small)]
         return split_segments(schedule, eps[0] / eps[1])
     joined = segments(schedule)
-    cost = relative_cost(step.operand != step.wide, jax.default_backend())
+    cost = relative_cost(step.operand != step.wide, on_cpu=on_cpu())
     sizes = sorted(y.shape[-2:])
     cheaper = flops(joined, *sizes, small_cost=cost) < flops(direct, *sizes)
     return joined if form == "gram" or cheaper else direct
@@ -167,7 +177,7 @@ class _Step(NamedTuple):
     @property
     def small(self) -> Any:
         """The dtype of the small products of a matrix with split rows."""
-        in_double = self.axis_name is not None and jax.default_backend() == "cpu"
+        in_double = self.axis_name is not None and on_cpu()
         return jnp.dtype(jnp.float64) if in_double else self.wide
 
     def advance(self, y: Array, rows: Schedule, *, first: bool) -> Array:

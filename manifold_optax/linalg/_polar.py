@@ -12,6 +12,7 @@ from manifold_optax.linalg._coefficients import POLAR_EXPRESS, RANK_ROW, TAYLOR_
 from manifold_optax.linalg._float64 import in_float64
 from manifold_optax.linalg._gram_polynomial import polynomial
 from manifold_optax.linalg._reductions import (
+    divisor,
     gathered_max_abs,
     gram,
     matmul,
@@ -91,7 +92,7 @@ def polar_svd(x: Matrix) -> Matrix:
     if 0 in x.shape:
         return x
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    y = y / nonzero(max_abs(y))
+    y = y / divisor(max_abs(y))
     left, values, right = jnp.linalg.svd(y, full_matrices=False)
     border = 8 * max(x.shape[-2:]) * jnp.finfo(y.dtype).eps * values[..., :1]
     kept = (values > border) | jnp.isnan(values)
@@ -103,7 +104,7 @@ def _polar_of_tall(x: Array, axis_name: AxisName) -> Array:
     rows = _rows(eps)
     table = jnp.asarray(rows, x.dtype)
 
-    x = x / nonzero(max_abs(x, axis_name))
+    x = x / divisor(max_abs(x, axis_name))
     square = gram(x, axis_name)
     bound = _bound(square)
     x, square = x / jnp.sqrt(bound), square / bound
@@ -129,7 +130,7 @@ def _polar_of_split(x: Array, axis_name: AxisName) -> Array:
     Its square of the condition is no loss in float64. What is lost is that of the
     product with the matrix, of which two rows and the border of rank make the result.
     """
-    x = x / nonzero(gathered_max_abs(x, axis_name))
+    x = x / divisor(gathered_max_abs(x, axis_name))
     eps = float(jnp.finfo(x.dtype).eps)
 
     def factor(x: Array) -> Array:

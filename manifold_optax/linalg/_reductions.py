@@ -15,14 +15,14 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def matmul(x: Array, y: Array) -> Array:
-    """Matrix product at full precision, whatever the default matmul precision is."""
+    """Returns `x y` at full precision, whatever the default matmul precision is."""
     return jnp.matmul(x, y, precision=_HIGHEST)
 
 
 def inner(
     x: Matrix, y: Float[Array, "*batch m k"], axis_name: AxisName = None
 ) -> Float[Array, "*batch n k"]:
-    """`xᵀ y`, `[*batch, n, k]`, at full precision; the rows may be split."""
+    """Returns `xᵀ y`, `[*batch, n, k]`, at full precision; the rows may be split."""
     return _sum(matmul(x.mT, y), axis_name)
 
 
@@ -55,10 +55,10 @@ def max_abs(x: Matrix, axis_name: AxisName = None) -> Float[Array, "*batch 1 1"]
 def gathered_max_abs(
     x: Matrix, axis_name: AxisName = None
 ) -> Float[Array, "*batch 1 1"]:
-    """`max_abs` by an all-gather of one number per device, half the steps of its own.
+    """Like `max_abs`, but gathers one number per device, in half the steps.
 
-    To `shard_map` the result may differ between devices: it is for a scale that goes
-    into what is split itself.
+    `shard_map` cannot prove that the result is replicated; use it only to scale an
+    array that is itself split.
     """
     largest = max_abs(x)
     if axis_name is None:
@@ -72,24 +72,38 @@ def frobenius_norm(x: Matrix, axis_name: AxisName = None) -> Float[Array, "*batc
     The entries are divided by the largest one before they are squared, so that
     neither 1e-30 underflows nor 1e30 overflows in float32.
     """
-    scale = nonzero(max_abs(x, axis_name))
+    scale = divisor(max_abs(x, axis_name))
     return scale * jnp.sqrt(dot(x / scale, x / scale, axis_name))
 
 
 def normalize(x: Matrix, axis_name: AxisName = None) -> Matrix:
-    """`x / ‖x‖_F`, scale-safe; zero stays zero, a non-finite matrix becomes NaN."""
-    x = x / nonzero(max_abs(x, axis_name))
+    """Returns `x / ‖x‖_F` for entries of any scale.
+
+    Zero stays zero; a matrix with a non-finite entry becomes NaN everywhere.
+    """
+    x = x / divisor(max_abs(x, axis_name))
     norm = jnp.sqrt(dot(x, x, axis_name))
     return x / jnp.where(norm == 0, 1, norm)
 
 
 def nonzero(scale: Array) -> Array:
-    """The divisor `scale`, with 1 in place of 0 (and of NaN: the numerator has it)."""
+    """Returns `scale` with 1 in place of 0 and of NaN, which the numerator has too."""
     return jnp.where(scale > 0, scale, jnp.ones_like(scale))
 
 
+def divisor(largest: Array) -> Array:
+    """Returns `largest` entries as a divisor that brings a matrix near 1.
+
+    It is 1 in place of 0 and of NaN, as `nonzero` is. From `1/tiny` on (8.5e37 in
+    float32) it stays there: XLA multiplies by the inverse of a number, which would be
+    subnormal, and CPUs flush that to 0. Infinity stays, so that it remains visible.
+    """
+    limit = 1 / float(jnp.finfo(largest.dtype).tiny)
+    return nonzero(jnp.where(jnp.isinf(largest), largest, jnp.minimum(largest, limit)))
+
+
 def row_count(x: Matrix, axis_name: AxisName = None) -> int:
-    """Number of rows of the whole matrix, of which `x` may hold a part."""
+    """Returns the number of rows of the whole matrix, of which `x` may be a part."""
     parts = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     return x.shape[-2] * parts
 

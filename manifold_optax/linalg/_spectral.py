@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix
 from manifold_optax.linalg._reductions import (
+    divisor,
     gram,
     inner,
     matmul,
@@ -64,10 +65,13 @@ def spectral_norm(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    scale = nonzero(max_abs(y, axis_name))
+    scale = divisor(max_abs(y, axis_name))
     y = y / scale
     default = jax.random.normal(jax.random.key(0), (x.shape[-1],), y.dtype)
-    start = jnp.broadcast_to(default, (*x.shape[:-2], x.shape[-1]))
+    # Of the type of a row of the Gram matrix: inside `shard_map` a constant would not
+    # vary over the mesh axes over which the matrices do, as the loop's result does.
+    shape = (*x.shape[:-2], x.shape[-1])
+    start = jnp.broadcast_to(default, shape) + jnp.zeros_like(scale[..., 0])
     if right is not None:
         usable = jnp.max(jnp.abs(right), axis=-1, keepdims=True) > 0
         start = jnp.where(usable, right.astype(y.dtype), start)
@@ -128,8 +132,8 @@ def spectral_norm_bound(
     if doublings < 0:
         raise ValueError(f"doublings must be at least 0, got {doublings}.")
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    scale = max_abs(y, axis_name)
-    y = y / nonzero(scale)
+    scale = divisor(max_abs(y, axis_name))
+    y = y / scale
     tall = axis_name is not None or x.shape[-2] >= x.shape[-1]
     y = y if tall else y.mT
     eps = float(jnp.finfo(y.dtype).eps)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Kernel
+from manifold_optax.linalg._device import on_cpu
 
 Result: TypeAlias = Literal["matrix", "number"]
 """What a kernel returns for one matrix: a matrix like it, or a number of it."""
@@ -229,7 +230,7 @@ def chunk_size(count: int, matrix_bytes: int) -> int:
     On a CPU one, which stays in the cache: faster than a batched product. Elsewhere as
     many as the bound of the working memory allows.
     """
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         return 1
     return max(1, min(count, _CHUNK_BYTES // (_KERNEL_COPIES * matrix_bytes)))
 

@@ -15,9 +15,9 @@ from manifold_optax._checks import (
     require_same_shapes,
     require_static_steps,
 )
-from manifold_optax._typing import ArrayTree, AxisName, Matrix
-from manifold_optax.geometry import Ball, Frobenius, Norm, RmsToRms, Spectral
-from manifold_optax.linalg import gram, matmul, max_abs, nonzero, spectral_norm
+from manifold_optax._typing import ArrayTree, AxisName, Matrix, Scalar
+from manifold_optax.geometry import BallNorm
+from manifold_optax.linalg import spectral_norm
 from manifold_optax.matrices import (
     AxesLike,
     map_matrices,
@@ -26,6 +26,7 @@ from manifold_optax.matrices import (
     views_of,
 )
 from manifold_optax.transforms._leaves import orientation_of
+from manifold_optax.transforms._start import start
 from manifold_optax.trees import bare, fill_absent, is_absent, leaf_path, map_leaves
 
 
@@ -104,8 +105,12 @@ def add_spectral_weight_decay(
         padded = jnp.zeros_like(right).at[:short].set(found.right.astype(right.dtype))
         return rank_one, padded
 
-    def init_fn(params: ArrayTree) -> SpectralDecayState:
-        return SpectralDecayState(_short_vectors(params, axes))
+    init_fn = start(
+        "add_spectral_weight_decay",
+        axes,
+        placement=placement,
+        state=lambda params: SpectralDecayState(_short_vectors(params, axes)),
+    )
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
@@ -127,8 +132,8 @@ def add_spectral_weight_decay(
 
 
 def shrink_norm(
-    norm: Norm,
-    rate: Any,
+    norm: BallNorm,
+    rate: Scalar | optax.Schedule,
     *,
     axes: AxesLike = None,
     placement: Placement | None = None,
@@ -167,7 +172,7 @@ def shrink_norm(
         in at least float32. A zero matrix stays.
 
     Raises:
-        TypeError: for a norm that is not one.
+        TypeError: if `norm` is not a `BallNorm`.
         ValueError: for a concrete rate outside [0, 1); at update, if `params` is None
             or a leaf is not a batch of matrices.
 
@@ -186,30 +191,22 @@ def shrink_norm(
 
     Source: J. Su, "pre-decay" in the unified view of weight decay, kexue.fm (2026).
     """
-    require_instance("norm of shrink_norm", norm, Norm)
+    require_instance("norm of shrink_norm", norm, BallNorm)
     require_in_range("rate", rate, "[0, 1)", schedule=True)
-    # A ball that is relative to the norm is the same for multiples of the norm.
-    norm = Spectral() if isinstance(norm, RmsToRms) else norm
-    ball = Ball(norm, 1.0)
+    ball_norm = norm.free_of_shape
+    assert isinstance(ball_norm, BallNorm)
 
     def kernel(x: Matrix, rate: Array, axis_name: AxisName = None) -> Matrix:
         part = rate.astype(x.dtype)
-        # As differences in closed form, where rounding must not hide a small rate.
-        if isinstance(norm, Frobenius):
-            change = -part * x
-        elif isinstance(norm, Spectral):
-            change = -_spectral_excess(x, part, axis_name)
-        else:
-            radius = nonzero((1 - part) * _value(norm, x, axis_name))
-            unit = x / radius
-            change = radius * (ball.project(unit, axis_name=axis_name) - unit)
+        change = ball_norm.shrinkage(x, part, axis_name=axis_name)
         return jnp.where(part == 0, x - x, change)
 
-    def init_fn(params: ArrayTree) -> Any:
+    def count_from_zero(params: ArrayTree) -> Any:
         del params
-        if callable(rate):
-            return ShrinkState(jnp.zeros((), jnp.int32))
-        return optax.EmptyState()
+        timed = callable(rate)
+        return ShrinkState(jnp.zeros((), jnp.int32)) if timed else optax.EmptyState()
+
+    init_fn = start("shrink_norm", axes, placement=placement, state=count_from_zero)
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
@@ -227,7 +224,7 @@ def shrink_norm(
             (points,),
             (rates,),
             axes=axes,
-            orientation=orientation_of(norm.transposable),
+            orientation=orientation_of(ball_norm.transposable),
             placement=placement,
         )
         if callable(rate):
@@ -235,25 +232,6 @@ def shrink_norm(
         return _add(updates, difference, 1.0), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _spectral_excess(x: Matrix, rate: Array, axis_name: AxisName) -> Array:
-    """What `x` has above `(1 − rate)·‖x‖₂` in its singular values."""
-    scale = nonzero(max_abs(x, axis_name))
-    x = x / scale
-    values, vectors = jnp.linalg.eigh(gram(x, axis_name))
-    sizes = jnp.sqrt(jnp.maximum(values, 0))
-    relative = sizes / nonzero(sizes[-1])
-    shares = jnp.maximum(rate - (1 - relative), 0) / nonzero(relative)
-    return scale * matmul(x, matmul(vectors * shares[None], vectors.T))
-
-
-def _value(norm: Norm, x: Matrix, axis_name: AxisName) -> Array:
-    """Norm of a matrix whose rows may be split."""
-    if axis_name is not None:
-        # The order in which the parts come does not matter to a norm.
-        x = jax.lax.all_gather(x, axis_name, axis=0, tiled=True)
-    return norm.value(x)
 
 
 def _updated_points(updates: ArrayTree, params: ArrayTree) -> ArrayTree:

@@ -1,12 +1,13 @@
 """Manifold Muon's direction: Stiefel under the spectral norm, solved on its dual."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import optax
 from jaxtyping import Array
 
 from manifold_optax._checks import (
+    require_flag,
     require_in_range,
     require_instance,
     require_one_of,
@@ -21,20 +22,21 @@ from manifold_optax.geometry import (
 )
 from manifold_optax.matrices import AxesLike, per_matrix, Placement
 from manifold_optax.transforms._leaves import unit_map
+from manifold_optax.transforms._start import start
 from manifold_optax.trees import fill_absent
 
 
 class DualAscentState(NamedTuple):
     """State of `dual_ascent_spectral`: what is known of the last direction.
 
-    Each leaf is float32, `[*batch]` (`[*batch, blocks]` for a `Split`), NaN before the
-    first update.
+    Each leaf is float32, `[*batch]` (`[*batch, blocks]` for a `Split`).
     """
 
     gap: ArrayTree
-    """Relative duality gap, an upper bound of what was lost; NaN when not asked for."""
+    """Relative duality gap, an upper bound of what was lost, in [0, 1]; 1 before the
+    first update. `None` in place of the tree where it was not asked for."""
     tangency: ArrayTree
-    """`‖WᵀA + AᵀW‖_F / ‖A‖_F`."""
+    """`‖WᵀA + AᵀW‖_F / ‖A‖_F`; 0 before the first update."""
 
 
 def dual_ascent_spectral(
@@ -42,7 +44,7 @@ def dual_ascent_spectral(
     *,
     steps: int | None = None,
     tolerance: float | None = None,
-    backend: str | None = None,
+    backend: Literal["eigh", "products", "products64"] | None = None,
     axes: AxesLike = None,
     placement: Placement | None = None,
     certify: bool = False,
@@ -53,7 +55,7 @@ def dual_ascent_spectral(
     `WᵀA + AᵀW = 0`, `‖A‖₂ ≤ 1` (`‖A‖₂ ≤ s` on the manifold of scale `s`). The solver
     is scale-invariant and starts cold at every step, so it keeps no dual variable; see
     `geometry.stiefel_spectral_direction` for the algorithm. (`steepest(manifold,
-    Spectral())` is the same direction without steps, certificate and state.) The
+    Spectral())` is the same direction without a choice of steps and backend.) The
     parameters must lie on the manifold: project them first. A `tangency` above 1e-4
     says that they do not.
 
@@ -69,7 +71,7 @@ def dual_ascent_spectral(
             fast in it); `None`: the first on a CPU, the second elsewhere.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
-        certify: whether to fill the state's `gap`, at the cost of two more small
+        certify: whether the state has a `gap`, at the cost of two more small
             eigendecompositions and `4·m·n²` FLOPs.
 
     Returns:
@@ -95,6 +97,7 @@ def dual_ascent_spectral(
     Source: J. Bernstein, "Modular Manifolds", Thinking Machines Lab (2025).
     """
     require_static_steps("steps", steps)
+    require_flag("certify", certify)
     require_in_range("tolerance", tolerance, "(0, 1)", optional=True)
     if backend is not None:
         require_one_of("backend", backend, BACKENDS)
@@ -113,22 +116,30 @@ def dual_ascent_spectral(
         update: Matrix, point: Matrix, axis_name: AxisName = None
     ) -> tuple[Array, ...]:
         found = solve(point, update, axis_name=axis_name)
-        return found.direction, found.gap, found.tangency
+        numbers = (found.gap, found.tangency)
+        return (found.direction, *(n for n in numbers if n is not None))
 
     solve_all = unit_map(
         kernel,
         manifold,
         axes=axes,
         placement=placement,
-        returns=("matrix", "number", "number"),
+        returns=("matrix", *(["number"] if certify else []), "number"),
     )
 
-    def init_fn(params: ArrayTree) -> DualAscentState:
-        unknown = float("nan")
+    def unknown(params: ArrayTree) -> DualAscentState:
         return DualAscentState(
-            per_matrix(params, unknown, axes=axes),
-            per_matrix(params, unknown, axes=axes),
+            per_matrix(params, 1.0, axes=axes) if certify else None,
+            per_matrix(params, 0.0, axes=axes),
         )
+
+    init_fn = start(
+        "dual_ascent_spectral",
+        axes,
+        placement=placement,
+        manifold=manifold,
+        state=unknown,
+    )
 
     def update_fn(
         updates: ArrayTree,
@@ -139,7 +150,10 @@ def dual_ascent_spectral(
         del extra_args
         require_params(params, "dual_ascent_spectral")
         found, *numbers = solve_all((updates,), (params,), like=updates)
-        # Where there is no update, what was known stays.
-        return found, DualAscentState(*map(fill_absent, numbers, state))
+        *gap, tangency = numbers
+        return found, DualAscentState(
+            fill_absent(gap[0], state.gap) if gap else None,
+            fill_absent(tangency, state.tangency),
+        )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -9,7 +9,8 @@ from jaxtyping import Array
 
 from manifold_optax._checks import require_floating, require_present
 from manifold_optax._typing import ArrayTree, Kernel
-from manifold_optax.geometry import divide, Manifold
+from manifold_optax.geometry import Manifold
+from manifold_optax.linalg._scaling import divide
 from manifold_optax.matrices import (
     AxesLike,
     joined,

@@ -97,6 +97,8 @@ def momentum(
         carrier = tangent_project(transport, axes=axes, placement=placement)
 
     def init_fn(params: ArrayTree) -> MomentumState:
+        if carrier is not None:
+            carrier.init(params)
         average = map_leaves(
             lambda _, p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)),
             params,

@@ -8,10 +8,11 @@ import optax
 from jaxtyping import Array
 
 from manifold_optax._checks import require_in_range, require_present
-from manifold_optax._typing import ArrayTree
+from manifold_optax._typing import ArrayTree, Scalar
 from manifold_optax.geometry import Sphere
-from manifold_optax.linalg import nonzero
+from manifold_optax.linalg._reductions import nonzero
 from manifold_optax.matrices import AxesLike, joined, View, views_of
+from manifold_optax.transforms._start import start
 from manifold_optax.trees import bare, boxed_like, fill_absent, map_leaves
 
 
@@ -24,9 +25,9 @@ class RowRmsState(NamedTuple):
 
 
 def scale_by_row_rms(
-    decay: Any = 0.95,
+    decay: Scalar = 0.95,
     *,
-    eps: Any = 1e-8,
+    eps: Scalar = 1e-8,
     axes: AxesLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides each row by its root mean square over time; keeps the matrix's norm.
@@ -72,19 +73,21 @@ def scale_by_row_rms(
     require_in_range("decay", decay, "[0, 1)")
     require_in_range("eps", eps, "(0, inf)")
 
-    def init_fn(params: ArrayTree) -> RowRmsState:
-        def start(path: str, leaf: Array) -> Array:
+    def zeros(params: ArrayTree) -> RowRmsState:
+        def of_leaf(path: str, leaf: Array) -> Array:
             views = views_of(leaf, path, axes)
             wide = jnp.promote_types(leaf.dtype, jnp.float32)
-            zeros = [jnp.zeros_like(view.block(leaf), wide) for view in views]
+            blank = [jnp.zeros_like(view.block(leaf), wide) for view in views]
             # Sums, not zeros of the right shape: so they are sharded as the rows are.
             rows = [
                 jnp.sum(x, axis=view.in_axes, keepdims=True)
-                for x, view in zip(zeros, views, strict=True)
+                for x, view in zip(blank, views, strict=True)
             ]
             return joined(views, rows)
 
-        return RowRmsState(map_leaves(start, bare(params)))
+        return RowRmsState(map_leaves(of_leaf, bare(params)))
+
+    init_fn = start("scale_by_row_rms", axes, planned=False, state=zeros)
 
     def advance(path: str, update: Array, average: Any) -> Array:
         require_present(average, path)

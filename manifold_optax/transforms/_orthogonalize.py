@@ -7,21 +7,23 @@ import optax
 
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import ArrayTree, AxisName, Matrix, Schedule
-from manifold_optax.linalg import (
+from manifold_optax.linalg import JORDAN, newton_schulz
+from manifold_optax.linalg._options import (
     check_schedule,
+    Form,
     FORMS,
-    JORDAN,
-    newton_schulz,
+    Preconditioner,
     PRECONDITIONERS,
 )
 from manifold_optax.matrices import AxesLike, map_matrices, Placement
+from manifold_optax.transforms._start import start
 
 
 def orthogonalize_via_newton_schulz(
     schedule: Schedule = JORDAN,
     *,
-    form: str = "auto",
-    preconditioner: str = "frobenius",
+    form: Form = "auto",
+    preconditioner: Preconditioner = "frobenius",
     axes: AxesLike = None,
     placement: Placement | None = None,
     compute_dtype: Any = None,
@@ -82,4 +84,6 @@ def orthogonalize_via_newton_schulz(
         )
         return updates, state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+    return optax.GradientTransformationExtraArgs(
+        start("orthogonalize_via_newton_schulz", axes, placement=placement), update_fn
+    )

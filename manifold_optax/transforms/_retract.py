@@ -1,4 +1,4 @@
-"""Retractions: updates that land on a manifold; and the projection of whole trees."""
+"""Retractions: updates that land on a manifold."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,44 +18,8 @@ from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Ball, Band, DiagonalGram, Manifold, Stiefel
 from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.transforms._leaves import unit_map
+from manifold_optax.transforms._start import start
 from manifold_optax.trees import map_leaves
-
-
-def project(
-    params: ArrayTree,
-    manifold: Manifold,
-    *,
-    axes: AxesLike = None,
-    placement: Placement | None = None,
-) -> ArrayTree:
-    """Nearest point of `manifold` for every matrix of a tree.
-
-    For weights at the start of training, and for averages of weights (which leave the
-    manifold) before they are evaluated.
-
-    Args:
-        params: tree of matrices.
-        manifold: the constraint of every leaf.
-        axes: which axes of a leaf are the matrix; all others are batch axes.
-        placement: which device computes which matrix; `None`: see `map_matrices`.
-
-    Returns:
-        A tree like `params`, in its dtypes; computed in at least float32.
-
-    Raises:
-        ValueError, TypeError: for a leaf that is not a batch of real floating matrices.
-
-    Example:
-        >>> project({"w": jnp.array([[3.0, 4.0]])}, Sphere())
-        {'w': Array([[0.6, 0.8]], dtype=float32)}
-    """
-    unit = manifold.unit()
-
-    def kernel(point: Matrix, axis_name: AxisName = None) -> Matrix:
-        return unit.project(point, axis_name=axis_name)
-
-    project_all = unit_map(kernel, manifold, axes=axes, placement=placement)
-    return project_all((), (params,), like=params)
 
 
 class RetractState(NamedTuple):
@@ -137,9 +101,17 @@ def retract(
         del count
         return map_leaves(lambda _, u, p: u.astype(p.dtype), updates, params)
 
-    def init_fn(params: ArrayTree) -> Any:
+    def count_from_zero(params: ArrayTree) -> Any:
         del params
         return RetractState(jnp.zeros((), jnp.int32)) if timed else optax.EmptyState()
+
+    init_fn = start(
+        "retract",
+        axes,
+        placement=placement,
+        manifold=manifold,
+        state=count_from_zero,
+    )
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any

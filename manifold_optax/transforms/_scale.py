@@ -11,6 +11,7 @@ from manifold_optax._checks import require_one_of
 from manifold_optax._typing import ArrayTree
 from manifold_optax.matrices import AxesLike, views_of
 from manifold_optax.transforms._leaves import per_block
+from manifold_optax.transforms._start import start
 from manifold_optax.trees import map_leaves
 
 SHAPE_RULES: dict[str, Callable[[int, int], float]] = {
@@ -78,4 +79,6 @@ def scale_by_shape(
         del params, extra_args
         return map_leaves(scale, updates), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+    return optax.GradientTransformationExtraArgs(
+        start("scale_by_shape", axes, planned=False), update_fn
+    )

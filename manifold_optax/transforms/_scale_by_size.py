@@ -9,6 +9,7 @@ from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike, view_leaves
 from manifold_optax.transforms._leaves import multiply_leaves, sizes_at
+from manifold_optax.transforms._start import start
 
 
 def scale_by_size(
@@ -47,4 +48,6 @@ def scale_by_size(
         sizes = sizes_at(manifold, updates, params, view_leaves(updates, axes))
         return multiply_leaves(updates, sizes, like=updates), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+    return optax.GradientTransformationExtraArgs(
+        start("scale_by_size", axes, planned=False), update_fn
+    )

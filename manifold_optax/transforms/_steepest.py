@@ -1,26 +1,40 @@
 """The steepest direction of a manifold and a norm, as a transformation."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
+from jaxtyping import Array
 
-from manifold_optax._checks import require_params
+from manifold_optax._checks import require_flag, require_in_range, require_params
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import (
+    certified_direction,
     Euclidean,
     Manifold,
     needs_whole,
     Norm,
     steepest_direction,
 )
-from manifold_optax.matrices import AxesLike, map_matrices, Placement
+from manifold_optax.matrices import AxesLike, map_matrices, per_matrix, Placement
 from manifold_optax.transforms._leaves import orientation_of, unit_map
+from manifold_optax.transforms._start import start
+from manifold_optax.trees import fill_absent
+
+
+class SteepestState(NamedTuple):
+    """State of `steepest` with a certificate."""
+
+    gap: ArrayTree
+    """Relative gap, an upper bound of what the last direction lost, in [0, 1]; float32
+    `[*batch]` (`[*batch, blocks]` for a `Split`); 1 before the first update."""
 
 
 def steepest(
     manifold: Manifold,
     norm: Norm,
     *,
+    certify: bool = False,
+    tolerance: float | None = None,
     axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -32,6 +46,10 @@ def steepest(
     Args:
         manifold: the constraint of every leaf.
         norm: the norm of a step.
+        certify: whether to keep in the state how much the direction loses at most. Only
+            directions that are searched for have a certificate; all others are exact.
+        tolerance: relative gap at which the solver stops, in (0, 1); `None`: after a
+            fixed number of steps. `Stiefel` under `Spectral` and `RmsToRms` takes one.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
             Pairs whose direction wants whole matrices (those with Spectral, RmsToRms
@@ -39,13 +57,16 @@ def steepest(
             split: they are `owned` instead.
 
     Returns:
-        A stateless transformation; it needs `params` unless the manifold is Euclidean.
+        A transformation without state, or with `SteepestState` under `certify`; it
+        needs `params` unless the manifold is Euclidean.
         Its inner product with the incoming update is ≥ 0. An update without a tangent
         part gives 0.
 
     Raises:
-        ValueError: for a pair without a known direction (the message prints the table);
-            at update, if `params` is missing or a leaf is not a batch of matrices.
+        TypeError: if `manifold` or `norm` is of another kind.
+        ValueError: for a pair without a known direction (the message prints the table),
+            without a certificate, or whose solver cannot stop at a `tolerance`; at init
+            and update, if `params` is missing or a leaf is not a batch of matrices.
 
     Example:
         >>> tx = steepest(Euclidean(), Max())
@@ -56,18 +77,35 @@ def steepest(
     Source: the table of J. Bernstein, "Modular Manifolds", Thinking Machines Lab
     (2025).
     """
-    direction = steepest_direction(manifold, norm)
+    require_flag("certify", certify)
+    require_in_range("tolerance", tolerance, "(0, 1)", optional=True)
+    direction = _direction(manifold, norm, tolerance, certify=certify)
     flat = isinstance(manifold, Euclidean)
     if placement is not None and needs_whole(manifold, norm):
         placement = placement.whole()
     orientation = orientation_of(manifold.transposable and norm.transposable)
+    returns = ("matrix", "number") if certify else ("matrix",)
 
-    def kernel(update: Matrix, *point: Matrix, axis_name: AxisName = None) -> Matrix:
+    def kernel(update: Matrix, *point: Matrix, axis_name: AxisName = None) -> Any:
         base = point[0] if point else update
         return direction(base, update, axis_name=axis_name)
 
     steepest_all = unit_map(
-        kernel, manifold, axes=axes, placement=placement, orientation=orientation
+        kernel,
+        manifold,
+        axes=axes,
+        placement=placement,
+        orientation=orientation,
+        returns=returns,
+    )
+
+    def state_of(params: ArrayTree) -> Any:
+        if not certify:
+            return optax.EmptyState()
+        return SteepestState(per_matrix(params, 1.0, axes=axes))
+
+    init_fn = start(
+        "steepest", axes, placement=placement, manifold=manifold, state=state_of
     )
 
     def update_fn(
@@ -84,6 +122,29 @@ def steepest(
             )
             return found, state
         require_params(params, f"steepest({manifold}, {norm})")
-        return steepest_all((updates,), (params,), like=updates), state
+        found = steepest_all((updates,), (params,), like=updates)
+        if not certify:
+            return found, state
+        return found[0], SteepestState(fill_absent(found[1], state.gap))
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _direction(
+    manifold: Manifold, norm: Norm, tolerance: float | None, *, certify: bool
+) -> Any:
+    """The pure direction, `(direction, gap)` where it is certified."""
+    if not certify and tolerance is None:
+        return steepest_direction(manifold, norm)
+    solve = certified_direction(manifold, norm, tolerance=tolerance)
+
+    def direction(
+        point: Matrix, gradient: Matrix, axis_name: AxisName = None
+    ) -> Matrix | tuple[Array, Array]:
+        found = solve(point, gradient, axis_name=axis_name)
+        if not certify:
+            return found.direction
+        assert found.gap is not None
+        return found.direction, found.gap
+
+    return direction

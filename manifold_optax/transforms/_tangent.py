@@ -9,6 +9,7 @@ from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.transforms._leaves import unit_map
+from manifold_optax.transforms._start import start
 
 
 def tangent_project(
@@ -57,4 +58,7 @@ def tangent_project(
         # A tangent space is the same at all sizes: the update is not scaled.
         return project_all((updates,), (params,), like=None), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+    return optax.GradientTransformationExtraArgs(
+        start("tangent_project", axes, placement=placement, manifold=manifold),
+        update_fn,
+    )

@@ -13,6 +13,7 @@ from manifold_optax.geometry import (
     Frobenius,
     Max,
     Oblique,
+    pair_table,
     Spectral,
     Sphere,
     steepest_direction,
@@ -166,5 +167,4 @@ def test_unknown_pairs_print_the_table(manifold, norm):
     message = str(caught.value)
     assert str(manifold) in message
     assert str(norm) in message
-    for known in ("hyperspherical descent", "sign descent", "Muon", "manifold Muon"):
-        assert known in message
+    assert pair_table() in message

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from manifold_optax.linalg import eigh_root, gram, in_float64
+from manifold_optax.linalg._float64 import in_float64
+from manifold_optax.linalg._reductions import gram
+from manifold_optax.linalg._square_root import eigh_root
 
 
 def small_root(x):

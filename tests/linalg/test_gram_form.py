@@ -109,7 +109,7 @@ def test_narrow_and_wide_products_cost_differently():
         ("gpu", True, 8),
         ("gpu", False, 8),
     ):
-        cost = gram_polynomial.relative_cost(narrow, backend)
+        cost = gram_polynomial.relative_cost(narrow, on_cpu=backend == "cpu")
         border = (28 * weight - 10) / 12
         for long, cheaper in ((border - 0.1, False), (border + 0.1, True)):
             sizes = (100, round(100 * long))

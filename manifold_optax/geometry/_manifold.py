@@ -1,4 +1,4 @@
-"""What a manifold and a norm are.
+"""What a manifold is.
 
 Two small interfaces carry the whole theory. A **manifold** is a constraint on one
 matrix: it can project onto itself, project a vector onto its tangent space, and retract
@@ -18,13 +18,17 @@ rate is the length of the step in units of `s`.
 """
 
 import abc
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix
-from manifold_optax.linalg import in_float64, nonzero
+from manifold_optax.linalg._float64 import in_float64
+from manifold_optax.linalg._reductions import divisor
+from manifold_optax.linalg._scaling import divide, widen
 
 Size: TypeAlias = float | str
 """Radius or scale: a number > 0, or the name of a rule of `SIZE_RULES`."""
@@ -93,11 +97,22 @@ class Manifold(abc.ABC):
         """Relative distance of each matrix from the manifold, ≥ 0, `[*batch]`."""
         return self._residual(divide(x, self._scale(x, axis_name)), axis_name)
 
-    @abc.abstractmethod
     def random_point(
-        self, key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32
+        self, key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
     ) -> Matrix:
-        """Random point of shape `[*batch, fan_out, fan_in]`."""
+        """Random point of shape `[*batch, fan_out, fan_in]`.
+
+        A Gaussian matrix, drawn in float32 for every dtype, and projected in the wider
+        of float32 and `dtype`: accurate to the rounding of `dtype`. It is uniformly
+        distributed on spheres, `Oblique` and `Stiefel` (Haar measure).
+        """
+        wide = jnp.promote_types(dtype, jnp.float32)
+        x = jax.random.normal(key, shape, jnp.float32).astype(wide)
+        return self.project(self._place(x)).astype(dtype)
+
+    def _place(self, x: Array) -> Array:
+        """A Gaussian matrix moved near the manifold; as it is unless redefined."""
+        return x
 
     def scale_of(
         self, point: Array, fan_out: int, fan_in: int, axes: tuple[int, ...] = (-2, -1)
@@ -141,27 +156,6 @@ class Manifold(abc.ABC):
     def _residual(self, x: Array, axis_name: AxisName) -> Array: ...
 
 
-class Norm(abc.ABC):
-    """A norm on matrices `[*batch, m, n]`; frozen, static, hashable."""
-
-    @property
-    def transposable(self) -> bool:
-        """Whether `xᵀ` has the norm of `x`."""
-        return True
-
-    @abc.abstractmethod
-    def value(self, x: Matrix) -> PerMatrix:
-        """Norm of each matrix, `[*batch]`."""
-
-    @abc.abstractmethod
-    def dual_value(self, gradient: Matrix) -> PerMatrix:
-        """Dual norm of each matrix: the largest ⟨a, gradient⟩ over `value(a) ≤ 1`."""
-
-    @abc.abstractmethod
-    def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
-        """The `a` with `value(a) = 1` and the largest ⟨a, gradient⟩; 0 for 0."""
-
-
 def check_size(name: str, size: Size, rules: tuple[str, ...]) -> None:
     """Raises ValueError unless `size` is a number > 0 or one of the named `rules`."""
     if isinstance(size, str):
@@ -182,18 +176,8 @@ def _norm(x: Array, axes: tuple[int, ...]) -> Array:
     """
 
     def norm(x: Array) -> Array:
-        largest = nonzero(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0))
+        largest = divisor(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0))
         square = jnp.sum(jnp.square(x / largest), axes, keepdims=True)
         return largest * jnp.sqrt(square)
 
     return in_float64(norm)(widen(x))
-
-
-def divide(x: Array, scale: float | Array) -> Array:
-    """`x / scale` in at least float32; by 1 where the scale is 0."""
-    return widen(x) / (nonzero(scale) if isinstance(scale, Array) else scale)
-
-
-def widen(x: Array) -> Array:
-    """`x` in at least float32."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
