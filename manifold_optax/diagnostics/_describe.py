@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -185,12 +185,14 @@ def _described(path: str, leaf: Any, facts: Iterable[Any]) -> DescribedLeaf:
 
 def _plans(facts: Iterable[Any], params: ArrayTree) -> Iterable[Plan]:
     """One plan for each different set of leaves, axes and placement."""
-    different: dict[Any, MatrixReport] = {}
+    seen: list[Any] = []
     for fact in facts:
-        if isinstance(fact, MatrixReport) and fact.planned and fact.views:
-            views: Mapping[str, Sequence[View]] = fact.views
-            different.setdefault((tuple(views.items()), fact.placement), fact)
-    for fact in different.values():
+        if not isinstance(fact, MatrixReport) or not fact.planned or not fact.views:
+            continue
+        # Placements hold dictionaries of specs, which have no hash.
+        if (fact.views, fact.placement) in seen:
+            continue
+        seen.append((fact.views, fact.placement))
 
         def keep(keys: Any, leaf: Any, fact: MatrixReport = fact) -> Any:
             return leaf if leaf_path(keys) in fact.views else None

@@ -31,7 +31,7 @@ def start(
     manifold: Manifold | None = None,
     planned: bool = True,
     state: Callable[[ArrayTree], Any] = optax.init_empty_state,
-) -> optax.TransformInitFn:
+) -> Any:
     """The `init` of a transformation of matrices.
 
     Args:

@@ -1,7 +1,6 @@
 """The compared optimizers, and what they must know of the model."""
 
-import functools
-from collections.abc import Mapping
+from typing import Any
 
 import optax
 
@@ -29,7 +28,7 @@ def attention_specs(config: ModelConfig) -> dict[str, mo.Attention]:
         config: The model.
 
     Returns:
-        Regular expression of the attention layers → their layout.
+        Pattern of the attention layers' paths → their layout.
     """
     if config.attention != "mla":
         return {
@@ -51,8 +50,8 @@ def attention_specs(config: ModelConfig) -> dict[str, mo.Attention]:
     }
 
 
-def matrix_groups(config: ModelConfig, *, per_head: bool) -> dict[str, mo.MatrixGroup]:
-    """Returns how the kernels with more than two axes, or with blocks, are matrices.
+def model_roles(config: ModelConfig, *, per_head: bool) -> mo.Roles:
+    """Returns what each parameter is, and how heads, blocks and experts are matrices.
 
     Args:
         config: The model.
@@ -60,29 +59,23 @@ def matrix_groups(config: ModelConfig, *, per_head: bool) -> dict[str, mo.Matrix
             own, rather than those of all heads side by side.
 
     Returns:
-        Name → the paths and their matrices, as `mo.muon_clip` takes it.
+        The roles; the names of the other parameters tell what they are.
     """
-    inputs = optax.contrib.MuonDimensionNumbers(0, 2 if per_head else (1, 2))
-    outputs = optax.contrib.MuonDimensionNumbers((0, 1), 2)
-    groups = {"output": mo.MatrixGroup(r"attention/output/kernel$", outputs)}
+    heads = optax.contrib.MuonDimensionNumbers(0, 2) if per_head else mo.HEADS
+    rules: dict[str, Any] = {"attention/output/kernel": mo.HEADS_OUT}
     if config.attention == "mla":
         # The blocks are maps of their own: content and position, keys and values.
-        groups["query"] = mo.MatrixGroup(
-            r"attention/query/kernel$", query_blocks(config)._replace(axes=inputs)
-        )
-        groups["key_value"] = mo.MatrixGroup(
-            r"attention/key_value_up/kernel$",
-            key_value_blocks(config)._replace(axes=inputs),
-        )
-        groups["down"] = mo.MatrixGroup(
-            r"attention/key_value_down/kernel$",
-            mo.Split((config.latent, config.rope_size)),
+        queries, keys_values = query_blocks(config), key_value_blocks(config)
+        rules["attention/query/kernel"] = queries._replace(axes=heads)
+        rules["attention/key_value_up/kernel"] = keys_values._replace(axes=heads)
+        rules["attention/key_value_down/kernel"] = mo.Split(
+            (config.latent, config.rope_size)
         )
     else:
-        groups["input"] = mo.MatrixGroup(r"attention/(query|key|value)/kernel$", inputs)
+        rules["attention/(query|key|value)/kernel"] = heads
     if config.feed_forward == "moe":
-        groups["experts"] = mo.MatrixGroup(r"feed_forward/(gate|up|down)_kernel$")
-    return groups
+        rules["feed_forward/(gate|up|down)_kernel"] = mo.STACKED
+    return mo.roles(rules)
 
 
 def query_blocks(config: ModelConfig) -> mo.Split:
@@ -132,13 +125,13 @@ def _model_part(
     training: TrainingConfig,
 ) -> optax.GradientTransformationExtraArgs:
     decay = training.weight_decay
-    groups = matrix_groups(model, per_head=training.per_head)
+    roles = model_roles(model, per_head=training.per_head)
     adamw = optax.adamw(learning_rate, b2=_ADAMW_SECOND_DECAY, weight_decay=decay)
     match optimizer:
         case "adamw":
             return optax.with_extra_args_support(adamw)
         case "muon":
-            return _muon_without_clip(learning_rate, adamw, groups, decay)
+            return _muon_without_clip(learning_rate, adamw, roles, decay)
         case "muon_clip":
             return mo.muon_clip(
                 learning_rate,
@@ -147,33 +140,23 @@ def _model_part(
                 balance=training.balance,
                 momentum=_MUON_MOMENTUM,
                 weight_decay=decay,
-                groups=groups,
+                roles=roles,
             )
 
 
 def _muon_without_clip(
     learning_rate: optax.ScalarOrSchedule,
     adamw: optax.GradientTransformation,
-    groups: Mapping[str, mo.MatrixGroup],
+    roles: mo.Roles,
     decay: float,
 ) -> optax.GradientTransformationExtraArgs:
     """The model part of MuonClip."""
-    muon = functools.partial(
-        mo.muon,
+    muon = mo.muon(
         learning_rate,
         momentum=_MUON_MOMENTUM,
         nesterov=False,
         weight_decay=decay,
         scale="rms",
+        axes=roles,
     )
-    rules = {group.paths: name for name, group in groups.items()}
-    return mo.hybrid(
-        {
-            name: muon(axes=group.axes)
-            for name, group in groups.items()
-            if group.axes is not None
-        }
-        | {"matrix": muon()},
-        others=adamw,
-        labels=mo.label_by_path(rules, default=mo.label_matrices),
-    )
+    return mo.hybrid(muon, others=adamw, labels=roles)
