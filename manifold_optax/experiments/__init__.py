@@ -1,4 +1,4 @@
-"""Experiments that train: data, models, training loop, command line, figures.
+"""Experiments that train: one folder each, and the harness that runs them.
 
 Run them with `python -m manifold_optax.experiments <name>`. Nothing in the library
 imports this package; it needs the `experiments` extra.

@@ -4,8 +4,19 @@ A decoder-only transformer is trained with AdamW, Muon and MuonClip; its losses 
 largest attention logit of each head are recorded.
 """
 
+from manifold_optax.experiments.harness import Command
 from manifold_optax.experiments.lm.config import LmConfig
-from manifold_optax.experiments.lm.run import run_lm
-from manifold_optax.experiments.lm.text import load_text
+from manifold_optax.experiments.lm.experiment import LmExperiment
 
-__all__ = ("LmConfig", "load_text", "run_lm")
+COMMAND = Command(
+    help="a language model over characters",
+    description=(
+        "Trains a small language model over characters with several optimizers, and "
+        "records the largest attention logit of each head. A TOML file (--config) "
+        "overrides the defaults, and options override it."
+    ),
+    default=LmConfig(),
+    prepare=LmExperiment.prepare,
+)
+
+__all__ = ("COMMAND", "LmConfig", "LmExperiment")

@@ -3,11 +3,12 @@
 import dataclasses
 from typing import get_args, Literal, TypeAlias
 
-from manifold_optax.experiments.checks import (
+from manifold_optax.experiments.harness import (
+    GridConfig,
+    LARGEST_STEPS,
+    LearningRates as LearningRatesBase,
     require_at_least,
-    require_distinct,
     require_positive,
-    require_seeds,
 )
 
 AttentionName: TypeAlias = Literal["mha", "gqa", "mla"]
@@ -30,9 +31,9 @@ class ModelConfig:
         layers: Number of blocks.
         width: Size of the residual stream.
         heads: Query heads per layer.
-        key_heads: Key heads per layer of `gqa`; the others do not read it.
-        head_size: Size of a query without its rotary part in `mla`, of all of it in the
-            others, and of a value.
+        key_heads: Key heads per layer; used by `gqa` only.
+        head_size: Size of a value and of a query; in `mla` of a query without its
+            rotary part.
         latent: Size of the latent of `mla`.
         rope_size: Size of the rotary part of queries and keys of `mla`.
         hidden: Hidden units of the feed-forward layer, or of each expert.
@@ -76,7 +77,7 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LearningRates:
+class LearningRates(LearningRatesBase):
     """Peak learning rates to run, per optimizer.
 
     Attributes:
@@ -88,14 +89,6 @@ class LearningRates:
     adamw: tuple[float, ...] = (0.008,)
     muon: tuple[float, ...] = (0.016,)
     muon_clip: tuple[float, ...] = (0.016,)
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            require_positive(f"learning_rates.{field.name}", getattr(self, field.name))
-
-    def of(self, optimizer: OptimizerName) -> tuple[float, ...]:
-        """Returns the rates of one optimizer."""
-        return getattr(self, optimizer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +131,7 @@ class TrainingConfig:
             require_at_least(f"training.{name}", getattr(self, name), 1)
         for name in ("warmup_steps", "weight_decay", "balance", "router_rate"):
             require_at_least(f"training.{name}", getattr(self, name), 0)
+        require_at_least("training.steps", self.steps, 1, highest=LARGEST_STEPS)
         require_positive("training.threshold", (self.threshold,))
         if self.balance > 1:
             raise ValueError(f"training.balance must be at most 1, got {self.balance}.")
@@ -159,43 +153,30 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LmConfig:
+class LmConfig(GridConfig):
     """A language model over characters, several optimizers.
+
+    A round is `training.evaluate_every` steps and an evaluation.
 
     Attributes:
         text: A text file in UTF-8; None: the sources of Python's standard library.
         model: The model.
         training: How it is trained.
-        optimizers: Optimizers to compare.
-        learning_rates: Peak learning rates to run, per optimizer.
-        seeds: Seeds of the initial weights and of the order of the text.
         sample_characters: Length of the text sampled at the end of a run.
         temperature: Temperature of that sample; lower is more likely text.
-        checkpoint_every: Evaluations between two checkpoints of a run.
-        output_dir: Directory of the results, reports, figures and checkpoints.
-        resume: Skip the finished runs found in `output_dir` and continue the
-            interrupted one.
     """
 
+    optimizers: tuple[OptimizerName, ...] = OPTIMIZER_NAMES
+    learning_rates: LearningRates = LearningRates()
+    checkpoint_every: int = 2
+    output_dir: str = "runs/lm"
     text: str | None = None
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
-    optimizers: tuple[OptimizerName, ...] = OPTIMIZER_NAMES
-    learning_rates: LearningRates = LearningRates()
-    seeds: tuple[int, ...] = (42,)
     sample_characters: int = 400
     temperature: float = 0.8
-    checkpoint_every: int = 2
-    output_dir: str = "runs/lm"
-    resume: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least("sample_characters", self.sample_characters, 0)
-        require_at_least("checkpoint_every", self.checkpoint_every, 1)
         require_positive("temperature", (self.temperature,))
-        require_seeds(self.seeds)
-        require_distinct("optimizers", self.optimizers)
-        for optimizer in self.optimizers:
-            require_distinct(
-                f"learning_rates.{optimizer}", self.learning_rates.of(optimizer)
-            )

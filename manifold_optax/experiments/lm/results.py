@@ -1,19 +1,13 @@
-"""Results of finished runs of the language model."""
+"""What decides a run of the language model, and what it measures."""
 
 import dataclasses
 import math
-import pathlib
-import statistics
-from collections.abc import Sequence
-from typing import Any
 
 from manifold_optax.experiments.lm.config import (
-    LmConfig,
     ModelConfig,
     OptimizerName,
     TrainingConfig,
 )
-from manifold_optax.experiments.records import as_tuples, read_records, run_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +33,6 @@ class RunSettings:
     training: TrainingConfig
     sample_characters: int
     temperature: float
-
-    @property
-    def name(self) -> str:
-        """A file name: readable, and different for different settings."""
-        label = f"{self.optimizer}-lr{self.learning_rate:g}-seed{self.seed}"
-        return run_name(label, self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,18 +63,6 @@ class RunResult:
     seconds: float
 
     @property
-    def final_validation_loss(self) -> float:
-        """Loss on the validation part at the end; infinite if the run diverged."""
-        final = self.validation_loss[-1]
-        return math.inf if final is None else final
-
-    @property
-    def final_test_loss(self) -> float:
-        """Loss on the test part; infinite if the run diverged."""
-        final = self.test_loss[-1]
-        return math.inf if final is None else final
-
-    @property
     def largest_logits(self) -> list[float]:
         """Largest logit of any head in each step; nan where a head has no number."""
         largest: list[float] = []
@@ -109,92 +85,14 @@ class RunResult:
             for step in self.max_logits
         )
 
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """All seeds of one optimizer at one learning rate.
-
-    Attributes:
-        optimizer: The optimizer.
-        learning_rate: Its peak learning rate.
-        results: One result per seed.
-    """
-
-    optimizer: OptimizerName
-    learning_rate: float
-    results: tuple[RunResult, ...]
-
     @property
-    def validation_loss(self) -> float:
-        """Mean over the seeds of the loss by which learning rates are ranked."""
-        return statistics.fmean(r.final_validation_loss for r in self.results)
+    def late_imbalance(self) -> float:
+        """Mean imbalance over the last tenth of the steps: the bias has settled then.
 
-
-def group_by_cell(results: Sequence[RunResult]) -> list[Cell]:
-    """Groups results by optimizer and learning rate, in the order they appear."""
-    grouped: dict[tuple[OptimizerName, float], list[RunResult]] = {}
-    for result in results:
-        key = (result.settings.optimizer, result.settings.learning_rate)
-        grouped.setdefault(key, []).append(result)
-    return [Cell(*key, tuple(members)) for key, members in grouped.items()]
-
-
-def best_cells(cells: Sequence[Cell]) -> dict[OptimizerName, Cell]:
-    """Returns the learning rate of each optimizer with the lowest validation loss.
-
-    The test part has no say.
-
-    Args:
-        cells: Results by optimizer and learning rate.
-
-    Returns:
-        One cell per optimizer, in the order they appear.
-    """
-    best: dict[OptimizerName, Cell] = {}
-    for cell in cells:
-        rival = best.get(cell.optimizer)
-        if rival is None or cell.validation_loss < rival.validation_loss:
-            best[cell.optimizer] = cell
-    return best
-
-
-def grid(config: LmConfig, digest: str) -> list[RunSettings]:
-    """Returns the settings of all runs, grouped by optimizer and learning rate."""
-    return [
-        RunSettings(
-            digest=digest,
-            optimizer=optimizer,
-            learning_rate=rate,
-            seed=seed,
-            model=config.model,
-            training=config.training,
-            sample_characters=config.sample_characters,
-            temperature=config.temperature,
+        It is nan without experts, or where a step has no finite number.
+        """
+        late = self.imbalance[-max(1, len(self.imbalance) // 10) :]
+        known = [value for value in late if value is not None]
+        return (
+            sum(known) / len(known) if known and len(known) == len(late) else math.nan
         )
-        for optimizer in config.optimizers
-        for rate in config.learning_rates.of(optimizer)
-        for seed in config.seeds
-    ]
-
-
-def read_results(path: pathlib.Path) -> list[RunResult]:
-    """Reads the results of earlier runs.
-
-    Args:
-        path: A `results.jsonl`.
-
-    Returns:
-        The results in it; none if there is no such file.
-
-    Raises:
-        ValueError: if a line is not a result of this version.
-    """
-    return read_records(path, _decode)
-
-
-def _decode(row: dict[str, Any]) -> RunResult:
-    settings = dict(row.pop("settings"))
-    settings["model"] = ModelConfig(**settings["model"])
-    settings["training"] = TrainingConfig(**settings["training"])
-    values = {key: as_tuples(value) for key, value in row.items()}
-    return RunResult(settings=RunSettings(**settings), **values)

@@ -1,9 +1,9 @@
 """Training as pure functions: one program advances a run to its next evaluation.
 
 A run is one tree of arrays, `RunState`, and the program is a function of it. `jax.jit`
-compiles it once per optimizer and shares it among all learning rates and seeds; so a
-run that is restored from a checkpoint goes through the same program and ends
-bit-identical, on the same number of cores: another one sums in another order.
+compiles it once per optimizer and shares it among all learning rates and seeds. A run
+that is restored from a checkpoint goes through the same program and ends bit-identical
+on the same number of cores; another number of cores sums in another order.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float32, Int32, Key
 
+from manifold_optax.experiments import harness
 from manifold_optax.experiments.lm.config import (
     LmConfig,
     ModelConfig,
@@ -30,14 +31,8 @@ from manifold_optax.experiments.lm.model import (
     Transformer,
 )
 from manifold_optax.experiments.lm.optimizers import build_optimizer
+from manifold_optax.experiments.lm.results import RunSettings
 from manifold_optax.experiments.lm.text import Parts, Text, Tokens
-
-
-class Trainable(NamedTuple):
-    """What a step changes."""
-
-    params: Any
-    opt_state: Any
 
 
 class StepRecord(NamedTuple):
@@ -68,21 +63,6 @@ class History(NamedTuple):
     steps: StepRecord
     validation_loss: Float32[Array, " rounds"]
     test_loss: Float32[Array, " rounds"]
-
-
-class RunState(NamedTuple):
-    """Everything that a run carries from one evaluation to the next."""
-
-    round: Int32[Array, ""]
-    trainable: Trainable
-    history: History
-
-
-class RunInputs(NamedTuple):
-    """What distinguishes the runs of one program."""
-
-    learning_rate: Float32[Array, ""]
-    key: Key[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,67 +113,50 @@ def learning_rate_schedule(
 
 
 def start_run(
-    problem: Problem, optimizer: OptimizerName, *, learning_rate: float, seed: int
-) -> tuple[RunInputs, RunState]:
+    problem: Problem, settings: RunSettings
+) -> tuple[harness.RunInputs, harness.RunState]:
     """Draws the initial weights of a run.
 
     Args:
         problem: The problem.
-        optimizer: The optimizer.
-        learning_rate: Peak learning rate.
-        seed: Seed of the weights and of the order of the text.
+        settings: Gives optimizer, learning rate and seed.
 
     Returns:
         The inputs of the run and its state before the first step.
     """
-    params = initial_params(problem.model, problem.vocabulary, seed=seed)
-    inputs = RunInputs(
-        learning_rate=jnp.asarray(learning_rate, jnp.float32), key=jax.random.key(seed)
-    )
-    transform = problem.optimizer(optimizer, inputs.learning_rate)
+    params = initial_params(problem.model, problem.vocabulary, seed=settings.seed)
+    inputs = harness.run_inputs(settings)
+    transform = problem.optimizer(settings.optimizer, inputs.learning_rate)
     steps, rounds = problem.training.steps, problem.training.rounds
-    unknown = lambda *shape: jnp.full(shape, jnp.nan, jnp.float32)
-    return inputs, RunState(
-        round=jnp.zeros((), jnp.int32),
-        trainable=Trainable(params, transform.init(params)),
-        history=History(
-            steps=StepRecord(
-                loss=unknown(steps),
-                max_logits=unknown(steps, problem.model.layers, problem.model.heads),
-                imbalance=unknown(steps),
+    history = History(
+        steps=StepRecord(
+            loss=harness.unknown(steps),
+            max_logits=harness.unknown(
+                steps, problem.model.layers, problem.model.heads
             ),
-            validation_loss=unknown(rounds),
-            test_loss=unknown(rounds),
+            imbalance=harness.unknown(steps),
         ),
+        validation_loss=harness.unknown(rounds),
+        test_loss=harness.unknown(rounds),
     )
+    return inputs, harness.first_state(params, transform.init(params), history)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def advance(
     problem: Problem,
     optimizer: OptimizerName,
-    inputs: RunInputs,
+    inputs: harness.RunInputs,
     parts: Parts,
-    state: RunState,
-) -> RunState:
-    """Advances a run to its next evaluation.
-
-    Args:
-        problem: The problem.
-        optimizer: The optimizer.
-        inputs: What distinguishes the run.
-        parts: The text.
-        state: Where the run stands.
-
-    Returns:
-        Its state `evaluate_every` steps later, evaluated.
-    """
+    state: harness.RunState,
+) -> harness.RunState:
+    """Returns the state of a run `evaluate_every` steps later, evaluated."""
     training = problem.training
     transform = problem.optimizer(optimizer, inputs.learning_rate)
 
     def step(
-        carried: Trainable, number: Int32[Array, ""]
-    ) -> tuple[Trainable, StepRecord]:
+        carried: harness.Trainable, number: Int32[Array, ""]
+    ) -> tuple[harness.Trainable, StepRecord]:
         batch = _crops(training, parts.train, jax.random.fold_in(inputs.key, number))
         (loss, statistics), gradient = jax.value_and_grad(
             next_character_loss, argnums=1, has_aux=True
@@ -205,7 +168,7 @@ def advance(
         record = StepRecord(
             loss, by_layer(statistics.max_logits), _imbalance(statistics)
         )
-        return Trainable(params, opt_state), record
+        return harness.Trainable(params, opt_state), record
 
     first = state.round * training.evaluate_every
     trainable, records = jax.lax.scan(
@@ -217,7 +180,7 @@ def advance(
 
     validation_loss, test_loss = evaluate(problem, trainable.params, parts)
     history, number = state.history, state.round
-    return RunState(
+    return harness.RunState(
         round=number + 1,
         trainable=trainable,
         history=History(

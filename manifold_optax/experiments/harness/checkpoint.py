@@ -1,0 +1,98 @@
+"""Checkpoints of a run: the latest state of one directory, through Orbax."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import cast
+
+import jax
+import orbax.checkpoint as ocp
+
+from manifold_optax.experiments.harness.output import UnusableOutputError
+from manifold_optax.experiments.harness.state import RunState
+
+
+class Checkpoints:
+    """The checkpoints of one run; only the latest is kept.
+
+    Use `open_checkpoints` to make one.
+    """
+
+    def __init__(self, manager: ocp.CheckpointManager, directory: pathlib.Path):
+        self._manager = manager
+        self._directory = directory
+
+    def save(self, state: RunState) -> None:
+        """Saves a state under its round; the write is atomic.
+
+        Raises:
+            UnusableOutputError: if it cannot be written; the one before is kept.
+        """
+        try:
+            self._manager.save(int(state.round), args=ocp.args.StandardSave(state))
+        except (OSError, ValueError) as error:
+            raise UnusableOutputError(
+                f"The checkpoint in {self._directory} cannot be written ({error}). "
+                f"Nothing is lost; continue with --resume."
+            ) from error
+
+    def restore_latest(self, like: RunState) -> RunState:
+        """Restores the latest state.
+
+        Args:
+            like: A state with the structure, shapes and dtypes to restore.
+
+        Returns:
+            The latest state, or `like` if nothing was saved.
+
+        Raises:
+            UnusableOutputError: if what was saved is damaged or of another kind.
+        """
+        latest = self._manager.latest_step()
+        if latest is None:
+            return like
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        arguments = ocp.args.StandardRestore(abstract)
+        try:
+            restored = self._manager.restore(latest, args=arguments)
+        except (ValueError, KeyError, OSError) as error:
+            raise UnusableOutputError(
+                f"The checkpoint in {self._directory} cannot be restored ({error!r}). "
+                f"Delete that directory to start its run again, or choose another "
+                f"--output-dir."
+            ) from error
+        return cast("RunState", restored)
+
+
+@contextlib.contextmanager
+def open_checkpoints(directory: pathlib.Path) -> Iterator[Checkpoints]:
+    """Opens the checkpoints of one run.
+
+    Args:
+        directory: Their directory, made if it does not exist. It must be one that
+            this program wrote.
+
+    Yields:
+        The checkpoints.
+
+    Raises:
+        UnusableOutputError: if the directory is or contains a symbolic link, which
+            no checkpoint of ours does and which could make a restore read other
+            files, or if it is no directory.
+    """
+    for path in (directory, *directory.rglob("*")):
+        if path.is_symlink():
+            raise UnusableOutputError(
+                f"{directory} is not a checkpoint of this program: {path} is a "
+                f"symbolic link. Delete it, or choose another --output-dir."
+            )
+    if directory.exists() and not directory.is_dir():
+        raise UnusableOutputError(
+            f"{directory} must be a directory. Move it away, or choose another "
+            f"--output-dir."
+        )
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
+    with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
+        yield Checkpoints(manager, directory)

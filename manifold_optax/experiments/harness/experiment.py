@@ -1,0 +1,123 @@
+"""What an experiment is to the harness: the one class that a new one writes.
+
+The harness makes a grid of runs: every optimizer at each of its learning rates with
+every seed. A run is a number of rounds. The harness continues what was interrupted,
+records what is finished, and reports all of it. An experiment says what a round is,
+what of it is recorded, and what of the records is shown.
+
+Three examples of a round: an epoch over a data set, then the accuracies; a hundred
+steps of a language model, then its losses; one step on a quadratic function, then the
+distance from its optimum.
+
+An experiment is a folder beside `harness` whose `__init__.py` holds a `COMMAND`
+(see `command_line`). Nothing else has to know of it.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from matplotlib.figure import Figure
+
+from manifold_optax.experiments.harness.cells import Cell, Metric
+from manifold_optax.experiments.harness.config import GridConfig
+from manifold_optax.experiments.harness.records import RunResult, RunSettings
+from manifold_optax.experiments.harness.state import RunState
+
+Settings = TypeVar("Settings", bound=RunSettings)
+Result = TypeVar("Result", bound=RunResult)
+
+Curves: TypeAlias = Mapping[str, Iterable[tuple[int, float | None]]]
+"""(step, value) pairs by name; None is a value that was not finite."""
+
+
+class Experiment(abc.ABC, Generic[Settings, Result]):
+    """One experiment with its settings and data.
+
+    What is abstract must be given: what a run does. What has a default may be given:
+    how runs are shown beside the table and the figure that every experiment has.
+
+    Args:
+        config: The settings.
+    """
+
+    result_type: type[Result]
+    """The dataclass that `finish` returns; its annotations check what is read."""
+
+    def __init__(self, config: GridConfig):
+        self.config = config
+
+    @property
+    @abc.abstractmethod
+    def rounds(self) -> int:
+        """Rounds per run."""
+
+    @property
+    @abc.abstractmethod
+    def steps_per_round(self) -> int:
+        """Steps per round; the progress bar and the times count them."""
+
+    @abc.abstractmethod
+    def settings(self, optimizer: str, learning_rate: float, seed: int) -> Settings:
+        """Returns everything that decides the numbers of one run."""
+
+    @abc.abstractmethod
+    def start(self, settings: Settings) -> tuple[Any, RunState]:
+        """Returns the inputs of a run and its state before the first round."""
+
+    @abc.abstractmethod
+    def advance(self, settings: Settings, inputs: Any, state: RunState) -> RunState:
+        """Advances a run by one round.
+
+        Call a compiled function that takes learning rate and seed as arrays, so that
+        the runs of one optimizer share its program.
+        """
+
+    @abc.abstractmethod
+    def finish(self, settings: Settings, state: RunState, seconds: float) -> Result:
+        """Returns what a finished run measured, in plain values."""
+
+    @abc.abstractmethod
+    def metrics(self) -> Sequence[Metric[Result]]:
+        """Returns the numbers that are compared; the first selects the best rates."""
+
+    @property
+    def ranks_rows(self) -> bool:
+        """Whether the table puts the best rows first, rather than in their order."""
+        return True
+
+    @property
+    def legend(self) -> str:
+        """Sentences below the table that say how to read it."""
+        return ""
+
+    def columns(self, cell: Cell[Result]) -> Mapping[str, str]:
+        """Returns further columns of the table, by title."""
+        del cell
+        return {}
+
+    def curves(self, result: Result) -> Curves:
+        """Returns what TensorBoard shows of a finished run."""
+        del result
+        return {}
+
+    def figures(self, best: Mapping[str, Cell[Result]]) -> Mapping[str, Figure]:
+        """Returns further figures, by file name, of the best rate of each optimizer."""
+        del best
+        return {}
+
+    def appendix(self, best: Mapping[str, Cell[Result]]) -> Sequence[str]:
+        """Returns further lines of the report."""
+        del best
+        return ()
+
+    def timed_round(self, optimizer: str) -> Callable[[], object] | None:
+        """Returns a function that runs the steps of one round; None: no times."""
+        del optimizer
+        return None
+
+    def color(self, optimizer: str) -> str:
+        """Returns the color of an optimizer: the same one in every figure."""
+        names = [field.name for field in dataclasses.fields(self.config.learning_rates)]
+        return f"C{names.index(optimizer)}"

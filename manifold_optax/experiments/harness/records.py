@@ -1,0 +1,139 @@
+"""Records of finished runs: one JSON object per line, replaced atomically."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable, TypeVar
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from manifold_optax.experiments.harness.output import UnusableOutputError
+from manifold_optax.experiments.harness.typed import make_typed
+
+
+@runtime_checkable
+class RunSettings(Protocol):
+    """Everything that decides the numbers of one run; a frozen dataclass."""
+
+    @property
+    def optimizer(self) -> str:
+        """Name of the optimizer."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Seed of the initial weights and of the order of the data."""
+        ...
+
+
+@runtime_checkable
+class RunResult(Protocol):
+    """What one finished run measured; a frozen dataclass of plain values.
+
+    Numbers that are not finite are None, because JSON has no other word for them.
+    """
+
+    @property
+    def settings(self) -> RunSettings:
+        """Settings of the run."""
+        ...
+
+
+Record = TypeVar("Record")
+
+
+def run_name(settings: RunSettings) -> str:
+    """Returns a file name: readable, and different for different settings."""
+    text = json.dumps(_as_dict(settings), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    rate = f"{settings.learning_rate:g}"
+    return f"{settings.optimizer}-lr{rate}-seed{settings.seed}-{digest}"
+
+
+def finite(values: ArrayLike) -> tuple[float | None, ...]:
+    """Returns the numbers of a vector; None for those that are not finite."""
+    numbers = np.asarray(values)
+    known = np.isfinite(numbers)
+    return tuple(
+        x if ok else None for x, ok in zip(numbers.tolist(), known, strict=True)
+    )
+
+
+def read_records(path: pathlib.Path, kind: type[Record]) -> list[Record]:
+    """Reads records.
+
+    Args:
+        path: A file of JSON lines.
+        kind: The dataclass of a record.
+
+    Returns:
+        The records; none if there is no such file.
+
+    Raises:
+        UnusableOutputError: if the file cannot be read, or a line is no such record.
+    """
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnusableOutputError(
+            f"{path} cannot be read ({error}). Move it away, or choose another "
+            f"--output-dir."
+        ) from error
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(make_typed(kind, json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            raise UnusableOutputError(
+                f"{path}, line {number} is not a result of this version "
+                f"({_shortened(error)}). Move the file away, or choose another "
+                f"--output-dir."
+            ) from error
+    return records
+
+
+def write_records(path: pathlib.Path, records: Sequence[RunResult]) -> None:
+    """Replaces the file of records, atomically.
+
+    Args:
+        path: A file of JSON lines.
+        records: All that it holds afterwards; no number may be nan or infinite.
+
+    Raises:
+        OSError: if they cannot be written; the file is as it was.
+    """
+    lines = [json.dumps(_as_dict(record), allow_nan=False) + "\n" for record in records]
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, delete=False
+    ) as file:
+        try:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _as_dict(data: RunSettings | RunResult) -> dict[str, object]:
+    if not dataclasses.is_dataclass(data) or isinstance(data, type):
+        raise TypeError(f"Expected a dataclass instance, got {data!r}.")
+    return dataclasses.asdict(data)
+
+
+def _shortened(error: BaseException) -> str:
+    text = str(error)
+    return text if len(text) <= 200 else text[:200] + " …"
