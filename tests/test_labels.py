@@ -7,6 +7,7 @@ import pytest
 from flax import linen, nnx
 
 import manifold_optax as mo
+from manifold_optax.integrations.flax import module_list
 from manifold_optax.matrices import leaf_path
 
 
@@ -17,7 +18,7 @@ def ones(tree):
 
 class Mlp(nnx.Module):
     def __init__(self, rngs):
-        self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(2)])
+        self.layers = module_list([nnx.Linear(4, 4, rngs=rngs) for _ in range(2)])
         self.norm = nnx.LayerNorm(4, rngs=rngs)
         self.embed = nnx.Embed(5, 4, rngs=rngs)
 

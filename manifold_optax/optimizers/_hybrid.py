@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Mapping
 import optax
 
 from manifold_optax._typing import ArrayTree
+from manifold_optax._versions import without_variables
 from manifold_optax.labels import label_matrices, MATRIX, OTHER
 
 
@@ -65,4 +66,7 @@ def hybrid(
                 f"The transformation for the label {label!r} must be an "
                 f"optax.GradientTransformation, got {transformation!r}."
             )
-    return optax.partition(named, labels)
+    partition = optax.partition(named, labels)
+    return optax.GradientTransformationExtraArgs(
+        lambda params: partition.init(without_variables(params)), partition.update
+    )
