@@ -1,7 +1,7 @@
-"""What the supported versions of JAX do differently, under one name each."""
+"""What the supported versions of JAX and Flax do differently, one name for each."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -33,3 +33,19 @@ def with_float64(function: Callable[..., Result]) -> Callable[..., Result]:
             return jax.jit(function)(*arrays)
 
     return sealed
+
+
+def without_variables(params: Any) -> Any:
+    """Returns `params` without those nnx variables that cannot hold a masked leaf.
+
+    `nnx.Optimizer` of Flax 0.11 reads every variable of a state as an array and fails
+    on an `optax.MaskedNode`. A state made from plain arrays has none there.
+    """
+
+    def is_old(node: Any) -> bool:
+        kind = type(node)
+        return hasattr(kind, "get_metadata") and not hasattr(kind, "get_value")
+
+    return jax.tree.map(
+        lambda node: node.value if is_old(node) else node, params, is_leaf=is_old
+    )

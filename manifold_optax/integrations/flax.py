@@ -17,7 +17,7 @@ Older Flax has no `nnx.capture`: there the layers sow into the model, and
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import jax
@@ -33,6 +33,9 @@ from manifold_optax.trees import leaf_path
 
 NAME = "max_logits"
 """Name under which `attention_fn` leaves the largest logits."""
+
+module_list: Callable[[Iterable[nnx.Module]], Any] = getattr(nnx, "List", list)
+"""Holds the layers of a module: `nnx.List`; Flax 0.11 has plain lists for it."""
 
 
 def attention_fn(*, absolute: bool = False, chunk: int = 128) -> Callable[..., Array]:

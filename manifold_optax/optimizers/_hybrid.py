@@ -8,6 +8,7 @@ import optax
 
 from manifold_optax._reports import listening, report
 from manifold_optax._typing import ArrayTree
+from manifold_optax._versions import without_variables
 from manifold_optax.matrices import MatrixReport, View, views_of
 from manifold_optax.roles import (
     LabelReport,
@@ -86,7 +87,7 @@ def hybrid(
         by_path = leaves_by_path(labels(params))
         _check_labels(by_path, named)
         with listening() as facts:
-            state = partition.init(params)
+            state = partition.init(without_variables(params))
         if isinstance(labels, Roles):
             _check_axes(labels, by_path, leaves_by_path(params), facts)
         report(LabelReport(by_path))

@@ -12,6 +12,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import manifold_optax as mo
+from manifold_optax.integrations.flax import module_list
 
 PATH = "blocks/0/attention"
 SPEC = {
@@ -169,11 +170,15 @@ def test_multi_steps_with_the_accumulated_maximum(params: Any, grads: Any) -> No
 
 
 class Block(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.attention = nnx.MultiHeadAttention(4, 12, decode=False, rngs=rngs)
+
+
+class Model(nnx.Module):
     """Attention as Flax has it, for the paths of its parameters."""
 
     def __init__(self, rngs: nnx.Rngs):
-        attention = nnx.MultiHeadAttention(4, 12, decode=False, rngs=rngs)
-        self.blocks = nnx.List([nnx.Dict(attention=attention)])
+        self.blocks = module_list([Block(rngs)])
 
 
 FLAX = {
@@ -184,7 +189,7 @@ FLAX = {
 
 
 def test_nnx_optimizer() -> None:
-    model = Block(nnx.Rngs(0))
+    model = Model(nnx.Rngs(0))
     before = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
     tx = optax.chain(optax.sgd(0.0), mo.qk_clip(FLAX, threshold=10.0))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)

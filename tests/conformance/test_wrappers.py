@@ -1,5 +1,6 @@
 """Inside the wrappers of Optax every transformation does what it does alone."""
 
+import re
 from collections.abc import Callable
 
 import chex
@@ -97,7 +98,9 @@ def test_unknown_extra_arguments_are_ignored(case: Case) -> None:
 
     def program(**extra: object) -> str:
         update = lambda *trees: tx.update(*trees, **extra)
-        return str(jax.make_jaxpr(update)(gradient, state, params))
+        text = str(jax.make_jaxpr(update)(gradient, state, params))
+        # JAX 0.7 prints the rules of derivatives with their addresses.
+        return re.sub(r"0x[0-9a-f]+", "", text)
 
     assert program(value=1.0, max_logits={"attention": params}) == program()
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import manifold_optax as mo
-from manifold_optax.integrations.flax import attention_fn, gather
+from manifold_optax.integrations.flax import attention_fn, gather, module_list
 from manifold_optax.trees import leaf_path
 
 captures = pytest.mark.skipif(
@@ -51,7 +51,7 @@ class Listed(nnx.Module):
 
     def __init__(self, remat: bool = False) -> None:
         rngs = nnx.Rngs(0)
-        self.blocks = nnx.List([Block(rngs), Block(rngs)])
+        self.blocks = module_list([Block(rngs), Block(rngs)])
         self.call = nnx.remat(Block.__call__) if remat else Block.__call__
 
     def __call__(self, x: jax.Array) -> jax.Array:

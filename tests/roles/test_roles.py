@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import manifold_optax as mo
+from manifold_optax.integrations.flax import module_list
 
 Axes = optax.contrib.MuonDimensionNumbers
 SPLIT = mo.Split((4, 2, 2))
@@ -121,7 +122,7 @@ def test_absent_leaves_have_no_label_and_count_for_rules():
 def test_labels_of_nnx_are_the_same_at_init_and_at_update():
     class Mlp(nnx.Module):
         def __init__(self, rngs):
-            self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(2)])
+            self.layers = module_list([nnx.Linear(4, 4, rngs=rngs) for _ in range(2)])
             self.embed = nnx.Embed(5, 4, rngs=rngs)
 
     model = Mlp(nnx.Rngs(0))

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import manifold_optax as mo
 from conformance.table import CASES
+from manifold_optax.integrations.flax import module_list
 from sharding.layouts import assert_close
 
 pytestmark = pytest.mark.devices
@@ -75,7 +76,7 @@ class Model(nnx.Module):
             )
             self.blocks = nnx.split_rngs(splits=LAYERS)(make)(rngs)
         else:
-            self.blocks = nnx.List([Block(rngs) for _ in range(LAYERS)])
+            self.blocks = module_list([Block(rngs) for _ in range(LAYERS)])
         self.stacked = stacked
         self.head = linear((WIDTH, VOCABULARY), ("fsdp", "tensor"), rngs)
 

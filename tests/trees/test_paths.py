@@ -6,12 +6,13 @@ import optax
 import pytest
 from flax import nnx
 
+from manifold_optax.integrations.flax import module_list
 from manifold_optax.trees import leaf_path, leaves_by_path
 
 
 class Mlp(nnx.Module):
     def __init__(self, rngs):
-        self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(2)])
+        self.layers = module_list([nnx.Linear(4, 4, rngs=rngs) for _ in range(2)])
         self.norm = nnx.LayerNorm(4, rngs=rngs)
         self.embed = nnx.Embed(5, 4, rngs=rngs)
 

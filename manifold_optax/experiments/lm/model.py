@@ -15,7 +15,7 @@ from manifold_optax.experiments.lm.layers import (
     MixtureOfExperts,
     Stream,
 )
-from manifold_optax.integrations.flax import gather
+from manifold_optax.integrations.flax import gather, module_list
 
 Sequences = Int32[Array, "batch length"]
 Logits = Float[Array, "batch length vocabulary"]
@@ -59,7 +59,9 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: ModelConfig, vocabulary: int, *, rngs: nnx.Rngs):
         self.embed = nnx.Embed(vocabulary, config.width, rngs=rngs)
-        self.blocks = nnx.List(Block(config, rngs=rngs) for _ in range(config.layers))
+        self.blocks = module_list(
+            Block(config, rngs=rngs) for _ in range(config.layers)
+        )
         self.head_norm = nnx.RMSNorm(config.width, rngs=rngs)
         self.head = nnx.Linear(config.width, vocabulary, use_bias=False, rngs=rngs)
 
@@ -120,7 +122,7 @@ def _call_and_capture(model: Transformer, tokens: Sequences) -> tuple[Logits, An
     """The logits, and the `nnx.State` of what the layers left behind."""
     if hasattr(nnx, "capture"):
         return nnx.capture(model, nnx.Intermediate)(tokens)
-    # Flax 0.12.0 lacks it and leaves what is sown in the model.
+    # Flax up to 0.12.0 lacks it and leaves what is sown in the model.
     return model(tokens), nnx.pop(model, nnx.Intermediate)
 
 

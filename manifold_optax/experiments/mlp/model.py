@@ -7,6 +7,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from manifold_optax.integrations.flax import module_list
+
 # Uniform on ±1/sqrt(fan_in): a variance of 1 / (3 fan_in).
 _uniform_fan_in = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -22,7 +24,7 @@ class MLP(nnx.Module):
     """
 
     def __init__(self, sizes: Sequence[int], *, rngs: nnx.Rngs):
-        self.layers = nnx.List(
+        self.layers = module_list(
             nnx.Linear(
                 fan_in,
                 fan_out,
