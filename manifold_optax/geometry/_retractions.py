@@ -46,9 +46,10 @@ def isometry_step(point: Array, vector: Array, axis_name: AxisName) -> Array:
     """Polar factor of `point + vector`, for `vector` a multiple of a tangent isometry.
 
     With `UᵀU = η² Π`, `Π` a projection, it is `(W + U) N` with the matrix
-    `N = I + Π (1/√(1 + η²) − 1)`. One cubic step on the Gram matrix, `N (3I − N MᵀM N)/2` with `M = W + U`, removes to
-    first order what the point and the step lack: without it errors would add up, and
-    grow exponentially where the next step is computed as if there were none.
+    `N = I + Π (1/√(1 + η²) − 1)`. One cubic step on the Gram matrix of `M = W + U`,
+    `N (3I − N MᵀM N)/2`, removes to first order what the point and the step lack.
+    Without it errors would add up, and grow exponentially where the next step is
+    computed as if there were none.
     """
     square = gram(vector, axis_name)
     # All eigenvalues of the square that are not 0 are η²; this is their mean.

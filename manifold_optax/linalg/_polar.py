@@ -26,7 +26,7 @@ _NEAR = 0.5
 """Frobenius distance of the Gram matrix from I within which TAYLOR_ROW converges."""
 
 
-_BORDER = 100
+_BORDER = 100.0
 """Rounding units, relative to the largest, below which a singular value is dropped."""
 
 
@@ -122,7 +122,7 @@ def modulus(y: Square) -> Square:
 
     It errs by rounding units of `‖Y‖₂`. Eigenvalues that `polar` would drop count.
     """
-    of_each = functools.partial(_polar_of_tall, axis_name=None, border=1)
+    of_each = functools.partial(_polar_of_tall, axis_name=None, border=1.0)
     sign = jnp.vectorize(of_each, signature="(n,n)->(n,n)")(y)
     return symmetric(matmul(y, sign))
 

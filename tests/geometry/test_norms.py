@@ -116,6 +116,22 @@ def test_any_scale(norm, shape):
         np.testing.assert_allclose(steepest, plain, atol=128 * EPS)
 
 
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+def test_rows_may_be_split(norm):
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((8, 5)), jnp.float32)
+
+    def parts(x):
+        numbers = norm.value(x, axis_name="r"), norm.dual_value(x, axis_name="r")
+        return *numbers, norm.steepest(x, axis_name="r")
+
+    split = jax.jit(jax.vmap(parts, axis_name="r"))(x.reshape(4, 2, 5))
+    value, dual_value, steepest = compiled(norm, x, x)
+    # Sums in another order, and Gram matrices in place of an SVD (seen: 4 eps).
+    np.testing.assert_allclose(split[0], np.full(4, value), rtol=16 * EPS)
+    np.testing.assert_allclose(split[1], np.full(4, dual_value), rtol=16 * EPS)
+    np.testing.assert_allclose(split[2].reshape(8, 5), steepest, atol=64 * EPS)
+
+
 @everywhere
 def test_zero_has_norm_zero_and_no_direction(norm, shape):
     zero = jnp.zeros(shape)
