@@ -84,8 +84,12 @@ class DiagonalGram(Manifold):
         return scale * basis * lengths
 
     def _to_tangent(self, point: Array, vector: Array, axis_name: AxisName) -> Array:
-        multiplier = normal_multiplier(point, vector, axis_name)
-        return vector - matmul(point, multiplier)
+        # A multiple of the point has the same tangent space. A power of two changes no
+        # digit, and keeps the squares of the columns from underflow and overflow.
+        exponent = jnp.frexp(divisor(max_abs(point, axis_name)))[1]
+        unit = jnp.ldexp(point, -exponent)
+        multiplier = normal_multiplier(unit, vector, axis_name)
+        return vector - matmul(unit, multiplier)
 
     def _residual(self, x: Array, axis_name: AxisName) -> Array:
         _check_tall(x, axis_name)

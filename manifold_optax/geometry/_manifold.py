@@ -22,11 +22,13 @@ from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix
 from manifold_optax.linalg._float64 import in_float64
+from manifold_optax.linalg._inputs import require_matrices
 from manifold_optax.linalg._reductions import divisor
 from manifold_optax.linalg._scaling import divide, widen
 
@@ -46,9 +48,11 @@ class Manifold(abc.ABC):
 
     All methods work on the last two axes and any batch axes before them and compute in
     at least float32. Points come back in the dtype of the point, tangent vectors in
-    that of the vector, residuals in at least float32. `axis_name` names the mesh axes
-    that split the rows, inside `jax.shard_map`; the size is then a number. A zero
-    matrix whose size is its own norm stays zero.
+    that of the vector, residuals in at least float32. An array that is not real
+    floating raises TypeError, one of fewer than two axes ValueError.
+
+    `axis_name` names the mesh axes that split the rows, inside `jax.shard_map`; the
+    size is then a number. A zero matrix whose size is its own norm stays zero.
 
     Rows are fan-out here, whatever the array order: with the size `"rms"` a Flax kernel
     `(fan_in, fan_out)` must be transposed first, or go through `mo.project` and the
@@ -94,7 +98,11 @@ class Manifold(abc.ABC):
         return self._to_tangent(base, wide, axis_name).astype(vector.dtype)
 
     def residual(self, x: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
-        """Relative distance of each matrix from the manifold, ≥ 0, `[*batch]`."""
+        """Relative distance of each matrix from the manifold, ≥ 0, `[*batch]`.
+
+        A matrix that is sharded on an Explicit mesh is gathered first.
+        """
+        x = _whole(x)
         return self._residual(divide(x, self._scale(x, axis_name)), axis_name)
 
     def random_point(
@@ -132,6 +140,7 @@ class Manifold(abc.ABC):
         return float(self.size)
 
     def _scale(self, point: Matrix, axis_name: AxisName) -> float | Array:
+        require_matrices(point, type(self).__name__)
         if axis_name is not None and isinstance(self.size, str):
             raise ValueError(
                 f"{self} has a size that depends on the whole matrix, but the rows are "
@@ -154,6 +163,16 @@ class Manifold(abc.ABC):
 
     @abc.abstractmethod
     def _residual(self, x: Array, axis_name: AxisName) -> Array: ...
+
+
+def _whole(x: Array) -> Array:
+    """`x` with no matrix split over the axes of an Explicit mesh."""
+    sharding = jax.typeof(x).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return x
+    spec = (*sharding.spec, *(None,) * x.ndim)[: x.ndim - 2]
+    whole = PartitionSpec(*spec, None, None)
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, whole))
 
 
 def check_size(name: str, size: Size, rules: tuple[str, ...]) -> None:

@@ -112,7 +112,8 @@ def p_norm_direction(
 
     free = tangent(tangent(normalize(gradient, axis_name)))
     noise = 64 * jnp.finfo(free.dtype).eps
-    is_normal = frobenius_norm(free, axis_name) <= noise
+    length = frobenius_norm(free, axis_name)
+    is_normal = length <= noise
     free = free / nonzero(p_norm(free, q, axis_name))
     across = unit / nonzero(p_norm(unit, q, axis_name))
 
@@ -123,7 +124,8 @@ def p_norm_direction(
         beyond = dot(across, powers, axis_name) > 0
         return jnp.where(beyond, low, middle), jnp.where(beyond, middle, high)
 
-    end = jnp.full((*free.shape[:-2], 1, 1), 2, free.dtype)
+    # Like a number of the matrix, so that it varies over the same mesh axes.
+    end = jnp.full_like(length, 2)
     low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (-end, end))
     found = tangent(signed_power(free + (low + high) / 2 * across, q - 1))
     found = found / divisor(max_abs(found, axis_name))

@@ -45,7 +45,11 @@ def cubic_step(x: Array, axis_name: AxisName) -> Array:
 def isometry_step(point: Array, vector: Array, axis_name: AxisName) -> Array:
     """Polar factor of `point + vector`, for `vector` a multiple of a tangent isometry.
 
-    With `UᵀU = η² Π`, `Π` a projection, it is `(W + U)(I + Π (1/√(1 + η²) − 1))`.
+    With `UᵀU = η² Π`, `Π` a projection, it is `(W + U) N` with the matrix
+    `N = I + Π (1/√(1 + η²) − 1)`. One cubic step on the Gram matrix of `M = W + U`,
+    `N (3I − N MᵀM N)/2`, removes to first order what the point and the step lack.
+    Without it errors would add up, and grow exponentially where the next step is
+    computed as if there were none.
     """
     square = gram(vector, axis_name)
     # All eigenvalues of the square that are not 0 are η²; this is their mean.
@@ -54,7 +58,10 @@ def isometry_step(point: Array, vector: Array, axis_name: AxisName) -> Array:
     # (1/√(1 + η²) − 1)/η² without the division.
     root = jnp.sqrt(1 + length)
     moved = point + vector
-    return moved - matmul(moved, square) / (root * (1 + root))
+    identity = jnp.eye(square.shape[-1], dtype=square.dtype)
+    closed = jnp.broadcast_to(identity, square.shape) - square / (root * (1 + root))
+    whole = matmul(closed, matmul(gram(moved, axis_name), closed))
+    return matmul(moved, (3 * closed - matmul(closed, whole)) / 2)
 
 
 def geodesic_step(point: Array, vector: Array, axis_name: AxisName) -> Array:

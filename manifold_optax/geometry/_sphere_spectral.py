@@ -26,7 +26,13 @@ from manifold_optax.geometry._certified import (
     has_nothing,
 )
 from manifold_optax.linalg import polar
-from manifold_optax.linalg._reductions import dot, nonzero, normalize, row_count
+from manifold_optax.linalg._reductions import (
+    dot,
+    frobenius_norm,
+    nonzero,
+    normalize,
+    row_count,
+)
 
 _STEPS = 13
 """Polar factors in the search. The largest gap measured on six kinds of gradients and
@@ -76,12 +82,14 @@ def normal_spectral_direction(
     for _ in range(2):
         free = free - theta * dot(theta, free, axis_name)
     nothing = has_nothing(free, axis_name)
+    length = frobenius_norm(free, axis_name)
     free = normalize(free, axis_name)
 
     def end(side: int) -> _End:
         # ‖G‖_* ≤ √k·‖G‖_F. Nothing is computed at the far ends: Θ has slope 1.
         rank = min(row_count(free, axis_name), free.shape[-1])
-        one = jnp.full((*free.shape[:-2], 1, 1), side, free.dtype)
+        # Like a number of the matrix, so that it varies over the same mesh axes.
+        one = jnp.full_like(length, side)
         return _End(2 * rank**0.5 * one, one, one, abs(one) * jnp.inf, side * theta)
 
     def narrow(step: Any, ends: tuple[_End, _End]) -> tuple[_End, _End]:

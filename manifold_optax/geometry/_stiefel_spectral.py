@@ -48,8 +48,12 @@ BACKENDS = ("eigh", "products", "products64")
 """Ways to take the roots of small matrices: eigendecompositions in float64, products in
 the dtype of the point, products in float64."""
 
-_LONGEST = 64
+_LONGEST = 256
 """Limit of the steps of a run that stops by tolerance."""
+
+
+_ROUNDING = 16
+"""Rounding units by which a certificate raises its bound, relative to the gradient."""
 
 
 def stiefel_spectral_direction(
@@ -68,13 +72,14 @@ def stiefel_spectral_direction(
         point: `[m, n]` with orthonormal columns to 1e-6, `m ≥ n`, at least float32. Off
             the manifold the direction is neither tangent nor bounded; `tangency` tells.
         gradient: `[m, n]`, any scale.
-        steps: majorise-minimise steps, ≥ 0. `None`: by shape and backend, see
-            `default_steps`. With a `tolerance` the largest number, `None`: 64. Square
-            matrices and single columns have closed forms and ignore both.
+        steps: majorise-minimise steps, ≥ 0. `None`: 2 to 8 by shape and backend. With a
+            `tolerance` the largest number, `None`: 256. Square matrices and single
+            columns have closed forms and ignore both.
         tolerance: relative duality gap at which to stop, > 0; `None`: a fixed number of
-            steps. Each step is then certified, at four times its cost. (`gap` adds the
-            rounding of the gradient's dtype, which counts where most of the gradient is
-            normal to the manifold.)
+            steps. Each step is then certified, at four times its cost. `gap` is filled
+            and shows whether the tolerance was met. In float32 gaps below 4e-6 cannot
+            be certified, and none where most of the gradient is normal to the
+            manifold; in float64 gradients of low rank end near 4e-6.
         backend: one of `BACKENDS`. `"eigh"`: `n × n` eigendecompositions in float64;
             `"products"`: products alone, in the dtype of the point; `"products64"`:
             products in float64, for accelerators that are as fast in it. `None`: the
@@ -84,8 +89,13 @@ def stiefel_spectral_direction(
         axis_name: mesh axes over which the rows are split, inside `jax.shard_map`.
 
     Returns:
-        The direction with `‖A‖₂ ≤ 1`, its gap and its tangency. A zero gradient, or one
-        normal to the manifold, gives zero; a non-finite one gives NaN.
+        The direction with `‖A‖₂ ≤ 1`, its gap (`None` unless asked for by `certify` or
+        `tolerance`) and its tangency. A zero gradient, or one normal to the manifold,
+        gives zero; a non-finite one gives NaN.
+
+        The gap of the default number of steps depends on the shape. The largest
+        measured on a CPU is 7e-4 in the mixed cases from 64 × 10 to 1024 × 128, and
+        9e-3 for small matrices near square (13 × 12).
 
     Raises:
         ValueError: for an unknown backend.
@@ -93,6 +103,7 @@ def stiefel_spectral_direction(
     Cost: `22·m·n²` FLOPs, and `4 + steps` eigendecompositions, or `155 + 41·steps`
     products of `n × n` matrices (in float64 `233 + 73·steps`).
     """
+    certify = certify or tolerance is not None
     rows, columns = row_count(point, axis_name), point.shape[1]
     name = _default_backend() if backend is None else backend
     require_one_of("backend", name, BACKENDS)
@@ -127,7 +138,7 @@ def stiefel_spectral_direction(
     if certify:
         # The rounding of K, C and the inner product below, for a gradient of norm 1:
         # it counts for more where most of the gradient is normal to the manifold.
-        bound = bound + 16 * eps * (1 + bound)
+        bound = bound + _ROUNDING * eps * (1 + bound)
         norm = jnp.sqrt(jnp.max(jnp.linalg.eigvalsh(gram(direction, axis_name))))
         value = dot(direction, unit, axis_name)[0, 0] / jnp.maximum(norm, 1)
         gap = jnp.where(is_normal, 0, (bound - value) / bound)
@@ -161,14 +172,20 @@ def _reduced(
     tolerance: float | None,
     axis_name: AxisName,
 ) -> Direction:
-    chosen = backend_named(name, rotation.dtype)
+    chosen = backend_named(name, rotation.dtype, tolerance)
+    eps = float(jnp.finfo(rotation.dtype).eps)
 
     def reduced(rotation: Array, normal_free: Array) -> Direction:
         square = gram(normal_free, axis_name)
         if tolerance is None:
             return solve(rotation, square, steps=steps, backend=chosen)
         return solve_within(
-            rotation, square, tolerance=tolerance, steps=steps, backend=chosen
+            rotation,
+            square,
+            tolerance=tolerance,
+            rounding=(_ROUNDING + 2) * eps,
+            steps=steps,
+            backend=chosen,
         )
 
     return (in_float64(reduced) if chosen.wide else reduced)(rotation, normal_free)

@@ -12,6 +12,7 @@ feasible direction, every `Q(S)` an upper bound.
 The backends share this code; they differ in how a root is taken and in the dtype.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -31,6 +32,13 @@ Root: TypeAlias = EighRoot | ProductRoot
 
 _RELAXATION = 1.3
 """Over-relaxation of a step: best of 1, 1.3, 1.5, 1.7 over all kinds of gradients."""
+
+
+_MARGIN = 1e-5
+"""Distance from the boundary of the ball: the value loses at most that share."""
+
+_LEAST_MARGIN = 1e-9
+"""Rounding of float64, 2e-16, over the condition of a root, 1e-5, and a factor."""
 
 
 class Backend(NamedTuple):
@@ -62,8 +70,11 @@ class Direction(NamedTuple):
     """A dual point `S`; `dual_value` makes an upper bound of it."""
 
 
-def backend(name: str, dtype: Any) -> Backend:
-    """One of the `BACKENDS` of `_stiefel_spectral`, for gradients of a dtype."""
+def backend(name: str, dtype: Any, tolerance: float | None = None) -> Backend:
+    """One of the `BACKENDS` of `_stiefel_spectral`, for gradients of a dtype.
+
+    A small `tolerance` moves the direction nearer to the boundary of the ball.
+    """
     wide = name != "products"
     # Gradients in float32 carry noise of 1e-7, whose square is what C sees.
     ridge = (1e-11 if dtype == jnp.float32 else 1e-13) if wide else 1e-8
@@ -72,7 +83,9 @@ def backend(name: str, dtype: Any) -> Backend:
         def root(square: Array, floor: Any) -> Root:
             return eigh_root(square, epsilon=1e-5, floor=floor)
 
-        return Backend(_root_in_float32, root, root, _shrink, wide, ridge)
+        margin = _MARGIN if tolerance is None else min(_MARGIN, tolerance / 8)
+        into_ball = functools.partial(_shrink, margin=max(margin, _LEAST_MARGIN))
+        return Backend(_root_in_float32, root, root, into_ball, wide, ridge)
 
     # Rounding in M moves its roots by the square root of a rounding unit, in float32
     # 2e-4 of the largest one; ten times that keeps the iteration on definite matrices.
@@ -108,7 +121,13 @@ def solve(rotation: Array, square: Array, *, steps: int, backend: Backend) -> Di
 
 
 def solve_within(
-    rotation: Array, square: Array, *, tolerance: float, steps: int, backend: Backend
+    rotation: Array,
+    square: Array,
+    *,
+    tolerance: float,
+    rounding: float,
+    steps: int,
+    backend: Backend,
 ) -> Direction:
     """Best direction found when it is within `tolerance` of the best bound found.
 
@@ -116,6 +135,7 @@ def solve_within(
         rotation: as for `solve`.
         square: as for `solve`.
         tolerance: gap between value and bound, relative to the bound, at which to stop.
+        rounding: what a certificate adds to the bound, over `1 + bound`.
         steps: largest number of steps.
         backend: how roots are taken.
     """
@@ -123,7 +143,8 @@ def solve_within(
 
     def unfinished(carry: tuple[Any, _State, Direction, Array]) -> Array:
         step, _, best, upper = carry
-        return (step < steps) & (upper - best.value > tolerance * upper)
+        allowed = tolerance * upper - rounding * (1 + upper)
+        return (step < steps) & (upper - best.value > allowed)
 
     def refine(carry: tuple[Any, _State, Direction, Array]) -> Any:
         step, state, best, upper = carry
@@ -241,12 +262,13 @@ def _root_in_float32(square: Array, floor: Array) -> EighRoot:
     return jax.tree.map(lambda x: x.astype(square.dtype), root)
 
 
-def _shrink(x: Array) -> tuple[Array, Array]:
+def _shrink(x: Array, margin: float) -> tuple[Array, Array]:
     """A little inside the ball, where `(K + S) Q⁻¹` lies up to the rounding of float64.
 
-    1e-5 is above that, so that what is left is definite and has a Cholesky factor.
+    The margin is above that, so that what is left is definite and has a Cholesky
+    factor.
     """
-    shrunk = (1 - 1e-5) * x
+    shrunk = (1 - margin) * x
     rest = jnp.eye(len(x), dtype=x.dtype) - gram(shrunk)
     return shrunk, jnp.linalg.cholesky(rest)
 

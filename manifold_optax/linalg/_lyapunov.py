@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manifold_optax._typing import Square
+from manifold_optax.linalg._inputs import require_matrices
 from manifold_optax.linalg._reductions import matmul, symmetric
 
 
@@ -29,6 +30,8 @@ def solve_lyapunov(a: Square, b: Square) -> Square:
         Array([[0.5       , 0.25      ],
                [0.25      , 0.16666667]], dtype=float32)
     """
+    require_matrices(a, "solve_lyapunov")
+    require_matrices(b, "solve_lyapunov")
     values, vectors = jnp.linalg.eigh(a)
     # Eigenvalues below this are rounding noise of `a`, of either sign.
     noise = 8 * a.shape[-1] * jnp.finfo(values.dtype).eps

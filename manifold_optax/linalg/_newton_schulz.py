@@ -18,6 +18,7 @@ from manifold_optax.linalg._gram_polynomial import (
     segments,
     split_segments,
 )
+from manifold_optax.linalg._inputs import require_matrices
 from manifold_optax.linalg._options import (
     check_schedule,
     Form,
@@ -84,8 +85,9 @@ def newton_schulz(
         entry gives NaN everywhere.
 
     Raises:
-        ValueError: for a schedule that is not a tuple of rows of three numbers, or an
-            unknown form or preconditioner.
+        TypeError: for an array that is not real floating.
+        ValueError: for an array of fewer than two axes, a schedule that is not a tuple
+            of rows of three numbers, or an unknown form or preconditioner.
 
     Cost: with `k = min(m, n)`, `4·m·n·k + 2·k³` FLOPs a row in the direct form, and
     `4·m·n·k + (4·r − 3)·2·k³` for every `r` rows between restarts in the Gram form;
@@ -99,6 +101,7 @@ def newton_schulz(
     Source: K. Jordan et al., "Muon" (2024); the Gram form: Dao-AILab,
     gram-newton-schulz (2026); the Schatten norm: `optax.contrib.muon`.
     """
+    require_matrices(x, "newton_schulz")
     check_schedule(schedule)
     require_one_of("form", form, FORMS)
     require_one_of("preconditioner", preconditioner, PRECONDITIONERS)
@@ -197,7 +200,7 @@ class _Step(NamedTuple):
             z = self._product(gram, y)
             return (a * y.astype(self.wide) + b * z + c * self._product(gram, z)) / norm
         # Of one row they do not, and apart a narrow dtype does not round the factor.
-        factor, matrix = polynomial(rows, gram, self._product)
+        factor, matrix = polynomial(rows, self._rounded(gram), self._product)
         return factor / norm * y.astype(self.wide) + self._on_short(matrix / norm, y)
 
     def _advance_split(self, y: Array, rows: Schedule, first: bool) -> Array:
@@ -217,6 +220,16 @@ class _Step(NamedTuple):
     def _product(self, left: Array, right: Array) -> Array:
         left, right = left.astype(self.operand), right.astype(self.operand)
         return jnp.matmul(left, right, preferred_element_type=self.wide)
+
+    def _rounded(self, gram: Array) -> Array:
+        """`gram` as its product with itself sees it, so that both terms of a row agree.
+
+        XLA would drop two conversions that undo one another.
+        """
+        if self.operand == self.wide:
+            return gram
+        info = jnp.finfo(self.operand)
+        return jax.lax.reduce_precision(gram, info.nexp, info.nmant)
 
     def _on_short(self, matrix: Array, y: Array) -> Array:
         """A symmetric matrix on the short side of `y`."""

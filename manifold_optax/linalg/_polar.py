@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from manifold_optax._typing import AxisName, Matrix, Schedule
+from manifold_optax._typing import AxisName, Matrix, Schedule, Square
 from manifold_optax.linalg._coefficients import POLAR_EXPRESS, RANK_ROW, TAYLOR_ROW
 from manifold_optax.linalg._float64 import in_float64
 from manifold_optax.linalg._gram_polynomial import polynomial
+from manifold_optax.linalg._inputs import require_matrices
 from manifold_optax.linalg._reductions import (
     divisor,
     gathered_max_abs,
@@ -25,6 +26,10 @@ _NEAR = 0.5
 """Frobenius distance of the Gram matrix from I within which TAYLOR_ROW converges."""
 
 
+_BORDER = 100.0
+"""Rounding units, relative to the largest, below which a singular value is dropped."""
+
+
 def polar(x: Matrix, *, axis_name: AxisName = None) -> Matrix:
     """Orthogonal polar factor `U Vᵀ` of `x = U S Vᵀ`, convergent, by products alone.
 
@@ -33,7 +38,8 @@ def polar(x: Matrix, *, axis_name: AxisName = None) -> Matrix:
     dropped: a rank-deficient matrix gives the partial isometry of its range, zero
     gives zero. (Singular values within a factor of two of that border may end between
     0 and 1.) The number of steps follows from the matrix: two products of the long
-    side suffice near the Stiefel manifold.
+    side suffice near the Stiefel manifold. Because that is a `while_loop`, JAX cannot
+    differentiate it in reverse mode (`jax.grad`); forward mode (`jax.jvp`) works.
 
     Args:
         x: `[*batch, m, n]`, real floating; computed in at least float32.
@@ -46,6 +52,10 @@ def polar(x: Matrix, *, axis_name: AxisName = None) -> Matrix:
     Returns:
         An array like `x`; for full rank `‖QᵀQ − I‖₂` is a few rounding units.
         Non-finite input gives NaN.
+
+    Raises:
+        TypeError: for an array that is not real floating.
+        ValueError: for an array of fewer than two axes.
 
     Cost: `4·m·n²·t` FLOPs for `m ≥ n`, where `t` is 1 to 2 near the manifold, about 10
     for a random matrix, 16 at most in float32; with split rows, of which a device has
@@ -60,6 +70,7 @@ def polar(x: Matrix, *, axis_name: AxisName = None) -> Matrix:
     Source: N. Higham, "Functions of Matrices" (SIAM, 2008), chapter 8; the first rows
     are those of `POLAR_EXPRESS`.
     """
+    require_matrices(x, "polar")
     tall = axis_name is not None or x.shape[-2] >= x.shape[-1]
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     of_tall = functools.partial(_polar_of_tall, axis_name=axis_name)
@@ -75,12 +86,18 @@ def polar(x: Matrix, *, axis_name: AxisName = None) -> Matrix:
 def polar_svd(x: Matrix) -> Matrix:
     """Orthogonal polar factor by a singular value decomposition: slow, the reference.
 
+    It drops what `polar` drops, and errs by the condition of `x` in rounding units.
+
     Args:
         x: `[*batch, m, n]`, real floating; computed in at least float32.
 
     Returns:
-        An array like `x`; singular values below `8·max(m, n)` rounding units times the
-        largest are dropped, zero gives zero.
+        An array like `x`; singular values below 100 rounding units times the largest
+        are dropped, zero gives zero.
+
+    Raises:
+        TypeError: for an array that is not real floating.
+        ValueError: for an array of fewer than two axes.
 
     Cost: an SVD, 40 to 70 times a Newton–Schulz iteration on a CPU.
 
@@ -89,19 +106,30 @@ def polar_svd(x: Matrix) -> Matrix:
         Array([[1., 0.],
                [0., 0.]], dtype=float32)
     """
+    require_matrices(x, "polar_svd")
     if 0 in x.shape:
         return x
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     y = y / divisor(max_abs(y))
     left, values, right = jnp.linalg.svd(y, full_matrices=False)
-    border = 8 * max(x.shape[-2:]) * jnp.finfo(y.dtype).eps * values[..., :1]
+    border = _BORDER * jnp.finfo(y.dtype).eps * values[..., :1]
     kept = (values > border) | jnp.isnan(values)
     return matmul(left * kept[..., None, :], right).astype(x.dtype)
 
 
-def _polar_of_tall(x: Array, axis_name: AxisName) -> Array:
+def modulus(y: Square) -> Square:
+    """`|Y|` of a symmetric matrix: the same eigenvectors, the moduli of the values.
+
+    It errs by rounding units of `‖Y‖₂`. Eigenvalues that `polar` would drop count.
+    """
+    of_each = functools.partial(_polar_of_tall, axis_name=None, border=1.0)
+    sign = jnp.vectorize(of_each, signature="(n,n)->(n,n)")(y)
+    return symmetric(matmul(y, sign))
+
+
+def _polar_of_tall(x: Array, axis_name: AxisName, border: float = _BORDER) -> Array:
     eps = float(jnp.finfo(x.dtype).eps)
-    rows = _rows(eps)
+    rows = _rows(eps, border)
     table = jnp.asarray(rows, x.dtype)
 
     x = x / divisor(max_abs(x, axis_name))
@@ -185,8 +213,8 @@ def _value(row: Array, square: Array) -> Array:
     return a * identity + b * square + c * matmul(square, square)
 
 
-def _rows(eps: float) -> Schedule:
-    """POLAR_EXPRESS, then as many TAYLOR_ROWs as lift `100·eps` to 1, then the cut."""
+def _rows(eps: float, border: float = _BORDER) -> Schedule:
+    """POLAR_EXPRESS, then as many TAYLOR_ROWs as lift the border to 1, then the cut."""
     slope = math.prod(a for a, _, _ in POLAR_EXPRESS)
-    lifts = math.ceil(math.log(1 / (100 * eps * slope)) / math.log(TAYLOR_ROW[0]))
+    lifts = math.ceil(math.log(1 / (border * eps * slope)) / math.log(TAYLOR_ROW[0]))
     return (*POLAR_EXPRESS, *(TAYLOR_ROW,) * lifts, *(RANK_ROW,) * 2)

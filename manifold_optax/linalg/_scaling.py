@@ -3,11 +3,13 @@
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from manifold_optax.linalg._inputs import require_floating_array
 from manifold_optax.linalg._reductions import nonzero
 
 
 def widen(x: Array) -> Array:
-    """Returns `x` in at least float32."""
+    """Returns `x` in at least float32; raises TypeError if it is not real floating."""
+    require_floating_array(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

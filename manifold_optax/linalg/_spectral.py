@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix
+from manifold_optax.linalg._inputs import require_matrices
 from manifold_optax.linalg._reductions import (
     divisor,
     gram,
@@ -62,6 +63,7 @@ def spectral_norm(
         >>> spectral_norm(jnp.diag(jnp.array([3.0, 1.0]))).norm.round(4)
         Array(3., dtype=float32)
     """
+    require_matrices(x, "spectral_norm")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -129,6 +131,7 @@ def spectral_norm_bound(
     allowance: N. Higham, T. Mary, "A new approach to probabilistic rounding error
     analysis" (SIAM J. Sci. Comput. 41, 2019), theorem 3.1.
     """
+    require_matrices(x, "spectral_norm_bound")
     if doublings < 0:
         raise ValueError(f"doublings must be at least 0, got {doublings}.")
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -180,6 +183,7 @@ def nuclear_norm(x: Matrix) -> PerMatrix:
         >>> nuclear_norm(jnp.diag(jnp.array([3.0, -1.0])))
         Array(4., dtype=float32)
     """
+    require_matrices(x, "nuclear_norm")
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return jnp.sum(jnp.linalg.svd(y, compute_uv=False), axis=-1)
 

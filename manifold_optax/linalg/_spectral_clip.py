@@ -3,11 +3,13 @@
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix, Square
-from manifold_optax.linalg._polar import polar
+from manifold_optax.linalg._inputs import require_matrices
+from manifold_optax.linalg._polar import modulus, polar
 from manifold_optax.linalg._reductions import gram, inner, matmul, symmetric
 
 _SOFT_CAP = 0.1886313457133954
@@ -17,6 +19,14 @@ The smallest root ≥ 0 of `−k⁹a⁴ + 3k⁷a³ − 3k⁵a² + k − 1` at `k
 in units of the bound. The first cubic is monotone up to `1/√(3a) = 1.33`. (For `k`
 above 1.3 the root would make it turn inside of `[0, k]`.)
 """
+
+
+_FAR = 4.0
+"""Ratio of a matrix to its bound, by root mean square, above which one clip is rough.
+"""
+
+_CLIPS = 6
+"""Most clips of one matrix; each divides the ratio by some million in float32."""
 
 
 def spectral_clip(
@@ -40,14 +50,17 @@ def spectral_clip(
             then `x` must have at least as many rows, in all, as columns.
 
     Returns:
-        An array like `x`; its singular values err by some rounding units of the larger
+        An array like `x`. Its singular values exceed `high` by some rounding units
+        (1e-6 of it in float32) and err elsewhere by some rounding units of the larger
         of `‖x‖₂` and `high`. A zero matrix gives zero, non-finite input NaN.
 
     Raises:
+        TypeError: for an array that is not real floating.
         ValueError: for numbers that are not `0 ≤ low ≤ high < ∞`.
 
     Cost: three polar factors, one of them of the long side (`polar`), or two if `low`
-    is the number 0; and `4·m·n²` FLOPs for `m ≥ n`.
+    is the number 0; and `4·m·n²` FLOPs for `m ≥ n`. Where `x` is more than four times
+    the bound in root mean square, those of the short side once or twice more.
 
     Example:
         >>> spectral_clip(jnp.diag(jnp.array([3.0, 1.0, 0.2])), 2.0, 0.5).round(4)
@@ -59,6 +72,7 @@ def spectral_clip(
     L. Cesista, "Fast, numerically stable, and auto-differentiable spectral clipping via
     Newton–Schulz iteration" (2025).
     """
+    require_matrices(x, "spectral_clip")
     _check_bounds(high, low)
     if 0 in x.shape:
         return x
@@ -66,16 +80,9 @@ def spectral_clip(
     tall = axis_name is not None or x.shape[-2] >= x.shape[-1]
     y = y if tall else y.mT
     factor = polar(y, axis_name=axis_name)
-    # x = factor·root, and root is positive semidefinite: its eigenvalues are clipped,
-    # by clip(h) = (low + high + |h − low| − |h − high|)/2.
+    # x = factor·root, and root is positive semidefinite: its eigenvalues are clipped.
     root = symmetric(inner(factor, y, axis_name))
-    identity = jnp.broadcast_to(jnp.eye(root.shape[-1], dtype=root.dtype), root.shape)
-    above = _of_each(high, root) * identity
-    below = _of_each(low, root) * identity
-    positive = _is_number(low) and low == 0
-    from_low = root if positive else _modulus(root - below)
-    clipped = (above + below + from_low - _modulus(root - above)) / 2
-    y = matmul(factor, clipped)
+    y = matmul(factor, _clip_values(root, high, low))
     return (y if tall else y.mT).astype(x.dtype)
 
 
@@ -116,6 +123,7 @@ def soft_cap(
     constants" (arXiv 2507.13338, 2025), section 3, with the coefficient for a fixed
     largest input.
     """
+    require_matrices(x, "soft_cap")
     if _is_number(bound) and not 0 < bound < math.inf:
         raise ValueError(f"bound must be above 0 and finite, got {bound!r}.")
     tall = axis_name is not None or x.shape[-2] >= x.shape[-1]
@@ -127,9 +135,33 @@ def soft_cap(
     return (scale * (y if tall else y.mT)).astype(x.dtype)
 
 
-def _modulus(y: Square) -> Square:
-    """`|Y|` of a symmetric matrix: the same eigenvectors, the moduli of the values."""
-    return symmetric(matmul(y, polar(y)))
+def _clip_values(
+    root: Square, high: float | PerMatrix, low: float | PerMatrix
+) -> Square:
+    """Clips the eigenvalues, by clip(h) = (low + high + |h − low| − |h − high|)/2."""
+    identity = jnp.broadcast_to(jnp.eye(root.shape[-1], dtype=root.dtype), root.shape)
+    bound = _of_each(high, root)
+    above, below = bound * identity, _of_each(low, root) * identity
+    positive = _is_number(low) and low == 0
+
+    def clip(h: Array, from_low: Array) -> Array:
+        return (above + below + from_low - modulus(h - above)) / 2
+
+    def rough(state: tuple[Array, Array, Array]) -> Array:
+        source, _, step = state
+        size = jnp.linalg.norm(source, axis=(-2, -1), keepdims=True)
+        far = size > _FAR * root.shape[-1] ** 0.5 * bound
+        return (step < _CLIPS) & jnp.any(far)
+
+    def again(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        _, clipped, step = state
+        return clipped, clip(clipped, modulus(clipped - below)), step + 1
+
+    # What is far above the bound leaves its rounding, which is far above that of the
+    # bound: then the result is clipped again, from both sides.
+    first = clip(root, root if positive else modulus(root - below))
+    state = (root, first, jnp.asarray(1))
+    return jax.lax.while_loop(rough, again, state)[1]
 
 
 def _of_each(bound: float | PerMatrix, x: Array) -> Array:

@@ -205,3 +205,15 @@ def test_short_and_zero_columns_survive_the_projection():
     # What is orthogonal to three longer columns of eight is at least a tenth.
     assert (lengths[:4] >= 0.1 * np.linalg.norm(x[:, :4], axis=0)).all()
     assert float(DiagonalGram().residual(point)) <= 1e-4
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e19, 1e30])
+def test_the_tangent_space_of_orthogonal_columns_has_no_scale(scale):
+    rng = np.random.default_rng(9)
+    point = point_on(DiagonalGram(), rng)
+    vector = jnp.asarray(rng.standard_normal(SHAPE), jnp.float32)
+    to_tangent = jax.jit(DiagonalGram().to_tangent)
+    found = to_tangent(jnp.asarray(scale * point, jnp.float32), vector)
+    expected = to_tangent(jnp.asarray(point, jnp.float32), vector)
+    # The point is rounded anew (seen: 2e-7).
+    np.testing.assert_allclose(found, expected, atol=64 * EPS)

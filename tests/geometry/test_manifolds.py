@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, HealthCheck, settings, strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import oracles
 from manifold_optax import Euclidean, Sphere, Stiefel
@@ -238,6 +239,25 @@ def test_random_point(manifold, shape):
         # Rounding of float32, as after any projection (seen: 6e-7).
         assert distance(manifold, matrix, size_of(manifold, matrix)) <= 1e-6
     assert draw_point.eval_shape(key, shape, jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_random_points_are_as_accurate_as_their_dtype(x64):
+    for manifold in (Stiefel(0.5), Sphere(2.5)):
+        draw_point = jax.jit(manifold.random_point, static_argnums=(1, 2))
+        point = draw_point(jax.random.key(0), TALL, jnp.float64)
+        assert distance(manifold, np.asarray(point), manifold.size) <= ROUNDING
+        # The same point in every dtype.
+        narrow = draw_point(jax.random.key(0), TALL, jnp.float32)
+        np.testing.assert_allclose(narrow, point, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", [P("x"), P(None, "x")])
+@pytest.mark.parametrize("manifold", [Stiefel(), Sphere()], ids=str)
+def test_residual_on_an_explicit_mesh(manifold, spec):
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,))
+    point = manifold.random_point(jax.random.key(0), (2, *TALL))
+    put = jax.device_put(point, NamedSharding(mesh, P(None, *spec)))
+    assert jax.jit(manifold.residual)(put).max() <= 1e-6
 
 
 def test_the_projection_onto_the_sphere_is_differentiable():

@@ -1,10 +1,13 @@
 """Norms, their duals and their linear minimization oracles, against NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from jax.sharding import AxisType, PartitionSpec as P
 
 import oracles
 from manifold_optax.geometry import (
@@ -114,6 +117,34 @@ def test_any_scale(norm, shape):
         # The input is rounded anew; a polar factor magnifies that by the condition of
         # the matrix, below 30 here.
         np.testing.assert_allclose(steepest, plain, atol=128 * EPS)
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+def test_rows_may_be_split(norm):
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((8, 5)), jnp.float32)
+
+    # A batching rule of its own (float64) sees no axis of `vmap`, but those of a mesh.
+    spectral = isinstance(norm, Spectral | RmsToRms)
+
+    def parts(x):
+        found = norm.value(x, axis_name="r"), norm.steepest(x, axis_name="r")
+        return found if spectral else (*found, norm.dual_value(x, axis_name="r"))
+
+    @jax.jit
+    def compute(x):
+        mesh = jax.make_mesh((1,), ("r",), axis_types=(AxisType.Auto,))
+        dual_value = functools.partial(norm.dual_value, axis_name="r")
+        whole = jax.shard_map(dual_value, mesh=mesh, in_specs=P("r"), out_specs=P())(x)
+        return whole, *jax.vmap(parts, axis_name="r")(x.reshape(4, 2, 5))
+
+    on_mesh, values, steepest, *dual_values = compute(x)
+    expected = compiled(norm, x, x)
+    # Sums in another order, and Gram matrices in place of an SVD (seen: 4 eps).
+    np.testing.assert_allclose(values, np.full(4, expected[0]), rtol=16 * EPS)
+    np.testing.assert_allclose(on_mesh, expected[1], rtol=16 * EPS)
+    np.testing.assert_allclose(steepest.reshape(8, 5), expected[2], atol=64 * EPS)
+    for found in dual_values:
+        np.testing.assert_allclose(found, np.full(4, expected[1]), rtol=16 * EPS)
 
 
 @everywhere

@@ -9,7 +9,7 @@ import pytest
 from scipy import linalg
 
 import oracles
-from manifold_optax import Sphere, Stiefel
+from manifold_optax import Spectral, spel, Sphere, steepest_direction, Stiefel
 
 TALL, WIDE = (8, 5), (2, 3, 7)
 # Rounding of float64 in a few products of matrices of norm 2 (seen: 2e-15).
@@ -87,19 +87,22 @@ def test_isometry_is_the_polar_factor_for_partial_isometries(x64, shape, rank, l
     np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
 
 
-@pytest.mark.parametrize(("name", "order"), [("qr", 2), ("cubic", 4), ("isometry", 4)])
-def test_they_agree_with_the_polar_factor_near_the_point(x64, name, order):
+@pytest.mark.parametrize(
+    ("name", "order", "first"),
+    [("qr", 2, 1e-2), ("cubic", 4, 1e-2), ("isometry", 8, 3e-2)],
+)
+def test_they_agree_with_the_polar_factor_near_the_point(x64, name, order, first):
     # The singular values of the sum are 1 + η²/2 + O(η⁴): the cubic step squares the
-    # error η², the closed form has it right to η² for every vector.
+    # error η², the closed form has it right to η² for every vector and then takes one.
     point, tangent = draw(TALL)
     errors = []
-    for length in (1e-2, 3e-2):
+    for length in (first, 3 * first):
         step = jnp.asarray(length * tangent)
         found = retract(Stiefel(retraction=name), jnp.asarray(point), step)
         expected = oracles.polar(point + length * tangent)
         errors.append(np.linalg.norm(found - expected))
-    # Exact up to terms of relative size η² (seen: 2.00, 4.00, 4.00).
-    assert np.log(errors[1] / errors[0]) / np.log(3) == pytest.approx(order, abs=0.05)
+    # Exact up to terms of relative size η² (seen: 2.00, 4.00, 7.95).
+    assert np.log(errors[1] / errors[0]) / np.log(3) == pytest.approx(order, abs=0.08)
 
 
 # MATH 3.G, to its digits.
@@ -196,11 +199,41 @@ def test_no_drift_in_ten_thousand_steps(learning_rate, slope):
     assert found[-1] <= (2e-6 if slope else LARGEST[learning_rate])
 
 
-@pytest.mark.slow
-def test_the_closed_form_adds_up_rounding_only():
-    found = walk("isometry", 0.1, 1.0, steps=10_000)
-    # Seen: 3.6e-6.
-    assert found.max() <= 2e-5
+def test_the_closed_form_stays_where_directions_trust_the_point():
+    """Directions computed as if the point were exact once made its error grow.
+
+    Without the renewal of the point: 6e-3 after 6,000 steps, 8.9 after 10,000.
+    """
+    manifold = Stiefel(retraction="isometry")
+    direction = steepest_direction(manifold, Spectral())
+
+    def advance(point, step):
+        key = jax.random.fold_in(jax.random.key(1), step)
+        gradient = jax.random.normal(key, point.shape)
+        point = manifold.retract(point, -0.1 * direction(point, gradient))
+        return point, manifold.residual(point)
+
+    walk = jax.jit(lambda p: jax.lax.scan(advance, p, jnp.arange(10_000))[1])
+    # Rounding of one step (seen: 3.7e-7).
+    assert walk(jnp.eye(8)).max() <= 2e-6
+
+
+def test_the_closed_form_stays_for_steps_that_are_not_tangent():
+    manifold = Stiefel(retraction="isometry")
+    tx = spel(0.1, manifold=manifold)
+
+    def advance(carry, step):
+        point, state = carry
+        key = jax.random.fold_in(jax.random.key(2), step)
+        update, state = tx.update(jax.random.normal(key, point.shape), state, point)
+        point = point + update
+        return (point, state), manifold.residual(point.T)
+
+    start = manifold.random_point(jax.random.key(0), (12, 8))
+    walk = jax.jit(lambda p: jax.lax.scan(advance, (p, tx.init(p)), jnp.arange(300))[1])
+    # The square of the normal part of a step of length 0.1 (seen: 7.7e-3); without the
+    # renewal 1 after 100 steps and 17 after 300.
+    assert walk(start).max() <= 2e-2
 
 
 @pytest.mark.parametrize("radius", [1.0, 2.5, "kept"])

@@ -1,18 +1,22 @@
 """Norms that know rows from columns, and what only they and L1 promise."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from manifold_optax.geometry import (
+    Ball,
     ColumnRms,
     Frobenius,
     L1,
     Max,
+    Oblique,
     PNorm,
     RmsToRms,
     RowRms,
     Spectral,
+    steepest_direction,
 )
 
 EPS = float(np.finfo(np.float32).eps)
@@ -60,6 +64,36 @@ def test_a_nan_stays_visible_in_its_own_row():
     assert np.isnan(found[2]).any()
     assert np.isfinite(np.delete(found, 2, axis=0)).all()
     assert np.isnan(L1().steepest(x)[2, 1])
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_l1_shows_entries_that_are_not_finite(bad):
+    found = np.asarray(L1().steepest(gaussian((6, 4)).at[2, 1].set(bad)))
+    assert np.isnan(found[2, 1])
+    assert np.isfinite(np.delete(found.ravel(), 9)).all()
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize(
+    ("manifold", "norm", "place"),
+    [
+        (Oblique(), RowRms(), (2, slice(None))),
+        (Oblique(of="columns"), ColumnRms(), (slice(None), 1)),
+        (Ball(RowRms()), RowRms(), (2, slice(None))),
+        (Ball(ColumnRms()), ColumnRms(), (slice(None), 1)),
+        (Ball(Max()), Max(), (2, 1)),
+    ],
+    ids=str,
+)
+def test_what_is_not_finite_stays_in_its_block(manifold, norm, place, bad):
+    direction = jax.jit(steepest_direction(manifold, norm))
+    point = jax.jit(manifold.project)(gaussian((6, 4), 1))
+    gradient = gaussian((6, 4))
+    healthy = np.asarray(direction(point, gradient.at[place].set(0)))
+    found = np.array(direction(point, gradient.at[2, 1].set(bad)))
+    assert np.isnan(found[place]).all()
+    found[place] = healthy[place]
+    np.testing.assert_array_equal(found, healthy)
 
 
 def test_rms_to_rms_is_a_gain_of_root_mean_squares():

@@ -51,6 +51,15 @@ def test_definite(seed, n):
     np.testing.assert_allclose(found, oracles.lyapunov(a, b), atol=tolerance)
 
 
+def test_eigenvalues_of_any_size_count():
+    # All sums of two of them are below 1.
+    a, b = 1e-3 * definite(8), gaussian((8, 8))
+    found = solve(*float32(a, b))
+    # As above, times the size of the solution.
+    expected = oracles.lyapunov(a, b)
+    np.testing.assert_allclose(found, expected, atol=40 * EPS * 500 * np.abs(b).max())
+
+
 @pytest.mark.parametrize("part", [oracles.sym, oracles.skew])
 def test_symmetry_of_the_right_hand_side_is_kept(part):
     a, b = float32(definite(8), part(gaussian((8, 8))))

@@ -92,6 +92,15 @@ def test_diagonal_gives_signs_and_a_column_its_direction(name):
     np.testing.assert_allclose(BOTH[name](jnp.asarray(column)), unit, atol=8 * EPS)
 
 
+@pytest.mark.parametrize("shape", [(128, 32), (200, 3)])
+def test_the_reference_drops_no_more_than_polar_does(shape):
+    x = with_values(*shape, np.geomspace(1, 1e-4, shape[1])).astype(np.float32)
+    # The condition times the rounding of an SVD in float32 (seen: 2.3e-4); 1 is a
+    # singular value that is dropped.
+    error = np.linalg.norm(BOTH["polar_svd"](x) - oracles.polar(x), 2)
+    assert error <= 2e-3
+
+
 @pytest.mark.parametrize("cond", [1.0, 10.0, 1e2, 1e3, 1e4])
 @pytest.mark.parametrize("shape", [(24, 8), (16, 16), (64, 64)])
 def test_ill_conditioned_matrices_become_orthonormal(shape, cond):

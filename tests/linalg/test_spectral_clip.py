@@ -167,3 +167,14 @@ def test_contraction_is_the_clip_from_above(rng, shape):
     found = contraction(jnp.asarray(x, jnp.float32), 1.5)
     # A Gram matrix in float32 (seen: 1e-6).
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("largest", [3.0, 4e5, 1e9])
+@pytest.mark.parametrize("spread", [3e-5, 0.5])
+def test_the_bound_holds_to_rounding_however_large_the_matrix(largest, spread):
+    # Values so near to the bound that their distance to it has no sign in a polar
+    # factor (their excess was up to 2e-5), and one far above (3 to 14 % at 4e5).
+    values = np.array([largest, *(1 + np.linspace(-spread, spread, 7))])
+    found = np.asarray(clip_above(with_values((24, 8), values), high=1.0, low=0.0))
+    # Rounding (seen: 7e-7).
+    assert np.linalg.norm(found.astype(np.float64), 2) <= 1 + 24 * EPS
