@@ -35,7 +35,7 @@ test-one-device: $(VENV)/.ready-test
 	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not devices"
 
 test-devices: $(VENV)/.ready-test
-	XLA_FLAGS="$$XLA_FLAGS $(FAKE_DEVICES)" $(PYTEST) -n $(WORKERS) --dist loadfile -m "devices and not slow and not gpu" tests/sharding
+	XLA_FLAGS="$$XLA_FLAGS $(FAKE_DEVICES)" $(PYTEST) -n $(WORKERS) --dist loadfile -m "devices and not slow and not gpu" tests/sharding tests/programs
 
 check: lint test ## lint, layers, types, then the tests
 

@@ -1,7 +1,7 @@
 """FLOPs of the matrix products of a traced function, loops of known length included.
 
 XLA's own count takes the body of a loop once, whatever the number of trips.
-`mo.sharding.dot_flops` counts what a compiled program executes; this counts what the
+`mo.programs.dot_flops` counts what a compiled program executes; this counts what the
 algorithm asks for, and names the factorisations in it, which are no products.
 """
 

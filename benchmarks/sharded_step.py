@@ -184,7 +184,7 @@ def compiled_on(layout: Layout, row: Row, shapes: Shapes) -> Any:
 def flops_of(compiled: Any) -> int:
     """FLOPs of the products on one device."""
     # The dual solver runs until its gap is small: every program counts one round.
-    return mo.sharding.dot_flops(compiled, unknown_trips=1)
+    return mo.programs.dot_flops(compiled, unknown_trips=1)
 
 
 def flops_on_one_device(row: Row, shapes: Shapes) -> int:
@@ -207,7 +207,7 @@ def table(shapes: Shapes, layouts: tuple[Layout, ...]) -> Iterator[str]:
     for layout in layouts:
         for r in ROWS:
             compiled = compiled_on(layout, r, shapes)
-            sent = mo.sharding.collectives(compiled)
+            sent = mo.programs.collectives(compiled)
             done = flops_of(compiled)
             outside = sent.count() - sent.inside_loops
             counts = (outside, sent.inside_loops, sent.count("all-to-all"))

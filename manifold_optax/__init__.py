@@ -9,7 +9,14 @@ From small to large: `linalg` (functions of arrays), manifolds and norms, buildi
 blocks to chain, optimizers, labels and placements.
 """
 
-from manifold_optax import attention, diagnostics, initializers, linalg, sharding
+from manifold_optax import (
+    attention,
+    diagnostics,
+    initializers,
+    linalg,
+    programs,
+    sharding,
+)
 from manifold_optax.attention import Attention, HeadPart
 from manifold_optax.diagnostics import describe
 from manifold_optax.geometry import (
@@ -144,6 +151,7 @@ __all__ = (
     "normuon",
     "orthogonalize_via_newton_schulz",
     "plan_matrices",
+    "programs",
     "project",
     "qk_clip",
     "retract",

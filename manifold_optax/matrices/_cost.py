@@ -24,18 +24,18 @@ def whole_flops(group: Group) -> int:
     return newton_schulz_flops(*group.sizes)
 
 
-def split_flops(group: Group, mesh: AnyMesh) -> int:
+def sliced_flops(group: Group, mesh: AnyMesh) -> int:
     """Of all matrices of a group, for one of the devices that each holds a part of."""
     parts = _devices(group.shard_axes, mesh)
-    return group.count * newton_schulz_flops(group.short, group.long, parts=parts)
+    return group.count * newton_schulz_flops(group.columns, group.rows, parts=parts)
 
 
-def split_bytes(group: Group, placement: Placement) -> float:
+def sliced_bytes(group: Group, placement: Placement) -> float:
     """Sent by one device: the Gram matrix in float32, and the way to and fro."""
     parts = _devices(group.shard_axes, placement.mesh)
-    reduced = 2 * (parts - 1) / parts * group.short**2 * 4
-    crossing = _devices(group.members[0].short.names, placement.mesh)
-    moved = (crossing - 1) / crossing * group.short * group.long / parts
+    reduced = 2 * (parts - 1) / parts * group.columns**2 * 4
+    crossing = _devices(group.members[0].columns.names, placement.mesh)
+    moved = (crossing - 1) / crossing * group.columns * group.rows / parts
     sizes = _wire_sizes(group, placement)
     return group.count * (reduced + moved * sum(sizes))
 
@@ -54,7 +54,7 @@ def owned_bytes(
         sums = [0.0, 0.0]
         for group, count in zip(exchange.groups, c.counts, strict=True):
             if only is None or group is only:
-                piece = group.short * group.long / devices
+                piece = group.columns * group.rows / devices
                 sizes = _wire_sizes(group, placement)
                 sums[0] += count * piece * sizes[0]
                 sums[1] += count * piece * sizes[1]
@@ -66,16 +66,16 @@ def owned_bytes(
     return (devices - 1) * (there + back) + (replicas - 1) * devices * back
 
 
-def prefers_split(
-    split: Sequence[Group], exchange: Exchange, placement: Placement
+def prefers_sliced(
+    sliced: Sequence[Group], exchange: Exchange, placement: Placement
 ) -> bool:
-    """Whether `split`, the same matrices as the one group of `exchange`, cost less."""
+    """Whether `sliced`, the same matrices as the one group of `exchange`, cost less."""
     (group,) = exchange.groups
     fullest = max(c.counts[0] for c in exchange.deal.classes)
     whole = fullest * whole_flops(group)
     whole += _FLOPS_PER_BYTE * owned_bytes(exchange, placement)
-    parts = sum(split_flops(part, placement.mesh) for part in split)
-    parts += _FLOPS_PER_BYTE * sum(split_bytes(part, placement) for part in split)
+    parts = sum(sliced_flops(part, placement.mesh) for part in sliced)
+    parts += _FLOPS_PER_BYTE * sum(sliced_bytes(part, placement) for part in sliced)
     return parts < whole
 
 

@@ -170,7 +170,7 @@ def _compute_lot(
     """
     senders, group = len(results), lot.group
     itemsize = jnp.dtype(group.dtypes[-1]).itemsize
-    chunk = chunk_size(lot.matrices, group.short * group.long * itemsize)
+    chunk = chunk_size(lot.matrices, group.columns * group.rows * itemsize)
 
     def advance(first: Any, size: int, state: Any) -> Any:
         results, written = state
@@ -216,7 +216,7 @@ def _compute_one(job: Job, lot: _Lot, arguments: Any) -> Any:
 
     assemble = [lambda p, c=c: c.assemble(p, group.shape) for c in cuts]
     matrices = tuple(by_cut(assemble, pieces))
-    turn = not (group.tall or job.either)
+    turn = not (group.upright or job.either)
     ys, new = apply_kernel(
         job.call, matrices, numbers, group.numbers.written, group.dtypes, turn=turn
     )
@@ -229,7 +229,8 @@ def _cuts(job: Job, group: Group) -> tuple[list[Pieces], list[int]]:
     """The different cuts of a group, and which of them each of its matrices has."""
     mesh, names = job.placement.mesh, job.exchange.shard_axes
     of_members = [
-        pieces_of(member, names, mesh, tall=group.tall) for member in group.members
+        pieces_of(member, names, mesh, upright=group.upright)
+        for member in group.members
     ]
     different = list(dict.fromkeys(of_members))
     which = [

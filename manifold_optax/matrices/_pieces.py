@@ -12,8 +12,8 @@ from manifold_optax.matrices._plan import AnyMesh, Member
 class Pieces:
     """The cut of a matrix along mesh axes; equal cuts compare equal.
 
-    A piece keeps the leaf's own order of axes; the way to `short × long`, or to
-    `long × short`, is part of the assembly: wide and tall matrices travel alike.
+    A piece keeps the leaf's own order of axes. The way to rows and columns is part of
+    the assembly, so that wide and tall matrices travel alike.
     """
 
     names: tuple[str, ...]
@@ -62,10 +62,10 @@ class Pieces:
 
 
 def pieces_of(
-    member: Member, names: tuple[str, ...], mesh: AnyMesh, *, tall: bool
+    member: Member, names: tuple[str, ...], mesh: AnyMesh, *, upright: bool
 ) -> Pieces:
     """The cut of a member's matrices along all the mesh axes `names` that shard it."""
-    sides = (member.long, member.short) if tall else (member.short, member.long)
+    sides = (member.rows, member.columns) if upright else (member.columns, member.rows)
     by_axis = {
         axis: cuts
         for side in sides

@@ -18,7 +18,7 @@ from manifold_optax.matrices._kernel import Shapes
 from manifold_optax.matrices._view import View
 
 AnyMesh: TypeAlias = Mesh | AbstractMesh
-Recipe: TypeAlias = Literal["local", "owned", "split", "cooperative"]
+Recipe: TypeAlias = Literal["local", "owned", "sliced", "cooperative"]
 Orientation: TypeAlias = Literal["tall", "either", "fixed"]
 """How a kernel sees a matrix: with at least as many rows as columns, as it lies in
 memory, or with its fan-out as rows."""
@@ -28,7 +28,7 @@ memory, or with its fan-out as rows."""
 class Placement:
     """Which device computes which matrix; made by the functions of `mo.sharding`."""
 
-    recipe: Literal["owned", "split", "auto"]
+    recipe: Literal["owned", "sliced", "auto"]
     mesh: AnyMesh
     specs: Mapping[str, PartitionSpec] | None = None
     wire: Any = None
@@ -38,7 +38,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         """Checks the choices."""
-        require_one_of("recipe", self.recipe, ("owned", "split", "auto"))
+        require_one_of("recipe", self.recipe, ("owned", "sliced", "auto"))
         require_one_of("replicas", self.replicas, ("share", "repeat"))
         if self.wire is not None and not _has_range(self.wire):
             raise ValueError(
@@ -81,12 +81,12 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A block of a leaf in a stack, and how its sides lie in it."""
+    """A block of a leaf in a stack, and which of its axes are rows and columns."""
 
     index: int
     view: View
-    short: Side
-    long: Side
+    rows: Side
+    columns: Side
     spec: PartitionSpec
     batch_names: tuple[str, ...]
     """Mesh axes that shard its batch axes."""
@@ -113,10 +113,13 @@ NO_NUMBERS = Numbers()
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Matrices that share a stack and a compiled kernel."""
+    """Matrices that share a stack and a compiled kernel, which sees `rows × columns`.
 
-    short: int
-    long: int
+    `rows` is the larger side but for the orientation `"fixed"`.
+    """
+
+    rows: int
+    columns: int
     dtypes: tuple[str, ...]
     """Of the leaves of each input tree, then that in which the kernel computes."""
     recipe: Recipe
@@ -134,21 +137,21 @@ class Group:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """The smaller and the larger one; not transposable, `short` may be larger."""
-        return min(self.short, self.long), max(self.short, self.long)
+        """The smaller side and the larger one."""
+        return min(self.columns, self.rows), max(self.columns, self.rows)
 
     @property
-    def tall(self) -> bool:
-        """Whether matrices stand `long × short` in memory, as most leaves have them."""
+    def upright(self) -> bool:
+        """Whether matrices lie in memory as `rows × columns`, as in most leaves."""
         votes = (
-            m.count * (1 if m.long.axes < m.short.axes else -1) for m in self.members
+            m.count * (1 if m.rows.axes < m.columns.axes else -1) for m in self.members
         )
         return self.recipe in ("local", "owned") and sum(votes) > 0
 
     @property
     def shape(self) -> tuple[int, int]:
         """Of a matrix in memory."""
-        return (self.long, self.short) if self.tall else (self.short, self.long)
+        return (self.rows, self.columns) if self.upright else (self.columns, self.rows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ Recipes are
 - **owned**: each matrix is computed whole on one device, to which its pieces travel by
   an all-to-all, and back by another; devices that hold the same matrices share them out
   and gather the results;
-- **split**: the long side stays cut, sums over it are all-reduces of short × short;
-- **cooperative**: as split, after an all-to-all has moved the cut to the long side.
+- **sliced**: the rows stay cut, sums over them are all-reduces of columns × columns;
+- **cooperative**: as sliced, after an all-to-all has moved the cut to the rows.
 """
 
 import dataclasses
@@ -65,17 +65,17 @@ def make_plan(
     Raises:
         ValueError: for a sharding that the placement does not cover, naming the leaf.
     """
-    # A square matrix is turned so that the side that is cut is the long one; not under
-    # a vector of the short side, which would change its meaning with the placement.
+    # A square matrix is turned so that the side that is cut is its rows; not under a
+    # vector of its columns, which would change its meaning with the placement.
     turn = placement is not None and placement.recipe != "owned"
     turn &= all(block.numbers.scalar for block in blocks)
     grouped: dict[tuple[Group, Any], list[Member]] = {}
     for index, block in enumerate(blocks):
         member = _member(index, block, orientation != "fixed", turn, placement)
         recipe, shards, replicas = _recipe(member, placement)
-        short, long = member.short.size(block.view), member.long.size(block.view)
+        rows, columns = member.rows.size(block.view), member.columns.size(block.view)
         empty = Group(
-            short, long, block.dtypes, recipe, shards, replicas, (), block.numbers
+            rows, columns, block.dtypes, recipe, shards, replicas, (), block.numbers
         )
         moved = _moved(member) if recipe == "cooperative" else ()
         grouped.setdefault((empty, moved), []).append(member)
@@ -105,10 +105,10 @@ def _member(
     if placement is not None:
         _check(view, spec, placement)
     names = [_names(entry, placement) for entry in spec]
-    short, long = _sides(view, names, transposable, turn_squares)
+    rows, columns = _sides(view, names, transposable, turn_squares)
     batch = tuple(name for axis in view.batch_axes for name in names[axis])
     count = math.prod(view.batch_shape) // _product(batch, placement)
-    return Member(index, view, short, long, spec, batch, count)
+    return Member(index, view, rows, columns, spec, batch, count)
 
 
 def _sides(
@@ -117,17 +117,21 @@ def _sides(
     transposable: bool,
     turn_squares: bool,
 ) -> tuple[Side, Side]:
-    """Short and long side; the fan-in is `short` when square or not transposable."""
+    """Rows and columns as the kernel sees them.
+
+    The columns are the smaller side; of a square matrix, or without transposition, the
+    fan-in. A square matrix may be turned, so that the side that is cut is its rows.
+    """
 
     def side(axes: tuple[int, ...]) -> Side:
         return Side(axes, tuple(names[axis] for axis in axes))
 
     inner, outer = side(view.in_axes), side(view.out_axes)
     if not transposable or view.fan_in < view.fan_out:
-        return inner, outer
-    if view.fan_in > view.fan_out:
         return outer, inner
-    return (outer, inner) if turn_squares and inner.names else (inner, outer)
+    if view.fan_in > view.fan_out:
+        return inner, outer
+    return (inner, outer) if turn_squares and inner.names else (outer, inner)
 
 
 def _recipe(
@@ -139,7 +143,7 @@ def _recipe(
     """
     if placement is None:
         return "local", (), ()
-    cutting = {*member.short.names, *member.long.names}
+    cutting = {*member.columns.names, *member.rows.names}
     mesh = placement.mesh
     shards = tuple(n for n in mesh.axis_names if n in cutting)
     idle = tuple(
@@ -147,11 +151,11 @@ def _recipe(
         for n in mesh.axis_names
         if n not in cutting and n not in member.batch_names and mesh.shape[n] > 1
     )
-    if placement.recipe == "split" and shards:
-        recipe: Recipe = "cooperative" if member.short.names else "split"
-        _check_long_side(member, placement)
+    if placement.recipe == "sliced" and shards:
+        recipe: Recipe = "cooperative" if member.columns.names else "sliced"
+        _check_rows(member, placement)
         return recipe, shards, idle
-    if not shards and (member.batch_names or placement.recipe == "split"):
+    if not shards and (member.batch_names or placement.recipe == "sliced"):
         return "local", (), idle
     shared = idle if placement.replicas == "share" else ()
     if not shards and not shared:
@@ -160,32 +164,34 @@ def _recipe(
 
 
 def _better(group: Group, placement: Placement) -> list[Group]:
-    """The group itself, or what `auto` makes of it: one or several split groups."""
+    """The group itself, or what `auto` makes of it: one or several sliced groups."""
     if group.recipe != "owned" or not group.shard_axes:
         return [group]
-    if not all(_long_side_fits(member, placement) for member in group.members):
+    if not all(_rows_fit(member, placement) for member in group.members):
         return [group]
     cuts: dict[Any, list[Member]] = {}
     for member in group.members:
-        cuts.setdefault(_moved(member) if member.short.names else (), []).append(member)
-    split = [
+        cuts.setdefault(_moved(member) if member.columns.names else (), []).append(
+            member
+        )
+    sliced = [
         dataclasses.replace(
             group,
-            recipe="cooperative" if cut else "split",
+            recipe="cooperative" if cut else "sliced",
             members=tuple(members),
         )
         for cut, members in cuts.items()
     ]
     (exchange,), _ = _exchanges([group], placement)
-    if _cost.prefers_split(split, exchange, placement):
-        return split
+    if _cost.prefers_sliced(sliced, exchange, placement):
+        return sliced
     return [group]
 
 
 def _moved(member: Member) -> tuple[Any, ...]:
-    """The cut of the short side: one all-to-all moves it for all that share it."""
-    sizes = tuple(member.view.shape[axis] for axis in member.short.axes)
-    return (sizes, member.short.mesh_axes)
+    """The cut of the columns: one all-to-all moves it for all that share it."""
+    sizes = tuple(member.view.shape[axis] for axis in member.columns.axes)
+    return (sizes, member.columns.mesh_axes)
 
 
 def _exchanges(
@@ -227,7 +233,7 @@ def _deal(
     found, after = deal(
         [group.count for group in groups],
         [_cost.whole_flops(group) for group in groups],
-        [group.short * group.long for group in groups],
+        [group.columns * group.rows for group in groups],
         start.tolist(),
     )
     rest = (1,) * (owners.ndim - len(axes))
@@ -243,8 +249,8 @@ def _check(view: View, spec: PartitionSpec, placement: Placement) -> None:
             f"The leaf {path!r} has spec {spec}; no placement covers an unconstrained "
             "axis. Give the axes that shard it, or None."
         )
-    split = () if view.window is None else names_of(spec[view.window[0]])
-    if any(mesh.shape.get(name, 1) > 1 for name in split):
+    fused = () if view.window is None else names_of(spec[view.window[0]])
+    if any(mesh.shape.get(name, 1) > 1 for name in fused):
         raise ValueError(
             f"The leaf {path!r} with spec {spec} is sharded along the axis on which it "
             "is split into blocks; no placement covers that. Shard another axis."
@@ -265,19 +271,20 @@ def _check(view: View, spec: PartitionSpec, placement: Placement) -> None:
             )
 
 
-def _check_long_side(member: Member, placement: Placement) -> None:
-    if not _long_side_fits(member, placement):
+def _check_rows(member: Member, placement: Placement) -> None:
+    if not _rows_fit(member, placement):
+        rows, columns = member.rows.size(member.view), member.columns.size(member.view)
         raise ValueError(
             f"The leaf {member.view.path!r} of shape {member.view.shape} with spec "
-            f"{member.spec} has a long side of {member.long.size(member.view)}, which "
-            "sharding.split cannot cut into equal parts for all devices that cut its "
-            "short side. Use sharding.owned, or shard the long side."
+            f"{member.spec} has matrices of {rows} × {columns}, whose {rows} rows "
+            "sharding.sliced cannot cut into equal parts for all devices that cut a "
+            "matrix. Use sharding.owned, or shard the rows alone."
         )
 
 
-def _long_side_fits(member: Member, placement: Placement) -> bool:
-    parts = _product((*member.short.names, *member.long.names), placement)
-    return member.long.size(member.view) % parts == 0
+def _rows_fit(member: Member, placement: Placement) -> bool:
+    parts = _product((*member.columns.names, *member.rows.names), placement)
+    return member.rows.size(member.view) % parts == 0
 
 
 def _names(entry: Any, placement: Placement | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from manifold_optax.matrices._exchange import apply_at_owners, Job
 from manifold_optax.matrices._kernel import apply_kernel, Call, over_stack
 from manifold_optax.matrices._plan import Exchange, Group, Member, Plan
-from manifold_optax.matrices._split import apply_split
+from manifold_optax.matrices._sliced import apply_sliced
 
 
 class Operands(NamedTuple):
@@ -85,8 +85,8 @@ def _run_group(
     """Computes a group that no exchange moves."""
     stacks, numbers = _stacked(group, blocks, _to_stack)
     if group.recipe == "local":
-        turn = not (group.tall or plan.either)
-        bytes_each = group.short * group.long * jnp.dtype(group.dtypes[-1]).itemsize
+        turn = not (group.upright or plan.either)
+        bytes_each = group.columns * group.rows * jnp.dtype(group.dtypes[-1]).itemsize
         written = group.numbers.written
 
         def one(arguments: Any) -> Any:
@@ -96,7 +96,7 @@ def _run_group(
         ys, new = over_stack(one, stacks, numbers, call.matrices, written, bytes_each)
     else:
         assert plan.placement is not None
-        ys, new = apply_split(call, group, plan.placement, stacks, numbers)
+        ys, new = apply_sliced(call, group, plan.placement, stacks, numbers)
     return _unstacked(group, blocks, ys, new, _stack_order)
 
 
@@ -169,14 +169,14 @@ def _to_stack(group: Group, member: Member, x: Array) -> Array:
 
 
 def _stack_order(group: Group, member: Member) -> tuple[int, ...]:
-    rows, columns = _sides(group, member)
-    return (*member.view.batch_axes, *rows, *columns)
+    first, second = _sides(group, member)
+    return (*member.view.batch_axes, *first, *second)
 
 
 def _sides(group: Group, member: Member) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Leaf axes of the rows and of the columns of a matrix of the stack."""
-    long, short = member.long.axes, member.short.axes
-    return (long, short) if group.tall else (short, long)
+    """Leaf axes of the two sides of a matrix, in their order in the stack."""
+    rows, columns = member.rows.axes, member.columns.axes
+    return (rows, columns) if group.upright else (columns, rows)
 
 
 def _to_pieces(group: Group, member: Member, x: Array) -> Array:

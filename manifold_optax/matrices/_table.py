@@ -81,7 +81,7 @@ def _cells(group: Group, recipe: str, flops: int, sent: float) -> tuple[str, ...
     if len(names) > _LEAVES:
         leaves += f" and {len(names) - _LEAVES} more"
     return (
-        f"{group.long} × {group.short} {group.dtypes[0]}",
+        f"{group.rows} × {group.columns} {group.dtypes[0]}",
         str(sum(math.prod(member.view.batch_shape) for member in group.members)),
         recipe,
         _amount(flops),
@@ -102,10 +102,10 @@ def _amount(number: int | float) -> str:
 def _flops(group: Group, placement: Placement | None) -> int:
     if placement is None or group.recipe == "local":
         return group.count * _cost.whole_flops(group)
-    return _cost.split_flops(group, placement.mesh)
+    return _cost.sliced_flops(group, placement.mesh)
 
 
 def _bytes(group: Group, placement: Placement | None) -> float:
     if placement is None or group.recipe == "local":
         return 0.0
-    return _cost.split_bytes(group, placement)
+    return _cost.sliced_bytes(group, placement)

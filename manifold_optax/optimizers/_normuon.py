@@ -26,7 +26,7 @@ def normuon(
 ) -> optax.GradientTransformationExtraArgs:
     """NorMuon for a group of matrices: Muon with one adaptive rate per output neuron.
 
-    The chain is `momentum → orthogonalize → normalize_rows → scale_by_shape →
+    The chain is `momentum → orthogonalize → scale_by_row_rms → scale_by_shape →
     weight_decay → learning_rate`.
 
     Args:
@@ -64,7 +64,7 @@ def normuon(
     return optax.named_chain(
         *momentum_link(momentum, nesterov=nesterov),
         ("orthogonalize", orthogonalize),
-        ("normalize_rows", transforms.scale_by_row_rms(row_decay, axes=axes)),
+        ("scale_by_row_rms", transforms.scale_by_row_rms(row_decay, axes=axes)),
         ("scale_by_shape", transforms.scale_by_shape(scale, axes=axes)),
         *weight_decay_link(weight_decay),
         learning_rate_link(learning_rate),

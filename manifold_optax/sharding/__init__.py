@@ -4,32 +4,20 @@ A placement is an argument of the transformations that work on matrices. On mesh
 Explicit axes (the default of `jax.make_mesh`) none is needed: the layout is read from
 the arrays, and sharded matrices are `owned`. On meshes with Auto axes the layout is not
 visible inside `jit`; give it as `specs`, or leave the program to the compiler. `auto`
-takes for each stack the cheaper one of `owned` and `split`.
+takes for each stack the cheaper one of `owned` and `sliced`.
 
 `state_shardings` lays the state of an optimizer out as its parameters are. What a
-compiled program does with all this is read by `collectives` and `dot_flops`.
+compiled program sends and multiplies is counted by `mo.programs`.
 """
 
 from manifold_optax.matrices import Placement
-from manifold_optax.sharding._collectives import (
-    Collectives,
-    collectives,
-    dot_flops,
-    Kind,
-    Traffic,
-)
-from manifold_optax.sharding._placements import auto, owned, split
+from manifold_optax.sharding._placements import auto, owned, sliced
 from manifold_optax.sharding._states import state_shardings
 
 __all__ = (
-    "Collectives",
-    "Kind",
     "Placement",
-    "Traffic",
     "auto",
-    "collectives",
-    "dot_flops",
     "owned",
-    "split",
+    "sliced",
     "state_shardings",
 )

@@ -52,7 +52,7 @@ def owned(
     return Placement("owned", mesh, _by_path(specs), wire, replicas)
 
 
-def split(
+def sliced(
     mesh: Mesh | AbstractMesh, specs: ArrayTree = None, *, wire: Any = None
 ) -> Placement:
     """The long side of every matrix stays cut: all-reduces of the short side squared.
@@ -77,9 +77,9 @@ def split(
 
     Example:
         >>> mesh = jax.make_mesh((1,), ("data",))
-        >>> tx = muon(0.02, placement=split(mesh, {"w": jax.P("data", None)}))
+        >>> tx = muon(0.02, placement=sliced(mesh, {"w": jax.P("data", None)}))
     """
-    return Placement("split", mesh, _by_path(specs), wire)
+    return Placement("sliced", mesh, _by_path(specs), wire)
 
 
 def auto(
@@ -89,7 +89,7 @@ def auto(
     wire: Any = None,
     replicas: Literal["share", "repeat"] = "share",
 ) -> Placement:
-    """For every stack the cheaper one of `owned` and `split`.
+    """For every stack the cheaper one of `owned` and `sliced`.
 
     The choice weighs FLOPs against bytes on the wire, both of which the plan prints:
     matrices much longer than the mesh is wide are split, as are few large ones that

@@ -11,7 +11,6 @@ from manifold_optax.transforms._dual_ascent import (
     DualAscentState,
 )
 from manifold_optax.transforms._momentum import momentum, MomentumState
-from manifold_optax.transforms._normalize_rows import RowRmsState, scale_by_row_rms
 from manifold_optax.transforms._orthogonalize import orthogonalize_via_newton_schulz
 from manifold_optax.transforms._project import project
 from manifold_optax.transforms._qk_clip import apply_qk_clip, qk_clip
@@ -22,6 +21,7 @@ from manifold_optax.transforms._retract import (
 )
 from manifold_optax.transforms._router import balance_router_bias
 from manifold_optax.transforms._scale import scale_by_shape, SHAPE_RULES
+from manifold_optax.transforms._scale_by_row_rms import RowRmsState, scale_by_row_rms
 from manifold_optax.transforms._scale_by_size import scale_by_size
 from manifold_optax.transforms._steepest import steepest, SteepestState
 from manifold_optax.transforms._tangent import tangent_project

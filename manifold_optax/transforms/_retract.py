@@ -33,7 +33,7 @@ def retract(
     manifold: Manifold,
     *,
     every: int = 1,
-    size: Callable[[Any], Any] | None = None,
+    factor: Callable[[Any], Any] | None = None,
     axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -52,10 +52,10 @@ def retract(
         every: retract the updates number `every`, `2·every`, … only, and let the others
             pass; a static int ≥ 1. Between two retractions the parameters leave the
             manifold by the second order of the steps.
-        size: Optax schedule `count -> factor > 0` of the bound of a `Ball` or `Band`:
-            the update number `count` (from 0) lands within `factor` times the bound.
-            The links before this one do not know of it; give them `Euclidean()`
-            directions (as `muon` has). `None`: factor 1.
+        factor: Optax schedule `count -> factor > 0` by which the bound of a `Ball` or
+            `Band` is multiplied: the update number `count` (from 0) lands within
+            `factor(count)` times the bound. The links before this one do not see the
+            factor: give them `Euclidean()` directions, as `muon` has. `None`: 1.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`. Its
             `wire` does not narrow a retraction, and on a `DiagonalGram` matrices are
@@ -63,7 +63,7 @@ def retract(
 
     Returns:
         A transformation that needs `params`; without state, or with `RetractState`
-        where `every` or `size` is given. Updates leave in the dtype of
+        where `every` or `factor` is given. Updates leave in the dtype of
         the parameter; computed in at least float32. Stored in bfloat16 the parameters
         stay on a Stiefel manifold only to about 3e-3. Where gradients have another
         dtype than parameters, wrappers that want one dtype on both sides
@@ -72,7 +72,7 @@ def retract(
     Raises:
         TypeError: for `every` that is not a static int.
         ValueError: for `every` below 1, or above where the manifold must be at hand
-            (`"kept"`, `"isometry"`); for a schedule of the size of another manifold; at
+            (`"kept"`, `"isometry"`); for a `factor` of another manifold; at
             update, if `params` is None or a leaf is not a batch of matrices.
 
     Example:
@@ -86,15 +86,15 @@ def retract(
     Source: Absil, Mahony, Sepulchre (2008), section 4.1; the projection after the step
     as a hard form of weight decay ("post-clip"): J. Su, kexue.fm 11729 (2026).
     """
-    _check_times(manifold, every, size)
+    _check_times(manifold, every, factor)
     placement = _adapted(placement, manifold)
-    timed = every > 1 or size is not None
+    timed = every > 1 or factor is not None
     retract_all = unit_map(
         _retraction_kernel(manifold.unit()), manifold, axes=axes, placement=placement
     )
 
     def land(updates: ArrayTree, params: ArrayTree, count: Any) -> ArrayTree:
-        now = None if size is None else size(count)
+        now = None if factor is None else factor(count)
         return retract_all((), (updates, params), like=params, factor=now)
 
     def pass_on(updates: ArrayTree, params: ArrayTree, count: Any) -> ArrayTree:
@@ -154,7 +154,7 @@ def _retraction_kernel(unit: Manifold) -> Callable[..., Any]:
     return kernel
 
 
-def _check_times(manifold: Manifold, every: int, size: Any) -> None:
+def _check_times(manifold: Manifold, every: int, factor: Any) -> None:
     require_static_steps("every", every)
     if not every:
         raise ValueError(f"every must be an int of at least 1, got {every!r}.")
@@ -168,16 +168,16 @@ def _check_times(manifold: Manifold, every: int, size: Any) -> None:
             f"{manifold} retracts steps from points on the manifold only, which there "
             f"are not with every={every}; use retraction='polar'."
         )
-    if size is None:
+    if factor is None:
         return
-    if not callable(size):
+    if not callable(factor):
         raise TypeError(
-            f"size must be a schedule (count -> factor) or None, got {size!r}; a fixed "
-            "size belongs to the manifold, e.g. mo.Sphere(2.0)."
+            "factor must be a schedule (count -> factor) or None, got "
+            f"{factor!r}; a fixed size belongs to the manifold, e.g. mo.Sphere(2.0)."
         )
     if not isinstance(manifold, Ball | Band):
         raise ValueError(
-            f"A schedule of the size is for mo.Ball and mo.Band: on {manifold} the "
+            f"A factor of the size is for mo.Ball and mo.Band: on {manifold} the "
             "links before this one would measure at another size than the point has."
         )
 

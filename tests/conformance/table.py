@@ -163,7 +163,7 @@ CASES = (
         "retract-size",
         mo.Ball(mo.Frobenius(), 2.0),
         _SPHERE,
-        size=optax.constant_schedule(1.0),
+        factor=optax.constant_schedule(1.0),
     ),
     Case(
         "retract-every",

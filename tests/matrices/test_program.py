@@ -80,7 +80,7 @@ def test_inside_shard_map_everything_is_local(rng):
     ]
 
 
-@pytest.mark.parametrize("recipe", [mo.sharding.owned, mo.sharding.split])
+@pytest.mark.parametrize("recipe", [mo.sharding.owned, mo.sharding.sliced])
 def test_a_placement_inside_shard_map_is_an_error(rng, recipe):
     mesh = jax.make_mesh((1,), ("data",))
     placement = recipe(mesh)

@@ -39,7 +39,7 @@ GOLDEN = {
     "scion": ["direction", "weight_decay", "learning_rate"],
     "normuon": [
         "orthogonalize",
-        "normalize_rows",
+        "scale_by_row_rms",
         "scale_by_shape",
         "weight_decay",
         "learning_rate",
@@ -54,7 +54,7 @@ GOLDEN_LEAVES = {
     "spectral_sphere": [],
     "hyperball": [],
     "scion": [],
-    "normuon": ["['normalize_rows'].mean_square['w']"],
+    "normuon": ["['scale_by_row_rms'].mean_square['w']"],
 }
 MOMENTUM_LEAVES = ["['momentum'].count", "['momentum'].average['w']"]
 

@@ -66,6 +66,6 @@ def assert_close(actual: Any, expected: Any) -> None:
 
 def counts_outside_loops(compiled: Any) -> dict[str, int]:
     """Number of collectives of each kind that one device executes, none in a loop."""
-    found = mo.sharding.collectives(compiled)
+    found = mo.programs.collectives(compiled)
     assert not found.inside_loops
     return {kind.name: kind.outside.count for kind in found.kinds}

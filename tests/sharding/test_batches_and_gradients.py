@@ -18,7 +18,7 @@ pytestmark = pytest.mark.devices
 BF16_EPS = 2.0**-8
 
 
-@pytest.mark.parametrize("recipe", ["owned", "split"])
+@pytest.mark.parametrize("recipe", ["owned", "sliced"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_pass_the_wire(
     recipe: str, dtype: Any, rng: np.random.Generator

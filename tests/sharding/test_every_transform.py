@@ -37,7 +37,7 @@ LAYOUTS: dict[str, tuple[Callable[..., mo.sharding.Placement], dict[str, P]]] = 
     ),
     # Experts lie on a device each.
     "batch": (mo.sharding.owned, CUT | {"stack": P(("x", "y"))}),
-    "split": (mo.sharding.split, CUT),
+    "sliced": (mo.sharding.sliced, CUT),
     "auto": (mo.sharding.auto, CUT),
 }
 
@@ -45,7 +45,7 @@ FAST = {
     ("muon", "two-dimensional"),
     ("retract-Sphere-kept", "hybrid"),
     ("add_spectral_weight_decay", "batch"),
-    ("scale_by_row_rms", "split"),
+    ("scale_by_row_rms", "sliced"),
     ("shrink_norm-RowRms", "auto"),
 }
 """One of each layout and kind of kernel; all others are compiled nightly."""
@@ -139,4 +139,4 @@ def test_two_updates_equal_those_of_one_device(case: Case, layout: str) -> None:
     compiled = step.lower(gradients[0], state, params).compile()
     actual = two_steps(compiled, gradients, state, params)
     assert_same(jax.device_get(actual), on_one_device(case))
-    assert mo.sharding.collectives(compiled).inside_loops == 0
+    assert mo.programs.collectives(compiled).inside_loops == 0

@@ -68,7 +68,7 @@ def one_device() -> tuple[Any, Any, int]:
     """Parameters, what a step makes of them on one device, and its FLOPs."""
     params = transformer(np.random.default_rng(0), 4, 32)
     step, state = whole_step(mo.muon(0.1), params)
-    return params, step(params, state, params)[0], mo.sharding.dot_flops(step)
+    return params, step(params, state, params)[0], mo.programs.dot_flops(step)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -82,7 +82,7 @@ def test_a_step_of_muon_sends_what_the_bound_asks_for(
 
     *_, devices, replicas = LAYOUTS[layout]
     shard = sum(x.nbytes for x in params.values()) / devices
-    found = mo.sharding.collectives(sharded)
+    found = mo.programs.collectives(sharded)
     assert found.inside_loops == 0
     counts = {kind.name: kind.outside.count for kind in found.kinds}
     assert counts == {
@@ -92,7 +92,7 @@ def test_a_step_of_muon_sends_what_the_bound_asks_for(
     # One input, one output: the bound of the exchange, in bytes.
     bound = 2 * (devices - 1) / devices / replicas + (replicas - 1) / replicas
     assert found.wire() == pytest.approx(bound * shard, rel=1e-6)
-    assert mo.sharding.dot_flops(sharded) <= 1.05 * total / (devices * replicas)
+    assert mo.programs.dot_flops(sharded) <= 1.05 * total / (devices * replicas)
 
 
 def test_parameters_that_travel_along_cost_half_as_much_again(
@@ -102,7 +102,7 @@ def test_parameters_that_travel_along_cost_half_as_much_again(
     put, placement = placed(params, "rows")
     tx = mo.retract_polar(placement=placement)
     compiled = jax.jit(tx.update).lower(put, optax.EmptyState(), put).compile()
-    found = mo.sharding.collectives(compiled)
+    found = mo.programs.collectives(compiled)
     shard = sum(x.nbytes for x in params.values()) / 8
     assert found.count("all-to-all") == found.count() == 2
     assert found.wire() == pytest.approx(3 * 7 / 8 * shard, rel=1e-6)
@@ -120,7 +120,7 @@ def test_replicas_that_repeat_the_work_gather_nothing(
     )
     compiled = go.lower(put).compile()
     assert_close(compiled(put), expected)
-    assert mo.sharding.collectives(compiled).count("all-gather") == 0
+    assert mo.programs.collectives(compiled).count("all-gather") == 0
     plan = str(mo.plan_matrices(params, placement=placement))
     assert ("repeated 8 times over data" in plan) == (layout == "replicated")
 
@@ -139,7 +139,7 @@ def test_a_narrow_wire_halves_the_bytes(layout: str, rng: np.random.Generator) -
         )
         programs.append(go.lower(put).compile())
     wide, narrow = (program(put) for program in programs)
-    wires = [mo.sharding.collectives(program).wire() for program in programs]
+    wires = [mo.programs.collectives(program).wire() for program in programs]
     assert wires[1] == wires[0] / 2
     for name, x in wide.items():
         # Rounded on the way there, and the polynomial's slope at 0 is below 500 times
@@ -165,7 +165,7 @@ def test_half_precision_leaves_travel_as_they_are(rng: np.random.Generator) -> N
 
     jax.tree.map(close, compiled(put), expected)
     shard = sum(leaf.nbytes for leaf in params.values()) / 8
-    assert mo.sharding.collectives(compiled).wire() == 2 * 7 / 8 * shard
+    assert mo.programs.collectives(compiled).wire() == 2 * 7 / 8 * shard
 
 
 UNEVEN = {
@@ -231,7 +231,7 @@ def test_a_cut_of_the_short_side_is_moved_to_the_long_one(
         name: jax.device_put(x, NamedSharding(mesh, specs[name]))
         for name, x in tree.items()
     }
-    placement = mo.sharding.split(mesh, specs if kind == AxisType.Auto else None)
+    placement = mo.sharding.sliced(mesh, specs if kind == AxisType.Auto else None)
 
     def go(placement: Any) -> Any:
         return jax.jit(
@@ -248,7 +248,7 @@ def test_a_cut_of_the_short_side_is_moved_to_the_long_one(
     there = jax.tree.map(lambda x: jax.device_put(x, where), vectors)
     compiled = go(placement).lower(put, there).compile()
     assert_close(compiled(put, there), go(None)(tree, vectors))
-    assert mo.sharding.collectives(compiled).count("all-to-all") == 6
+    assert mo.programs.collectives(compiled).count("all-to-all") == 6
     plan = str(mo.plan_matrices(put, placement=placement))
     assert plan.count("cooperative over") == 3
 
@@ -275,7 +275,7 @@ def test_work_of_several_exchanges_is_spread_over_all_devices() -> None:
     assert_close(found, expected)
 
 
-def test_auto_splits_long_matrices_and_deals_out_the_others() -> None:
+def test_auto_slices_long_matrices_and_deals_out_the_others() -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     shapes = {"embedding": (4096, 64), "mlp": (16, 256, 64), "head": (64, 4096)}
     tree = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
@@ -286,7 +286,7 @@ def test_auto_splits_long_matrices_and_deals_out_the_others() -> None:
         for group in (*plan.groups, *plan.exchanges[0].groups)
         for member in group.members
     }
-    assert recipes == {"embedding": "split", "head": "cooperative", "mlp": "owned"}
+    assert recipes == {"embedding": "sliced", "head": "cooperative", "mlp": "owned"}
 
 
 def test_the_order_of_a_short_side_of_several_axes_is_kept() -> None:
@@ -303,7 +303,7 @@ def test_the_order_of_a_short_side_of_several_axes_is_kept() -> None:
     def number_columns(x: Any, axis_name: Any = None) -> Any:
         return x * jnp.arange(x.shape[1])[None, :]
 
-    for placement in (mo.sharding.split(mesh, specs), mo.sharding.owned(mesh, specs)):
+    for placement in (mo.sharding.sliced(mesh, specs), mo.sharding.owned(mesh, specs)):
         go = jax.jit(
             lambda x, placement=placement: map_matrices(
                 number_columns, (x,), axes=axes, placement=placement

@@ -59,7 +59,7 @@ def test_rows_stay_cut_under_the_split_recipe(rng: np.random.Generator) -> None:
     mesh, spec = mesh_of(AxisType.Auto), P(None, "x", None)
     tx = mo.orthogonalize_via_newton_schulz(axes=REPEATED)
     expected = jax.jit(tx.update)(gradient, tx.init(gradient))[0]
-    placement = mo.sharding.split(mesh, {"w": spec})
+    placement = mo.sharding.sliced(mesh, {"w": spec})
     tx = mo.orthogonalize_via_newton_schulz(axes=REPEATED, placement=placement)
     cut = jax.device_put(gradient, NamedSharding(mesh, spec))
     assert_close(jax.jit(tx.update)(cut, tx.init(cut))[0], expected)

@@ -1,4 +1,4 @@
-"""The same kernels local, at owners, and with a split long side, on eight devices."""
+"""The same kernels local, at owners, and with a sliced long side, on eight devices."""
 
 import functools
 import re
@@ -128,7 +128,7 @@ def test_all_stacks_travel_by_two_all_to_alls_together(
 
 
 @each_on_one_kind([(name, "long side") for name in KERNELS])
-def test_split_equals_one_device_and_reduces_small_arrays_only(
+def test_sliced_equals_one_device_and_reduces_small_arrays_only(
     name: str, layout: str, kind: AxisType
 ) -> None:
     del layout
@@ -149,7 +149,7 @@ def test_split_equals_one_device_and_reduces_small_arrays_only(
         kernel,
         sharded,
         replicate(numbers, mesh),
-        mo.sharding.split(mesh, specs if kind == AxisType.Auto else None),
+        mo.sharding.sliced(mesh, specs if kind == AxisType.Auto else None),
     )
     assert_close(actual, expected)
     assert set(counts_outside_loops(compiled)) <= {"all-reduce", "all-gather"}
@@ -206,7 +206,7 @@ def test_eager_calls_on_explicit_meshes(rng: np.random.Generator) -> None:
     assert_close(map_matrices(kernels.newton_schulz, (sharded,)), expected)
 
 
-@pytest.mark.parametrize("recipe", [mo.sharding.owned, mo.sharding.split])
+@pytest.mark.parametrize("recipe", [mo.sharding.owned, mo.sharding.sliced])
 def test_numbers_lie_as_the_batch_axes_of_their_matrices(recipe: Any) -> None:
     mesh = mesh_of(AxisType.Explicit)
     layout = NamedSharding(mesh, P("x", "y", None))
@@ -230,5 +230,5 @@ def test_numbers_whose_shape_depends_on_the_placement_are_an_error() -> None:
     rows = lambda x, axis_name=None: jnp.sum(x, axis=1)
     with pytest.raises(ValueError, match=r"same shapes whether.*\(16,\).*\(8,\)"):
         map_matrices(
-            rows, (tree,), returns=("number",), placement=mo.sharding.split(mesh)
+            rows, (tree,), returns=("number",), placement=mo.sharding.sliced(mesh)
         )

@@ -65,9 +65,9 @@ def test_directions_that_want_whole_matrices_are_never_split(
 ) -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     x = {"w": jax.ShapeDtypeStruct((64, 8), jnp.float32)}
-    tx = mo.steepest(manifold, norm, placement=mo.sharding.split(mesh, {"w": P("x")}))
+    tx = mo.steepest(manifold, norm, placement=mo.sharding.sliced(mesh, {"w": P("x")}))
     compiled = jax.jit(tx.update).lower(x, optax.EmptyState(), x).compile()
-    found = mo.sharding.collectives(compiled)
+    found = mo.programs.collectives(compiled)
     assert found.inside_loops == 0
     assert found.count("all-to-all") == 2
 

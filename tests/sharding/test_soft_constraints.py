@@ -36,7 +36,7 @@ MAKERS = {
 )
 @pytest.mark.parametrize(
     "recipe",
-    [mo.sharding.split, pytest.param(mo.sharding.owned, marks=pytest.mark.slow)],
+    [mo.sharding.sliced, pytest.param(mo.sharding.owned, marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize(
     "name",

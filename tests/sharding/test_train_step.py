@@ -252,4 +252,4 @@ def test_experts_sharded_by_expert_communicate_nothing(
 ) -> None:
     experts = P((*ROWS, "tensor"), None, None)
     compiled = update_once(make, mesh_of(kind), experts, 16, 16, 8)
-    assert mo.sharding.collectives(compiled).count() == 0
+    assert mo.programs.collectives(compiled).count() == 0

@@ -223,7 +223,7 @@ def test_between_two_retractions_nothing_is_computed(rng):
 
 def test_a_schedule_moves_the_bound(rng):
     factor = optax.linear_schedule(1.0, 3.0, 2)
-    tx = mo.retract(Ball(mo.Spectral(), 0.5), size=factor)
+    tx = mo.retract(Ball(mo.Spectral(), 0.5), factor=factor)
     params = {"w": draw(rng, 6, 3)}
     state, update = tx.init(params), jax.jit(tx.update)
     for count in range(3):
@@ -238,7 +238,7 @@ def test_a_schedule_moves_the_bound(rng):
 def test_without_a_schedule_the_update_is_the_same(rng):
     params, update = {"w": draw(rng, 6, 3)}, {"w": draw(rng, 6, 3)}
     ball = Ball(mo.Frobenius(), 2.0)
-    tx = mo.retract(ball, size=optax.constant_schedule(1.0))
+    tx = mo.retract(ball, factor=optax.constant_schedule(1.0))
     assert mo.retract(ball).init(params) == optax.EmptyState()
     found, _ = jax.jit(tx.update)(update, tx.init(params), params)
     expected = retracted(ball, params["w"], update["w"])
@@ -249,8 +249,8 @@ def test_without_a_schedule_the_update_is_the_same(rng):
 @pytest.mark.parametrize(
     ("manifold", "options", "reason"),
     [
-        (mo.Stiefel(), {"size": optax.constant_schedule(1.0)}, r"mo\.Ball"),
-        (mo.Sphere("kept"), {"size": optax.constant_schedule(1.0)}, r"mo\.Ball"),
+        (mo.Stiefel(), {"factor": optax.constant_schedule(1.0)}, r"mo\.Ball"),
+        (mo.Sphere("kept"), {"factor": optax.constant_schedule(1.0)}, r"mo\.Ball"),
         (mo.Sphere("kept"), {"every": 2}, "reads its radius"),
         (mo.Stiefel(retraction="isometry"), {"every": 2}, "polar"),
     ],
@@ -280,7 +280,7 @@ def test_a_ball_clips_after_the_step(rng, norm):
         ({"every": 0}, ValueError, "every must be an int of at least 1, got 0"),
         ({"every": -2}, ValueError, "every must be at least 0"),
         ({"every": 2.0}, TypeError, r"static_args=\('every',\)"),
-        ({"size": 2.0}, TypeError, "size must be a schedule"),
+        ({"factor": 2.0}, TypeError, "factor must be a schedule"),
     ],
 )
 def test_wrong_times_are_errors(unhooked, options, error, message):

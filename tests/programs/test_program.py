@@ -2,7 +2,7 @@
 
 import pytest
 
-from manifold_optax.sharding import collectives, dot_flops
+from manifold_optax.programs import collectives, dot_flops
 
 
 class Text:

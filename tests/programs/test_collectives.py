@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import manifold_optax as mo
-from manifold_optax.sharding import collectives, dot_flops
+from manifold_optax.programs import collectives, dot_flops
 
 devices = pytest.mark.devices
 
@@ -33,7 +33,7 @@ def compiled(function: Any, dtype: Any = jnp.float32, *, axes: Any = ("x", "y"))
     return jax.jit(mapped).lower(x).compile()
 
 
-def traffic(found: mo.sharding.Collectives) -> dict[str, tuple[float, ...]]:
+def traffic(found: mo.programs.Collectives) -> dict[str, tuple[float, ...]]:
     """Count and bytes outside loops, count and bytes inside."""
     return {
         kind.name: (

@@ -1,4 +1,4 @@
-"""Matrices whose rows are split: few messages, none in a loop, at full accuracy."""
+"""Matrices whose rows are sliced: few messages, none in a loop, at full accuracy."""
 
 import functools
 from typing import Any
@@ -39,7 +39,7 @@ KINDS = ("gauss", "1e2", "1e4", "1e7", "rank n/2")
 
 
 def on_devices(kernel: Any, stacked: bool = False, out: Any = None) -> Any:
-    """`kernel` of rows (or of a stack of matrices) split over eight devices, jitted."""
+    """`kernel` of rows (of one matrix or a stack) over eight devices, jitted."""
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     kernel = functools.partial(kernel, axis_name=("x", "y"))
     rows = P(None, ("x", "y")) if stacked else P(("x", "y"))
@@ -48,7 +48,7 @@ def on_devices(kernel: Any, stacked: bool = False, out: Any = None) -> Any:
     return jax.jit(jax.shard_map(mapped, mesh=mesh, in_specs=rows, out_specs=spec))
 
 
-def split(stacked: bool = False, **options: Any) -> Any:
+def sliced(stacked: bool = False, **options: Any) -> Any:
     return on_devices(functools.partial(linalg.newton_schulz, **options), stacked)
 
 
@@ -69,7 +69,7 @@ def relative_error(found: Any, x: np.ndarray, schedule: Any) -> float:
 )
 def test_one_all_reduce_is_as_accurate_as_one_device(name: str, bound: float) -> None:
     schedule = getattr(linalg, name)
-    compiled = split(schedule=schedule).lower(jnp.zeros(SHAPE)).compile()
+    compiled = sliced(schedule=schedule).lower(jnp.zeros(SHAPE)).compile()
     assert counts_outside_loops(compiled) == ONE
     for kind in KINDS:
         x = matrix(kind)
@@ -86,7 +86,7 @@ def test_scale_zero_and_bad_entries(preconditioner: str, stacked: bool) -> None:
     x = matrix("gauss")
     bad = np.where(x == x[0, 0], np.nan, x), np.where(x == x[-1, 3], -np.inf, x)
     stack = np.stack([x, 1e30 * x, 1e-30 * x, 0 * x, *bad]).astype(np.float32)
-    run = split(stacked, preconditioner=preconditioner)
+    run = sliced(stacked, preconditioner=preconditioner)
     compiled = run.lower(jnp.zeros_like(stack if stacked else x)).compile()
     # A stack is one message.
     assert counts_outside_loops(compiled) == ONE
@@ -102,7 +102,7 @@ def test_scale_zero_and_bad_entries(preconditioner: str, stacked: bool) -> None:
 def test_the_direct_form_squares_no_large_matrix(shape: tuple[int, int]) -> None:
     # A device has 32 × 16 of the first: the square of the Gram matrix costs less than
     # another product with the rows. Of the second it has 8 × 64.
-    compiled = split(form="direct").lower(jnp.zeros(shape)).compile()
+    compiled = sliced(form="direct").lower(jnp.zeros(shape)).compile()
     assert counts_outside_loops(compiled) == {"all-reduce": 5, "all-gather": 1}
     squares = compiled.as_text().count(f"f32[{shape[1]},{shape[1]}]{{1,0}} dot(")
     assert squares == 5 * (2 if shape[0] > 8 * shape[1] else 1)
@@ -118,7 +118,7 @@ def test_in_float32_eight_rows_take_two(
 ) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     schedule = getattr(linalg, name)
-    compiled = split(schedule=schedule).lower(jnp.zeros(SHAPE)).compile()
+    compiled = sliced(schedule=schedule).lower(jnp.zeros(SHAPE)).compile()
     assert counts_outside_loops(compiled) == {"all-reduce": sums, "all-gather": 1}
     assert "f64" not in compiled.as_text()
     for kind in KINDS:
@@ -129,7 +129,7 @@ def test_in_float32_eight_rows_take_two(
 
 def test_bfloat16_rounds_the_matrix_once() -> None:
     x = matrix("gauss")
-    found = split(compute_dtype=jnp.bfloat16)(x)
+    found = sliced(compute_dtype=jnp.bfloat16)(x)
     assert found.dtype == jnp.float32
     largest = np.abs(x).max()
     rounded = np.asarray(jnp.asarray(x / largest, jnp.bfloat16), np.float64)
@@ -204,6 +204,6 @@ def test_functions_of_a_point_and_a_vector_with_split_rows(name: str) -> None:
     vector = u[:, :8] @ vt[:8] / 4
     x, y = (jnp.asarray(a, jnp.float32) for a in (point, vector))
     whole = jax.jit(FUNCTIONS[name])(x, y)
-    split = on_devices(FUNCTIONS[name])(x, y)
+    found = on_devices(FUNCTIONS[name])(x, y)
     # Sums in another order (seen: 5e-7), which steps that have not converged magnify.
-    np.testing.assert_allclose(split, whole, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5)

@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any
 
-from manifold_optax.sharding._program import (
+from manifold_optax.programs._program import (
     arrays,
     elements,
     Instruction,
