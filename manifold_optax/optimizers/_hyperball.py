@@ -1,26 +1,24 @@
 """Hyperball: any direction, with the Frobenius norm of each matrix kept."""
 
-from typing import Any
-
 import optax
 
 from manifold_optax import transforms
-from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Euclidean, Frobenius, Sphere
 from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers._links import (
-    learning_rate_link,
+    manifold_chain,
+    manifold_of,
+    Momentum,
     momentum_link,
-    refuse_weight_decay,
 )
 
 
 def hyperball(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     *,
     inner: optax.GradientTransformation | None = None,
     manifold: Sphere | None = None,
-    momentum: Any = 0.95,
+    momentum: Momentum = 0.95,
     nesterov: bool = True,
     weight_decay: None = None,
     axes: AxesLike = None,
@@ -52,8 +50,8 @@ def hyperball(
         momentum: decay of the average in [0, 1), or a transformation in its place;
             `None` for none.
         nesterov: whether the average looks one step ahead.
-        weight_decay: must be `None`; here so that asking for it is an error that says
-            why.
+        weight_decay: not supported, because the retraction would undo it. Any other
+            value than `None` raises an error that explains this.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
 
@@ -62,8 +60,8 @@ def hyperball(
 
     Raises:
         TypeError: for a manifold that is not `Sphere`.
-        ValueError: for numbers out of range, a weight decay, or (at update) a leaf that
-            is not a batch of matrices, naming it.
+        ValueError: for numbers out of range and a weight decay; at init, naming the
+            leaf, for one that is not a batch of matrices or not on the manifold.
 
     Example:
         >>> params = {"w": jnp.array([[3.0, 0.0], [0.0, 4.0]])}
@@ -74,9 +72,7 @@ def hyperball(
 
     Source: arXiv 2606.16899 (2026).
     """
-    refuse_weight_decay("hyperball", weight_decay)
-    manifold = Sphere("kept") if manifold is None else manifold
-    require_instance("manifold of hyperball", manifold, Sphere)
+    manifold = manifold_of("hyperball", manifold, Sphere("kept"))
     if inner is None:
         inner = transforms.orthogonalize_via_newton_schulz(
             axes=axes, placement=placement
@@ -84,12 +80,15 @@ def hyperball(
     direction = transforms.steepest(
         Euclidean(), Frobenius(), axes=axes, placement=placement
     )
-    retraction = transforms.retract(manifold, axes=axes, placement=placement)
-    return optax.named_chain(
+    return manifold_chain(
+        "hyperball",
+        manifold,
         *momentum_link(momentum, nesterov=nesterov),
         ("inner", inner),
         ("direction", direction),
         ("size", transforms.scale_by_size(manifold, axes=axes)),
-        learning_rate_link(learning_rate),
-        ("retraction", retraction),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        axes=axes,
+        placement=placement,
     )

@@ -1,25 +1,23 @@
 """Hyperspherical descent: the sphere under the Frobenius norm."""
 
-from typing import Any
-
 import optax
 
 from manifold_optax import transforms
-from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Frobenius, Sphere
 from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers._links import (
-    learning_rate_link,
+    manifold_chain,
+    manifold_of,
+    Momentum,
     momentum_link,
-    refuse_weight_decay,
 )
 
 
 def hyperspherical_descent(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     *,
     manifold: Sphere | None = None,
-    momentum: Any = None,
+    momentum: Momentum = None,
     nesterov: bool = False,
     weight_decay: None = None,
     axes: AxesLike = None,
@@ -38,8 +36,8 @@ def hyperspherical_descent(
         momentum: decay of the average in [0, 1), or a transformation in its place,
             e.g. `momentum(0.9, transport=manifold)`; `None`: none, as published.
         nesterov: whether the average looks one step ahead.
-        weight_decay: must be `None`; here so that asking for it is an error that says
-            why.
+        weight_decay: not supported, because the retraction would undo it. Any other
+            value than `None` raises an error that explains this.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
 
@@ -47,8 +45,8 @@ def hyperspherical_descent(
         A named chain; `update` needs `params`.
 
     Raises:
-        ValueError: for numbers out of range, a weight decay, or (at update) a leaf that
-            is not a batch of matrices, naming it.
+        ValueError: for numbers out of range and a weight decay; at init, naming the
+            leaf, for one that is not a batch of matrices or not on the manifold.
 
     Example:
         >>> params = project({"w": jnp.ones((4, 2))}, Sphere())
@@ -60,16 +58,17 @@ def hyperspherical_descent(
 
     Source: J. Bernstein, "Modular Manifolds", Thinking Machines Lab (2025).
     """
-    refuse_weight_decay("hyperspherical_descent", weight_decay)
-    manifold = Sphere() if manifold is None else manifold
-    require_instance("manifold of hyperspherical_descent", manifold, Sphere)
+    manifold = manifold_of("hyperspherical_descent", manifold, Sphere())
     direction = transforms.steepest(
         manifold, Frobenius(), axes=axes, placement=placement
     )
-    retraction = transforms.retract(manifold, axes=axes, placement=placement)
-    return optax.named_chain(
+    return manifold_chain(
+        "hyperspherical_descent",
+        manifold,
         *momentum_link(momentum, nesterov=nesterov),
         ("direction", direction),
-        learning_rate_link(learning_rate),
-        ("retraction", retraction),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        axes=axes,
+        placement=placement,
     )

@@ -1,46 +1,85 @@
-"""The links that the presets share."""
+"""The links that the presets share, and the two ends of their chains."""
 
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 import optax
 
 from manifold_optax import transforms
-from manifold_optax._checks import require_in_range
+from manifold_optax._checks import require_flag, require_in_range, require_instance
+from manifold_optax._typing import Scalar
+from manifold_optax.geometry import Manifold
+from manifold_optax.matrices import AxesLike, Placement
 
 Link: TypeAlias = tuple[str, optax.GradientTransformation]
 
+Momentum: TypeAlias = Scalar | optax.GradientTransformation | None
+"""What every argument `momentum` takes."""
+
+_M = TypeVar("_M", bound=Manifold)
+
 
 def momentum_link(
-    momentum: Any, *, nesterov: bool, debias: bool = False
+    momentum: Momentum, *, nesterov: bool, debias: bool = False
 ) -> tuple[Link, ...]:
     """The link `"momentum"`: of a decay, a transformation as it is, none for `None`."""
+    require_flag("nesterov", nesterov)
     if momentum is None:
         return ()
     if isinstance(momentum, optax.GradientTransformation):
         return (("momentum", momentum),)
+    require_in_range("momentum", momentum, "[0, 1)")
     link = transforms.momentum(momentum, nesterov=nesterov, debias=debias)
     return (("momentum", link),)
 
 
-def learning_rate_link(learning_rate: Any) -> Link:
-    """The link `"learning_rate"`, which turns the sign."""
-    require_in_range("learning_rate", learning_rate, "[0, inf)", schedule=True)
-    return ("learning_rate", optax.scale_by_learning_rate(learning_rate))
+def manifold_of(preset: str, manifold: _M | None, default: _M) -> _M:
+    """The manifold of a preset, which must be of the class of its default."""
+    if manifold is None:
+        return default
+    require_instance(f"manifold of {preset}", manifold, type(default))
+    return manifold
 
 
-def weight_decay_link(weight_decay: Any) -> tuple[Link, ...]:
-    """The link `"weight_decay"`, or none for `None`."""
-    if weight_decay is None:
-        return ()
-    require_in_range("weight_decay", weight_decay, "[0, inf)")
-    return (("weight_decay", optax.add_decayed_weights(weight_decay)),)
+def free_chain(
+    *links: Link,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: Scalar | None,
+) -> optax.GradientTransformationExtraArgs:
+    """`links → weight_decay → learning_rate`: the chain without a constraint."""
+    decay: tuple[Link, ...] = ()
+    if weight_decay is not None:
+        require_in_range("weight_decay", weight_decay, "[0, inf)")
+        decay = (("weight_decay", optax.add_decayed_weights(weight_decay)),)
+    return optax.named_chain(*links, *decay, _learning_rate(learning_rate))
 
 
-def refuse_weight_decay(preset: str, weight_decay: Any) -> None:
-    """Raises ValueError: additive decay does nothing good on a manifold."""
+def manifold_chain(
+    preset: str,
+    manifold: Manifold,
+    *links: Link,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: None,
+    axes: AxesLike,
+    placement: Placement | None,
+) -> optax.GradientTransformationExtraArgs:
+    """`links → learning_rate → retraction`: the chain that stays on a manifold.
+
+    Raises:
+        ValueError: for a weight decay, which does nothing good on a manifold.
+    """
     if weight_decay is not None:
         raise ValueError(
             f"{preset} keeps its parameters on a manifold, where additive weight decay "
             "is undone by the retraction; leave weight_decay=None and choose the size "
             f"of the manifold instead, got weight_decay={weight_decay!r}."
         )
+    retraction = transforms.retract(manifold, axes=axes, placement=placement)
+    return optax.named_chain(
+        *links, _learning_rate(learning_rate), ("retraction", retraction)
+    )
+
+
+def _learning_rate(learning_rate: optax.ScalarOrSchedule) -> Link:
+    """The link `"learning_rate"`, which turns the sign."""
+    require_in_range("learning_rate", learning_rate, "[0, inf)", schedule=True)
+    return ("learning_rate", optax.scale_by_learning_rate(learning_rate))

@@ -1,27 +1,28 @@
 """Manifold Muon: the Stiefel manifold under the spectral norm."""
 
-from typing import Any
-
 import optax
 
 from manifold_optax import transforms
 from manifold_optax.geometry import Stiefel
 from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers._links import (
-    learning_rate_link,
+    manifold_chain,
+    manifold_of,
+    Momentum,
     momentum_link,
-    refuse_weight_decay,
 )
 
 
-def manifold_muon(
-    learning_rate: Any,
+def manifold_muon(  # noqa: PLR0913 - the words of all presets, and the solver's three
+    learning_rate: optax.ScalarOrSchedule,
     *,
     manifold: Stiefel | None = None,
-    momentum: Any = None,
+    momentum: Momentum = None,
     nesterov: bool = False,
     weight_decay: None = None,
     steps: int | None = None,
+    tolerance: float | None = None,
+    certify: bool = False,
     axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -39,10 +40,13 @@ def manifold_muon(
         momentum: decay of the average in [0, 1), or a transformation in its place,
             e.g. `momentum(0.9, transport=manifold)`; `None`: none, as published.
         nesterov: whether the average looks one step ahead.
-        weight_decay: must be `None`; here so that asking for it is an error that says
-            why.
-        steps: steps of the dual solver; `None`: by shape and backend. For a tolerance
-            or a certificate chain `dual_ascent_spectral` yourself.
+        weight_decay: not supported, because the retraction would undo it. Any other
+            value than `None` raises an error that explains this.
+        steps: steps of the dual solver; `None`: by shape and backend.
+        tolerance: relative gap at which the solver stops, in (0, 1); see
+            `dual_ascent_spectral`.
+        certify: whether the state keeps the relative gap of each direction, which
+            `diagnostics.collect` gathers.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
 
@@ -50,8 +54,8 @@ def manifold_muon(
         A named chain; `update` needs `params`.
 
     Raises:
-        ValueError: for numbers out of range, a weight decay, or (at update) a leaf that
-            is not a batch of matrices, naming it.
+        ValueError: for numbers out of range and a weight decay; at init, naming the
+            leaf, for one that is not a batch of matrices or not on the manifold.
 
     Example:
         >>> params = project({"w": jnp.arange(8.0).reshape(4, 2) ** 2}, Stiefel())
@@ -63,15 +67,22 @@ def manifold_muon(
 
     Source: J. Bernstein, "Modular Manifolds", Thinking Machines Lab (2025).
     """
-    refuse_weight_decay("manifold_muon", weight_decay)
-    manifold = Stiefel() if manifold is None else manifold
+    manifold = manifold_of("manifold_muon", manifold, Stiefel())
     direction = transforms.dual_ascent_spectral(
-        manifold, steps=steps, axes=axes, placement=placement
+        manifold,
+        steps=steps,
+        tolerance=tolerance,
+        certify=certify,
+        axes=axes,
+        placement=placement,
     )
-    retraction = transforms.retract(manifold, axes=axes, placement=placement)
-    return optax.named_chain(
+    return manifold_chain(
+        "manifold_muon",
+        manifold,
         *momentum_link(momentum, nesterov=nesterov),
         ("direction", direction),
-        learning_rate_link(learning_rate),
-        ("retraction", retraction),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        axes=axes,
+        placement=placement,
     )

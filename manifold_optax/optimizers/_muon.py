@@ -1,26 +1,20 @@
 """Muon: steepest descent under the spectral norm, without a constraint."""
 
-from typing import Any
-
 import optax
 
 from manifold_optax import transforms
-from manifold_optax._typing import Schedule
+from manifold_optax._typing import Scalar, Schedule
 from manifold_optax.linalg import JORDAN
 from manifold_optax.matrices import AxesLike, Placement
-from manifold_optax.optimizers._links import (
-    learning_rate_link,
-    momentum_link,
-    weight_decay_link,
-)
+from manifold_optax.optimizers._links import free_chain, Momentum, momentum_link
 
 
 def muon(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     *,
-    momentum: Any = 0.95,
+    momentum: Momentum = 0.95,
     nesterov: bool = True,
-    weight_decay: Any = 0.0,
+    weight_decay: Scalar | None = 0.0,
     schedule: Schedule = JORDAN,
     scale: str = "width",
     axes: AxesLike = None,
@@ -47,8 +41,8 @@ def muon(
         A named chain; `update` needs `params`.
 
     Raises:
-        ValueError: for numbers out of range and unknown rules; at update, for a leaf
-            that is not a batch of matrices, naming it.
+        ValueError: for numbers out of range and unknown rules; at init, for a leaf that
+            is not a batch of matrices, naming it.
 
     Example:
         >>> tx = muon(0.02, weight_decay=0.1)
@@ -61,10 +55,10 @@ def muon(
     orthogonalize = transforms.orthogonalize_via_newton_schulz(
         schedule, axes=axes, placement=placement
     )
-    return optax.named_chain(
+    return free_chain(
         *momentum_link(momentum, nesterov=nesterov, debias=True),
         ("orthogonalize", orthogonalize),
         ("scale_by_shape", transforms.scale_by_shape(scale, axes=axes)),
-        *weight_decay_link(weight_decay),
-        learning_rate_link(learning_rate),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
     )

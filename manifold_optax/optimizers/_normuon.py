@@ -1,25 +1,20 @@
 """NorMuon: Muon whose neurons all move by the same amount in the long run."""
 
-from typing import Any
-
 import optax
 
 from manifold_optax import transforms
+from manifold_optax._typing import Scalar
 from manifold_optax.matrices import AxesLike, Placement
-from manifold_optax.optimizers._links import (
-    learning_rate_link,
-    momentum_link,
-    weight_decay_link,
-)
+from manifold_optax.optimizers._links import free_chain, Momentum, momentum_link
 
 
 def normuon(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     *,
-    momentum: Any = 0.95,
+    momentum: Momentum = 0.95,
     nesterov: bool = False,
-    weight_decay: Any = 0.0,
-    row_decay: Any = 0.95,
+    weight_decay: Scalar | None = 0.0,
+    row_decay: Scalar = 0.95,
     scale: str = "rms",
     axes: AxesLike = None,
     placement: Placement | None = None,
@@ -45,8 +40,8 @@ def normuon(
         A named chain; `update` needs `params`.
 
     Raises:
-        ValueError: for numbers out of range and unknown rules; at update, for a leaf
-            that is not a batch of matrices, naming it.
+        ValueError: for numbers out of range and unknown rules; at init, for a leaf that
+            is not a batch of matrices, naming it.
 
     Example:
         >>> params = {"w": jnp.ones((4, 8))}
@@ -61,11 +56,11 @@ def normuon(
     orthogonalize = transforms.orthogonalize_via_newton_schulz(
         axes=axes, placement=placement
     )
-    return optax.named_chain(
+    return free_chain(
         *momentum_link(momentum, nesterov=nesterov),
         ("orthogonalize", orthogonalize),
         ("scale_by_row_rms", transforms.scale_by_row_rms(row_decay, axes=axes)),
         ("scale_by_shape", transforms.scale_by_shape(scale, axes=axes)),
-        *weight_decay_link(weight_decay),
-        learning_rate_link(learning_rate),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
     )

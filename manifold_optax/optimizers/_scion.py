@@ -1,26 +1,21 @@
 """Scion: steps to the corner of a norm ball, one norm per role of a layer."""
 
-from typing import Any
-
 import optax
 
 from manifold_optax import transforms
+from manifold_optax._typing import Scalar
 from manifold_optax.geometry import Euclidean, Norm, RmsToRms
 from manifold_optax.matrices import AxesLike, Placement
-from manifold_optax.optimizers._links import (
-    learning_rate_link,
-    momentum_link,
-    weight_decay_link,
-)
+from manifold_optax.optimizers._links import free_chain, Momentum, momentum_link
 
 
 def scion(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     *,
     norm: Norm | None = None,
-    momentum: Any = 0.9,
+    momentum: Momentum = 0.9,
     nesterov: bool = False,
-    weight_decay: Any = 0.0,
+    weight_decay: Scalar | None = 0.0,
     axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -50,8 +45,8 @@ def scion(
         A named chain; `update` needs `params`.
 
     Raises:
-        ValueError: for numbers out of range; at update, for a leaf that is not a batch
-            of matrices, naming it.
+        ValueError: for numbers out of range; at init, for a leaf that is not a batch of
+            matrices, naming it.
 
     Example:
         >>> params = {"hidden": jnp.ones((4, 4)), "head": jnp.ones((4, 2))}
@@ -70,9 +65,9 @@ def scion(
     """
     norm = RmsToRms() if norm is None else norm
     direction = transforms.steepest(Euclidean(), norm, axes=axes, placement=placement)
-    return optax.named_chain(
+    return free_chain(
         *momentum_link(momentum, nesterov=nesterov),
         ("direction", direction),
-        *weight_decay_link(weight_decay),
-        learning_rate_link(learning_rate),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
     )

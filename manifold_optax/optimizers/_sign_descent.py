@@ -1,25 +1,20 @@
 """Sign descent: steepest descent under the largest-entry norm."""
 
-from typing import Any
-
 import optax
 
 from manifold_optax import transforms
+from manifold_optax._typing import Scalar
 from manifold_optax.geometry import Euclidean, Max
 from manifold_optax.matrices import AxesLike, Placement
-from manifold_optax.optimizers._links import (
-    learning_rate_link,
-    momentum_link,
-    weight_decay_link,
-)
+from manifold_optax.optimizers._links import free_chain, Momentum, momentum_link
 
 
 def sign_descent(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     *,
-    momentum: Any = 0.9,
+    momentum: Momentum = 0.9,
     nesterov: bool = False,
-    weight_decay: Any = 0.0,
+    weight_decay: Scalar | None = 0.0,
     axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -40,8 +35,8 @@ def sign_descent(
         A named chain; `update` needs `params`.
 
     Raises:
-        ValueError: for numbers out of range; at update, for a leaf that is not a batch
-            of matrices, naming it.
+        ValueError: for numbers out of range; at init, for a leaf that is not a batch of
+            matrices, naming it.
 
     Example:
         >>> params = {"w": jnp.zeros((1, 2))}
@@ -52,9 +47,9 @@ def sign_descent(
     Source: J. Bernstein et al., "signSGD" (arXiv 1802.04434, 2018).
     """
     direction = transforms.steepest(Euclidean(), Max(), axes=axes, placement=placement)
-    return optax.named_chain(
+    return free_chain(
         *momentum_link(momentum, nesterov=nesterov),
         ("direction", direction),
-        *weight_decay_link(weight_decay),
-        learning_rate_link(learning_rate),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
     )

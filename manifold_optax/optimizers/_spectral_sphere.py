@@ -1,27 +1,26 @@
 """The spectral sphere optimizer: the largest singular value is fixed."""
 
-from typing import Any
-
 import optax
 
 from manifold_optax import transforms
-from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Spectral, SpectralSphere
 from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers._links import (
-    learning_rate_link,
+    manifold_chain,
+    manifold_of,
+    Momentum,
     momentum_link,
-    refuse_weight_decay,
 )
 
 
 def spectral_sphere(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     *,
     manifold: SpectralSphere | None = None,
-    momentum: Any = 0.9,
+    momentum: Momentum = 0.9,
     nesterov: bool = True,
     weight_decay: None = None,
+    certify: bool = False,
     axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -41,8 +40,10 @@ def spectral_sphere(
         momentum: decay of the average in [0, 1), or a transformation in its place;
             `None` for none.
         nesterov: whether the average looks one step ahead.
-        weight_decay: must be `None`; here so that asking for it is an error that says
-            why.
+        weight_decay: not supported, because the retraction would undo it. Any other
+            value than `None` raises an error that explains this.
+        certify: whether the state keeps the relative gap of each direction, which
+            `diagnostics.collect` gathers.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
 
@@ -51,8 +52,8 @@ def spectral_sphere(
 
     Raises:
         TypeError: for a manifold that is not `SpectralSphere`.
-        ValueError: for numbers out of range, a weight decay, or (at update) a leaf that
-            is not a batch of matrices, naming it.
+        ValueError: for numbers out of range and a weight decay; at init, naming the
+            leaf, for one that is not a batch of matrices or not on the manifold.
 
     Example:
         >>> manifold = SpectralSphere("rms")
@@ -66,16 +67,17 @@ def spectral_sphere(
     Source: J. Su, "Muon on the spectral sphere", kexue.fm 11241 (2025); its default
     decay and radius are those of the SSO code.
     """
-    refuse_weight_decay("spectral_sphere", weight_decay)
-    manifold = SpectralSphere("rms") if manifold is None else manifold
-    require_instance("manifold of spectral_sphere", manifold, SpectralSphere)
+    manifold = manifold_of("spectral_sphere", manifold, SpectralSphere("rms"))
     direction = transforms.steepest(
-        manifold, Spectral(), axes=axes, placement=placement
+        manifold, Spectral(), certify=certify, axes=axes, placement=placement
     )
-    retraction = transforms.retract(manifold, axes=axes, placement=placement)
-    return optax.named_chain(
+    return manifold_chain(
+        "spectral_sphere",
+        manifold,
         *momentum_link(momentum, nesterov=nesterov),
         ("direction", direction),
-        learning_rate_link(learning_rate),
-        ("retraction", retraction),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        axes=axes,
+        placement=placement,
     )

@@ -1,25 +1,23 @@
 """SPEL: Muon's direction in the tangent space of the Stiefel manifold."""
 
-from typing import Any
-
 import optax
 
 from manifold_optax import transforms
-from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Euclidean, Spectral, Stiefel
 from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers._links import (
-    learning_rate_link,
+    manifold_chain,
+    manifold_of,
+    Momentum,
     momentum_link,
-    refuse_weight_decay,
 )
 
 
 def spel(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     *,
     manifold: Stiefel | None = None,
-    momentum: Any = 0.9,
+    momentum: Momentum = 0.9,
     nesterov: bool = False,
     weight_decay: None = None,
     axes: AxesLike = None,
@@ -42,8 +40,8 @@ def spel(
         momentum: decay of the average in [0, 1), or a transformation in its place;
             `None` for none.
         nesterov: whether the average looks one step ahead.
-        weight_decay: must be `None`; here so that asking for it is an error that says
-            why.
+        weight_decay: not supported, because the retraction would undo it. Any other
+            value than `None` raises an error that explains this.
         axes: which axes of a leaf are the matrix; all others are batch axes.
         placement: which device computes which matrix; `None`: see `map_matrices`.
 
@@ -52,8 +50,8 @@ def spel(
 
     Raises:
         TypeError: for a manifold that is not `Stiefel`.
-        ValueError: for numbers out of range, a weight decay, or (at update) a leaf that
-            is not a batch of matrices, naming it.
+        ValueError: for numbers out of range and a weight decay; at init, naming the
+            leaf, for one that is not a batch of matrices or not on the manifold.
 
     Example:
         >>> params = project({"w": jnp.arange(8.0).reshape(4, 2) ** 2}, Stiefel())
@@ -66,19 +64,20 @@ def spel(
     Source: arXiv 2601.21487 (2026), the method with the spectral norm on the Stiefel
     manifold.
     """
-    refuse_weight_decay("spel", weight_decay)
-    manifold = Stiefel() if manifold is None else manifold
-    require_instance("manifold of spel", manifold, Stiefel)
+    manifold = manifold_of("spel", manifold, Stiefel())
     tangent = transforms.tangent_project(manifold, axes=axes, placement=placement)
     direction = transforms.steepest(
         Euclidean(), Spectral(), axes=axes, placement=placement
     )
-    retraction = transforms.retract(manifold, axes=axes, placement=placement)
-    return optax.named_chain(
+    return manifold_chain(
+        "spel",
+        manifold,
         *momentum_link(momentum, nesterov=nesterov),
         ("tangent", tangent),
         ("direction", direction),
         ("size", transforms.scale_by_size(manifold, axes=axes)),
-        learning_rate_link(learning_rate),
-        ("retraction", retraction),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        axes=axes,
+        placement=placement,
     )
