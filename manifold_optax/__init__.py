@@ -5,17 +5,19 @@
     params = mo.project(params, mo.Stiefel())
     tx = mo.manifold_muon(0.1)
 
-From small to large: `linalg` (functions of arrays), manifolds and norms, building
-blocks to chain, optimizers, labels and placements.
+The names below stand in groups by purpose, from whole optimizers down to functions of
+arrays.
 """
 
 from manifold_optax import (
     attention,
     diagnostics,
+    geometry,
     initializers,
     linalg,
     programs,
     sharding,
+    trees,
 )
 from manifold_optax.attention import Attention, HeadPart
 from manifold_optax.diagnostics import describe
@@ -93,80 +95,91 @@ from manifold_optax.transforms import (
 
 __version__ = "0.1.0"
 
-__all__ = (
-    "CONV",
-    "HEADS",
-    "HEADS_OUT",
-    "L1",
-    "OUT_IN",
-    "STACKED",
-    "Attention",
-    "Ball",
-    "Band",
-    "ColumnRms",
-    "DiagonalGram",
-    "DualAscentState",
-    "Euclidean",
-    "Frobenius",
-    "HeadPart",
-    "Manifold",
-    "Max",
-    "MomentumState",
-    "Norm",
-    "Oblique",
-    "PNorm",
-    "PNormSphere",
-    "RetractState",
-    "RmsToRms",
-    "Role",
-    "Roles",
-    "RowRms",
-    "RowRmsState",
-    "ShrinkState",
-    "Spectral",
-    "SpectralDecayState",
-    "SpectralSphere",
-    "Sphere",
-    "Split",
-    "SteepestState",
-    "Stiefel",
-    "__version__",
-    "add_spectral_weight_decay",
-    "apply_qk_clip",
-    "attention",
-    "balance_router_bias",
-    "describe",
-    "diagnostics",
-    "dual_ascent_spectral",
-    "hybrid",
+__all__ = ["__version__"]
+
+# A whole model: what its parameters are, and one optimizer for all of them.
+__all__ += ["Role", "Roles", "describe", "hybrid", "roles"]
+
+# How a leaf is a batch of matrices.
+__all__ += ["CONV", "HEADS", "HEADS_OUT", "OUT_IN", "STACKED", "Split"]
+
+# Optimizers of matrices without a constraint.
+__all__ += ["muon", "normuon", "scion", "sign_descent"]
+
+# Optimizers of matrices on a manifold, and the way there.
+__all__ += [
     "hyperball",
     "hyperspherical_descent",
     "initializers",
-    "linalg",
     "manifold_muon",
-    "map_matrices",
-    "momentum",
-    "muon",
-    "muon_clip",
-    "normuon",
-    "orthogonalize_via_newton_schulz",
-    "plan_matrices",
-    "programs",
     "project",
+    "spectral_sphere",
+    "spel",
+]
+
+# Attention logits that stay bounded, balanced experts.
+__all__ += [
+    "Attention",
+    "HeadPart",
+    "apply_qk_clip",
+    "attention",
+    "balance_router_bias",
+    "muon_clip",
     "qk_clip",
+]
+
+# Manifolds and sets.
+__all__ += [
+    "Ball",
+    "Band",
+    "DiagonalGram",
+    "Euclidean",
+    "Manifold",
+    "Oblique",
+    "PNormSphere",
+    "SpectralSphere",
+    "Sphere",
+    "Stiefel",
+]
+
+# Norms.
+__all__ += [
+    "L1",
+    "ColumnRms",
+    "Frobenius",
+    "Max",
+    "Norm",
+    "PNorm",
+    "RmsToRms",
+    "RowRms",
+    "Spectral",
+]
+
+# Building blocks to chain, and their states.
+__all__ += [
+    "DualAscentState",
+    "MomentumState",
+    "RetractState",
+    "RowRmsState",
+    "ShrinkState",
+    "SpectralDecayState",
+    "SteepestState",
+    "add_spectral_weight_decay",
+    "dual_ascent_spectral",
+    "momentum",
+    "orthogonalize_via_newton_schulz",
     "retract",
     "retract_polar",
-    "roles",
     "scale_by_row_rms",
     "scale_by_shape",
     "scale_by_size",
-    "scion",
-    "sharding",
     "shrink_norm",
-    "sign_descent",
-    "spectral_sphere",
-    "spel",
     "steepest",
-    "steepest_direction",
     "tangent_project",
-)
+]
+
+# Several devices, what a compiled program does, what the last step was like.
+__all__ += ["diagnostics", "plan_matrices", "programs", "sharding"]
+
+# To build more: functions of arrays, of matrices in trees, of trees.
+__all__ += ["geometry", "linalg", "map_matrices", "steepest_direction", "trees"]

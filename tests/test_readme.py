@@ -7,8 +7,13 @@ from typing import Any
 import jax.numpy as jnp
 
 import manifold_optax as mo
+from manifold_optax.geometry import pair_table
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
+
+
+def test_the_table_of_pairs_is_that_of_the_library() -> None:
+    assert pair_table(markdown=True) in README.read_text("utf-8")
 
 
 def test_python_blocks_run(unhooked: None) -> None:

@@ -26,7 +26,7 @@ def per_matrix(
     """Tree of float32 arrays `[*batch, *tail]`, one entry per matrix; for `init`.
 
     Example:
-        >>> per_matrix({"w": jnp.ones((3, 4, 2))}, 0.0)
+        >>> per_matrix({"w": jnp.ones((3, 4, 2))}, 0.0, axes=STACKED)
         {'w': Array([0., 0., 0.], dtype=float32)}
     """
 
