@@ -5,6 +5,7 @@ the manifold up to rounding.
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
