@@ -20,10 +20,9 @@ The cone constraints: F. Cesista's posts on spectral balls and bands (2025). ADM
 this kind of dual: S. Buchanan's notes on manifold Muon (2025).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix
@@ -92,7 +91,7 @@ def band_spectral_direction(
     # ‖first‖_F² is the rank, so that this is the mean of the singular values.
     threshold = _PENALTY * length / nonzero(dot(first, first, axis_name))
 
-    def advance(_: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def advance(_: ArrayLike, state: tuple[Array, Array]) -> tuple[Array, Array]:
         y, old = state
         new = contraction(
             unit + faces.adjoint(y) + old, nonzero(threshold), axis_name=axis_name

@@ -1,10 +1,10 @@
 """Matrices with mutually orthogonal columns of any length."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName
@@ -69,7 +69,7 @@ class DiagonalGram(Manifold):
         scale = divisor(max_abs(x, axis_name))
         x = x / scale
 
-        def alternate(_: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        def alternate(_: ArrayLike, state: tuple[Array, Array]) -> tuple[Array, Array]:
             lengths = jnp.abs(state[1])
             # Any weights keep orthogonal columns; these are the lengths (the best ones)
             # down to where the polar factor would take a short column for no column.

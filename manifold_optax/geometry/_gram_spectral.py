@@ -24,7 +24,7 @@ H. Yang, S. Wang, "Alternating direction method with self-adaptive penalty param
 for monotone variational inequalities" (2000) for the threshold that adapts.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ def gram_spectral_direction(
     # ‖first‖_F² is the rank, so that this is the mean of the singular values.
     threshold = _THRESHOLD * length / nonzero(dot(first, first, axis_name))
 
-    def advance(step: Any, state: _State) -> _State:
+    def advance(step: Array, state: _State) -> _State:
         rising = state.tangent + (free + state.normal) / nonzero(state.threshold)
         clipped = contraction(rising, axis_name=axis_name)
         found = to_tangent(clipped)
@@ -135,7 +135,7 @@ def gram_spectral_direction(
     return certify(state.found, free, upper, nothing, axis_name)
 
 
-def _balance(outside: Array, change: Array, step: Any, axis_name: AxisName) -> Array:
+def _balance(outside: Array, change: Array, step: Array, axis_name: AxisName) -> Array:
     """Factor of τ that brings both residuals together, `[*batch, 1, 1]`.
 
     A large τ makes large steps of `N`, a small one of `A`. The exponent falls with the

@@ -1,10 +1,10 @@
 """The sphere of a p-norm of the entries, and its steepest direction."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix
@@ -117,7 +117,7 @@ def p_norm_direction(
     free = free / nonzero(p_norm(free, q, axis_name))
     across = unit / nonzero(p_norm(unit, q, axis_name))
 
-    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: ArrayLike, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = (low + high) / 2
         powers = signed_power(free + middle * across, q - 1)

@@ -13,7 +13,7 @@ On the sphere `Θ = W/‖W‖_F` (Muon on the hypersphere), on the spectral sphe
 `Θ = u₁v₁ᵀ` (the spectral sphere optimizer). Source: J. Su, kexue.fm 11241 (2025).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ def normal_spectral_direction(
         one = jnp.full_like(length, side)
         return _End(2 * rank**0.5 * one, one, one, abs(one) * jnp.inf, side * theta)
 
-    def narrow(step: Any, ends: tuple[_End, _End]) -> tuple[_End, _End]:
+    def narrow(step: Array, ends: tuple[_End, _End]) -> tuple[_End, _End]:
         low, high = ends
         width = high.shift - low.shift
         secant = low.shift - low.weight * width / nonzero(high.weight - low.weight)

@@ -14,10 +14,11 @@ The backends share this code; they differ in how a root is taken and in the dtyp
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from manifold_optax.linalg._reductions import gram, matmul, skew, symmetric
@@ -44,11 +45,11 @@ _LEAST_MARGIN = 1e-9
 class Backend(NamedTuple):
     """How roots are taken."""
 
-    plain_root: Callable[[Array, Any], Root]
+    plain_root: Callable[[Array, float | Array], Root]
     """`(square, floor) -> root`, for the start at zero."""
-    rough_root: Callable[[Array, Any], Root]
+    rough_root: Callable[[Array, float | Array], Root]
     """The same, for the steps."""
-    root: Callable[[Array, Any], Root]
+    root: Callable[[Array, float | Array], Root]
     """The same, for what the direction is made of."""
     into_ball: Callable[[Array], tuple[Array, Array]]
     """Skew `X` to one with `‖X‖₂ ≤ 1`, and an `L` with `L Lᵀ = I − XᵀX`."""
@@ -70,7 +71,7 @@ class Direction(NamedTuple):
     """A dual point `S`; `dual_value` makes an upper bound of it."""
 
 
-def backend(name: str, dtype: Any, tolerance: float | None = None) -> Backend:
+def backend(name: str, dtype: DTypeLike, tolerance: float | None = None) -> Backend:
     """One of the `BACKENDS` of `_stiefel_spectral`, for gradients of a dtype.
 
     A small `tolerance` moves the direction nearer to the boundary of the ball.
@@ -80,7 +81,7 @@ def backend(name: str, dtype: Any, tolerance: float | None = None) -> Backend:
     ridge = (1e-11 if dtype == jnp.float32 else 1e-13) if wide else 1e-8
     if name == "eigh":
 
-        def root(square: Array, floor: Any) -> Root:
+        def root(square: Array, floor: float | Array) -> Root:
             return eigh_root(square, epsilon=1e-5, floor=floor)
 
         margin = _MARGIN if tolerance is None else min(_MARGIN, tolerance / 8)
@@ -92,7 +93,7 @@ def backend(name: str, dtype: Any, tolerance: float | None = None) -> Backend:
     narrow = dtype == jnp.float32 and not wide
     epsilon, rows = (2e-3, 5) if narrow else (1e-4, 8)
 
-    def by_products(rows: int) -> Callable[[Array, Any], Root]:
+    def by_products(rows: int) -> Callable[[Array, float | Array], Root]:
         return lambda square, floor: product_root(
             square, epsilon=epsilon, rows=rows, floor=floor
         )
@@ -141,12 +142,12 @@ def solve_within(
     """
     problem = _Problem(rotation, square, backend)
 
-    def unfinished(carry: tuple[Any, _State, Direction, Array]) -> Array:
+    def unfinished(carry: "_Progress") -> Array:
         step, _, best, upper = carry
         allowed = tolerance * upper - rounding * (1 + upper)
         return (step < steps) & (upper - best.value > allowed)
 
-    def refine(carry: tuple[Any, _State, Direction, Array]) -> Any:
+    def refine(carry: "_Progress") -> "_Progress":
         step, state, best, upper = carry
         state = problem.advance(state)
         found = problem.direction_at(state.reached)
@@ -173,6 +174,10 @@ class _State(NamedTuple):
     """`Q(base)`."""
     age: Array
     """Steps since the extrapolation began."""
+
+
+_Progress: TypeAlias = tuple[Array, _State, Direction, Array]
+"""Steps taken, state, best direction and best bound so far."""
 
 
 class _Problem(NamedTuple):
@@ -251,7 +256,7 @@ def dual_value(rotation: Array, square: Array, shift: Array) -> Array:
     return jnp.sum(jnp.sqrt(jnp.maximum(values, 0)))
 
 
-def _root_in_float32(square: Array, floor: Array) -> EighRoot:
+def _root_in_float32(square: Array, floor: float | Array) -> EighRoot:
     """Root of float64 matrices at less cost.
 
     Enough at zero, the better start where `K` outweighs `C`: without the null

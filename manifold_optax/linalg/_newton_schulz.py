@@ -1,9 +1,11 @@
 """Newton–Schulz: an odd polynomial of a matrix, by matrix products alone."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from manifold_optax._checks import require_one_of
@@ -33,6 +35,8 @@ from manifold_optax.linalg._reductions import (
     nonzero,
 )
 
+Precision: TypeAlias = jax.lax.Precision | None
+
 
 def newton_schulz(
     x: Matrix,
@@ -40,7 +44,7 @@ def newton_schulz(
     *,
     form: Form = "auto",
     preconditioner: Preconditioner = "frobenius",
-    compute_dtype: Any = None,
+    compute_dtype: DTypeLike | None = None,
     axis_name: AxisName = None,
 ) -> Matrix:
     """Approximate orthogonal polar factor `U f(S) Vᵀ` of `x = U S Vᵀ`.
@@ -150,7 +154,9 @@ def newton_schulz_flops(
     return int(min(flops(rows, short, long) for rows in (direct, segments(schedule))))
 
 
-def _plan(schedule: Schedule, form: str, y: Array, step: "_Step") -> Any:
+def _plan(
+    schedule: Schedule, form: str, y: Array, step: "_Step"
+) -> tuple[Schedule, ...]:
     """Rows between two Gram products of the long side: one each in the direct form."""
     direct = tuple((row,) for row in schedule)
     if form == "direct":
@@ -168,9 +174,9 @@ def _plan(schedule: Schedule, form: str, y: Array, step: "_Step") -> Any:
 class _Step(NamedTuple):
     """How the rows between two Gram products are applied."""
 
-    wide: Any
+    wide: np.dtype
     """dtype of what is summed and added."""
-    operand: Any
+    operand: np.dtype
     """dtype of the operands of the long products."""
     preconditioner: str
     axis_name: AxisName
@@ -178,7 +184,7 @@ class _Step(NamedTuple):
     """Whether the columns are the short side, not the rows."""
 
     @property
-    def small(self) -> Any:
+    def small(self) -> np.dtype:
         """The dtype of the small products of a matrix with split rows."""
         in_double = self.axis_name is not None and on_cpu()
         return jnp.dtype(jnp.float64) if in_double else self.wide
@@ -235,7 +241,7 @@ class _Step(NamedTuple):
         """A symmetric matrix on the short side of `y`."""
         return self._product(y, matrix) if self.tall else self._product(matrix, y)
 
-    def _gram(self, y: Array, dtype: Any, precision: Any) -> Array:
+    def _gram(self, y: Array, dtype: DTypeLike, precision: Precision) -> Array:
         # Row times row ("NT"), without a transposition: the fastest form of a product
         # on every backend, and on CPUs the only one of this kind that stays narrow.
         # Column times column saves a tall matrix two transpositions, which cost more.
@@ -249,7 +255,7 @@ class _Step(NamedTuple):
         )
         return gram if self.axis_name is None else jax.lax.psum(gram, self.axis_name)
 
-    def _scaled(self, gram: Array, first: bool) -> tuple[Array, Any]:
+    def _scaled(self, gram: Array, first: bool) -> tuple[Array, Array | float]:
         """The Gram matrix of the normalized matrix, and the norm of that given."""
         if not first:
             return gram, 1.0

@@ -1,7 +1,7 @@
 """What the names of options may be, and what a schedule is."""
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 Form: TypeAlias = Literal["auto", "direct", "gram"]
 """How `newton_schulz` multiplies."""
@@ -13,7 +13,7 @@ FORMS: tuple[Form, ...] = ("auto", "direct", "gram")
 PRECONDITIONERS: tuple[Preconditioner, ...] = ("frobenius", "schatten")
 
 
-def check_schedule(schedule: Any) -> None:
+def check_schedule(schedule: object) -> None:
     """Raises ValueError unless `schedule` is a tuple of rows of finite numbers."""
     rows = schedule if isinstance(schedule, tuple | list) else ()
     shaped = all(isinstance(row, tuple | list) and len(row) == 3 for row in rows)

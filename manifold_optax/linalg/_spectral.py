@@ -1,10 +1,11 @@
 """The largest singular value, iterated or bounded, and the sum of all of them."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix
@@ -82,7 +83,7 @@ def spectral_norm(
     # A loop of messages costs more than one larger message and its product.
     square = gram(y, axis_name) if axis_name is not None and steps > 1 else None
 
-    def advance(_: Any, v: Array) -> Array:
+    def advance(_: ArrayLike, v: Array) -> Array:
         if square is None:
             w = inner(y, matmul(y, v), axis_name)
         else:

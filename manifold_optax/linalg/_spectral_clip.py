@@ -1,7 +1,7 @@
 """Functions of the singular values that hold them below a bound."""
 
 import math
-from typing import Any
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -170,11 +170,11 @@ def _of_each(bound: float | PerMatrix, x: Array) -> Array:
     return value[..., None, None] if value.ndim else value
 
 
-def _is_number(bound: Any) -> bool:
+def _is_number(bound: object) -> TypeGuard[float]:
     return isinstance(bound, int | float)
 
 
-def _check_bounds(high: Any, low: Any) -> None:
+def _check_bounds(high: float | PerMatrix, low: float | PerMatrix) -> None:
     numbers = [bound for bound in (low, high) if _is_number(bound)]
     ordered = numbers == sorted(numbers)
     if not ordered or not all(0 <= bound < math.inf for bound in numbers):

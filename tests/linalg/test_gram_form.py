@@ -211,6 +211,6 @@ def test_schatten_is_the_smaller_norm():
 
 
 @pytest.mark.parametrize("option", ["form", "preconditioner"])
-def test_unknown_choices_are_refused(option):
+def test_unknown_choices_are_refused(option, unhooked):
     with pytest.raises(ValueError, match=f"{option} must be one of .*; got 'fast'"):
         linalg.newton_schulz(jnp.ones((4, 2)), **{option: "fast"})
