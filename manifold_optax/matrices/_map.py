@@ -154,7 +154,8 @@ def plan_matrices(
     device with the most to do. `tree` may hold arrays or `jax.ShapeDtypeStruct`s.
 
     Example:
-        >>> print(plan_matrices({"a": jnp.ones((4, 2)), "b": jnp.ones((3, 2, 4))}, axes=STACKED))
+        >>> params = {"a": jnp.ones((4, 2)), "b": jnp.ones((3, 2, 4))}
+        >>> print(plan_matrices(params, axes=STACKED))
         stack          matrices  recipe  FLOPs  bytes sent  leaves
         4 × 2 float32  4         local   1.41k  0           a, b
         busiest device: 1.41k FLOPs, 0 bytes sent

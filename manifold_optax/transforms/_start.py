@@ -69,9 +69,9 @@ def _check_points(
             raise ValueError(
                 f"The parameter {leaf_path(keys)!r} is not on {manifold}, which {name} "
                 f"needs: its residual is {worst:.2g}. Project the parameters first: "
-                f"params = mo.project(params, mo.{manifold}, axes=...). (A zero matrix, "
-                "and one of deficient rank on mo.Stiefel, stays off the manifold when it "
-                "is projected: initialise it otherwise.)"
+                f"params = mo.project(params, mo.{manifold}, axes=...). A zero matrix "
+                "(on mo.Stiefel, one of deficient rank) cannot be projected: initialise "
+                "it otherwise."
             )
 
 
