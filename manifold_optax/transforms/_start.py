@@ -70,8 +70,8 @@ def _check_points(
                 f"The parameter {leaf_path(keys)!r} is not on {manifold}, which {name} "
                 f"needs: its residual is {worst:.2g}. Project the parameters first: "
                 f"params = mo.project(params, mo.{manifold}, axes=...). A zero matrix "
-                "(on mo.Stiefel, one of deficient rank) cannot be projected: initialise "
-                "it otherwise."
+                "(on mo.Stiefel, one of deficient rank) cannot be projected: "
+                "initialise it otherwise."
             )
 
 
