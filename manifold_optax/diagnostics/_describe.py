@@ -15,9 +15,8 @@ from manifold_optax.matrices import (
     Placement,
     Plan,
     plan_matrices,
-    View,
-    views_of,
 )
+from manifold_optax.matrices._view import View, views_of
 from manifold_optax.trees import is_absent, leaf_path
 
 _HEADER = ("path", "shape", "dtype", "label", "fan_out × fan_in", "matrices")

@@ -38,6 +38,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         """Checks the choices."""
+        check_mesh(self.mesh)
         require_one_of("recipe", self.recipe, ("owned", "sliced", "auto"))
         require_one_of("replicas", self.replicas, ("share", "repeat"))
         if self.wire is not None and not _has_range(self.wire):
@@ -55,6 +56,25 @@ class Placement:
         if self.wire is None or jnp.finfo(self.wire).bits >= jnp.finfo(dtype).bits:
             return jnp.dtype(dtype)
         return jnp.dtype(self.wire)
+
+
+def check_mesh(mesh: Any) -> None:
+    """Raises TypeError unless `mesh` is a mesh of devices."""
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise TypeError(
+            "mesh must be a mesh of devices, for example jax.make_mesh((8,), "
+            f"('data',)); got {mesh!r} of type {type(mesh).__name__}."
+        )
+
+
+def check_placement(placement: Any) -> None:
+    """Raises TypeError unless `placement` is `None` or one of `mo.sharding`."""
+    if placement is not None and not isinstance(placement, Placement):
+        raise TypeError(
+            "placement must be None or made by mo.sharding.owned, mo.sharding.sliced "
+            f"or mo.sharding.auto; got {placement!r} of type "
+            f"{type(placement).__name__}."
+        )
 
 
 def _has_range(dtype: Any) -> bool:
@@ -142,7 +162,7 @@ class Group:
 
     @property
     def upright(self) -> bool:
-        """Whether matrices lie in memory as `rows × columns`, as most leaves have it."""
+        """Whether matrices lie in memory as `rows × columns`, as most leaves do."""
         votes = (
             m.count * (1 if m.rows.axes < m.columns.axes else -1) for m in self.members
         )

@@ -171,9 +171,8 @@ def _better(group: Group, placement: Placement) -> list[Group]:
         return [group]
     cuts: dict[Any, list[Member]] = {}
     for member in group.members:
-        cuts.setdefault(_moved(member) if member.columns.names else (), []).append(
-            member
-        )
+        cut = _moved(member) if member.columns.names else ()
+        cuts.setdefault(cut, []).append(member)
     sliced = [
         dataclasses.replace(
             group,

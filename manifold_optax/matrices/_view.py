@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
@@ -17,21 +18,53 @@ LAST_TWO = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 """A Flax kernel `[*batch, fan_in, fan_out]`; axes before the last two are batches."""
 
 
-class Split(NamedTuple):
+class _SplitFields(NamedTuple):
+    sizes: tuple[int, ...]
+    axis: int = -1
+    axes: optax.contrib.MuonDimensionNumbers = LAST_TWO
+
+
+class Split(_SplitFields):
     """Declares that a leaf is several matrices fused along one axis.
 
     Example: queries, keys and values of grouped-query attention in one kernel
     `[embed, 4096 + 1024 + 1024]` are `Split((4096, 1024, 1024))`; each block is then a
     matrix of its own.
+
+    Args:
+        sizes: sizes of the blocks, ints; their sum is the size of the axis. A pattern
+            that repeats, `(64,) * 32` or `(128, 64) * 32`, costs no more than one
+            period of it.
+        axis: the fused axis.
+        axes: how each block is a batch of matrices.
+
+    Raises:
+        TypeError: for sizes or an axis that are not ints, or `axes` that are none.
     """
 
-    sizes: tuple[int, ...]
-    """Sizes of the blocks; their sum is the size of the axis. A pattern that repeats,
-    `(64,) * 32` or `(128, 64) * 32`, costs no more than one period of it."""
-    axis: int = -1
-    """The fused axis."""
-    axes: optax.contrib.MuonDimensionNumbers = LAST_TWO
-    """How each block is a batch of matrices."""
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        sizes: Sequence[int],
+        axis: int = -1,
+        axes: optax.contrib.MuonDimensionNumbers = LAST_TWO,
+    ) -> "Split":
+        """Checks the entries."""
+        if isinstance(sizes, str) or not isinstance(sizes, Sequence):
+            raise TypeError(
+                "The sizes of a Split must be a tuple of ints, the sizes of its "
+                f"blocks, got {sizes!r}."
+            )
+        for position, size in enumerate(sizes):
+            _check_int(f"The size of block {position} of a Split", size)
+        _check_int("The axis of a Split", axis)
+        if isinstance(axes, Split | str | int | float):
+            raise TypeError(
+                "The axes of a Split must be an optax.contrib.MuonDimensionNumbers, "
+                f"how each block is a batch of matrices; got {axes!r}."
+            )
+        return super().__new__(cls, tuple(sizes), axis, axes)
 
 
 Axes: TypeAlias = optax.contrib.MuonDimensionNumbers | Split
@@ -134,6 +167,17 @@ def views_of(leaf: Any, path: str, axes: Axes) -> tuple[View, ...]:
             f"{axes.axes}; split an input or an output axis."
         )
     return tuple(_repeated(view, len(axes.sizes) // len(period)) for view in views)
+
+
+def _check_int(what: str, value: Any) -> None:
+    """Raises TypeError for numbers that are not ints, and for strings.
+
+    Other objects pass: JAX builds a tuple again with whatever it maps over its entries.
+    """
+    if isinstance(value, bool | float | complex | str | np.floating | np.bool_):
+        raise TypeError(
+            f"{what} must be an int, got {value!r} of type {type(value).__name__}."
+        )
 
 
 def split_axis(split: Split, shape: Sequence[int], path: str) -> int:

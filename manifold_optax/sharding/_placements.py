@@ -121,6 +121,12 @@ def _by_path(specs: ArrayTree) -> dict[str, PartitionSpec] | None:
     def is_spec(node: Any) -> bool:
         return isinstance(node, PartitionSpec | NamedSharding)
 
+    if is_spec(specs) or isinstance(specs, str | Mesh | AbstractMesh):
+        raise TypeError(
+            "specs must be a tree like the parameters, of PartitionSpecs, "
+            "NamedShardings or sharded arrays, or a dictionary of them by path; got "
+            f"{specs!r}."
+        )
     paired, _ = jax.tree_util.tree_flatten_with_path(specs, is_leaf=is_spec)
     found: dict[str, PartitionSpec] = {}
     for keys, leaf in paired:

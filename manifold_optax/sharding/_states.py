@@ -8,6 +8,7 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from manifold_optax._typing import ArrayTree
+from manifold_optax.matrices._plan import check_mesh
 from manifold_optax.trees import leaf_path
 
 
@@ -49,6 +50,8 @@ def state_shardings(
         P('data', None)
         >>> state = jax.jit(optax.trace(0.9).init, out_shardings=shardings)(params)
     """
+    if mesh is not None:
+        check_mesh(mesh)
     paired, treedef = jax.tree_util.tree_flatten_with_path(params)
     mesh, specs = _mesh(paired, mesh), [leaf.sharding.spec for _, leaf in paired]
     explicit = AbstractMesh(

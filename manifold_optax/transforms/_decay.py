@@ -24,8 +24,9 @@ from manifold_optax.matrices import (
     map_matrices,
     per_matrix,
     Placement,
-    views_of,
 )
+from manifold_optax.matrices._plan import check_placement
+from manifold_optax.matrices._view import views_of
 from manifold_optax.transforms._leaves import orientation_of
 from manifold_optax.trees import bare, fill_absent, is_absent, leaf_path, map_leaves
 
@@ -91,6 +92,7 @@ def add_spectral_weight_decay(
 
     Source: J. Su, "Spectral-norm weight decay", kexue.fm 10648 (2025).
     """
+    check_placement(placement)
     require_in_range("weight_decay", weight_decay, 0.0, float("inf"))
     require_static_steps("steps", steps)
     if not steps:
@@ -187,6 +189,7 @@ def shrink_norm(
 
     Source: J. Su, "pre-decay" in the unified view of weight decay, kexue.fm (2026).
     """
+    check_placement(placement)
     require_instance("norm of shrink_norm", norm, Norm)
     require_in_range("rate", rate, 0.0, 1.0, schedule=True)
     # A ball that is relative to the norm is the same for multiples of the norm.

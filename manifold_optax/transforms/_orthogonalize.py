@@ -15,6 +15,7 @@ from manifold_optax.linalg import (
     PRECONDITIONERS,
 )
 from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
+from manifold_optax.matrices._plan import check_placement
 
 
 def orthogonalize_via_newton_schulz(
@@ -59,6 +60,7 @@ def orthogonalize_via_newton_schulz(
 
     Source: K. Jordan et al., "Muon" (2024).
     """
+    check_placement(placement)
     check_schedule(schedule)
     require_one_of("form", form, FORMS)
     require_one_of("preconditioner", preconditioner, PRECONDITIONERS)

@@ -7,7 +7,8 @@ import optax
 from manifold_optax._checks import require_params
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Manifold
-from manifold_optax.matrices import Axes, LAST_TWO, view_leaves
+from manifold_optax.matrices import Axes, LAST_TWO
+from manifold_optax.matrices._blocks import view_leaves
 from manifold_optax.transforms._leaves import multiply_leaves, sizes_at
 
 

@@ -14,6 +14,7 @@ from manifold_optax.geometry import (
     steepest_direction,
 )
 from manifold_optax.matrices import Axes, LAST_TWO, map_matrices, Placement
+from manifold_optax.matrices._plan import check_placement
 from manifold_optax.transforms._leaves import orientation_of, unit_map
 
 
@@ -56,6 +57,7 @@ def steepest(
     Source: the table of J. Bernstein, "Modular Manifolds", Thinking Machines Lab
     (2025).
     """
+    check_placement(placement)
     direction = steepest_direction(manifold, norm)
     flat = isinstance(manifold, Euclidean)
     if placement is not None and needs_whole(manifold, norm):
