@@ -43,16 +43,17 @@ class Placement:
         require_one_of("replicas", self.replicas, ("share", "repeat"))
         if self.wire is not None and not _has_range(self.wire):
             raise ValueError(
-                "wire must be a floating dtype with the range of float32, which the "
-                f"scale of a gradient needs: jnp.bfloat16, for one; got {self.wire!r}."
+                "wire must be a floating dtype with the range of float32, because "
+                "gradients may have any scale, for example jnp.bfloat16; got "
+                f"{self.wire!r}."
             )
 
     def whole(self) -> "Placement":
-        """For kernels that sum over the long side again and again: no split sides."""
+        """The placement for kernels that need whole matrices: `owned`, never sliced."""
         return dataclasses.replace(self, recipe="owned")
 
     def wire_dtype(self, dtype: Any) -> Any:
-        """In which dtype matrices of `dtype` travel."""
+        """The dtype in which matrices of `dtype` travel."""
         if self.wire is None or jnp.finfo(self.wire).bits >= jnp.finfo(dtype).bits:
             return jnp.dtype(dtype)
         return jnp.dtype(self.wire)
@@ -91,7 +92,7 @@ class Side:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All mesh axes that split this side."""
+        """All mesh axes that cut this side."""
         return tuple(name for names in self.mesh_axes for name in names)
 
     def size(self, view: View) -> int:
@@ -141,7 +142,7 @@ class Group:
     rows: int
     columns: int
     dtypes: tuple[str, ...]
-    """Of the leaves of each input tree, then that in which the kernel computes."""
+    """Those of the leaves of each input tree, then that of the computation."""
     recipe: Recipe
     shard_axes: tuple[str, ...]
     """Mesh axes that cut the matrices, in the order of the mesh."""
@@ -170,7 +171,7 @@ class Group:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of a matrix in memory."""
+        """Shape of a matrix in memory."""
         return (self.rows, self.columns) if self.upright else (self.columns, self.rows)
 
 

@@ -215,7 +215,7 @@ def per_matrix_shape(leaf: Any, views: Sequence[View]) -> tuple[int, ...]:
 
 
 def numbers_of(view: View, position: int, views: int, numbers: Array) -> Array:
-    """Of `[*batch, blocks, …]` the part of the view at `position` of `views`."""
+    """The part of `[*batch, blocks, …]` of the view at `position` of `views`."""
     if view.window is None:
         return numbers
     own = position if view.repeats == 1 else slice(position, None, views)
