@@ -11,14 +11,9 @@ import optax
 from manifold_optax._reports import listening
 from manifold_optax._typing import ArrayTree
 from manifold_optax.attention import ClipReport
-from manifold_optax.matrices import (
-    check_matrices,
-    MatrixReport,
-    Placement,
-    Plan,
-    plan_matrices,
-    View,
-)
+from manifold_optax.matrices import Placement, Plan, plan_matrices
+from manifold_optax.matrices._report import check_matrices, MatrixReport
+from manifold_optax.matrices._view import View
 from manifold_optax.roles import LabelReport, Roles
 from manifold_optax.trees import is_absent, leaf_path, leaves_by_path
 

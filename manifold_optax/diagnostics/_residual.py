@@ -8,7 +8,8 @@ from jaxtyping import Array
 
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Manifold
-from manifold_optax.matrices import axes_at, AxesLike, joined_numbers, View, views_of
+from manifold_optax.matrices import AxesLike
+from manifold_optax.matrices._view import axes_at, joined_numbers, View, views_of
 from manifold_optax.trees import bare, is_absent, leaf_path
 
 

@@ -1,32 +1,24 @@
 """Leaves ↔ stacks of matrices: view, plan, map.
 
-`map_matrices` is the only way of a transformation into the matrices of a tree.
+`map_matrices` is the only way of a transformation into the matrices of a tree. How a
+leaf is a batch of matrices, in `_view`, `_blocks` and `_map.map_views`, is for the
+floors above alone.
 """
 
-from manifold_optax.matrices._blocks import view_leaves, Views
 from manifold_optax.matrices._kernel import Result
-from manifold_optax.matrices._map import map_matrices, map_views, plan_matrices
+from manifold_optax.matrices._map import map_matrices, plan_matrices
 from manifold_optax.matrices._per_matrix import per_matrix
 from manifold_optax.matrices._plan import Orientation, Placement, Plan
-from manifold_optax.matrices._report import check_matrices, is_concrete, MatrixReport
 from manifold_optax.matrices._view import (
     Axes,
-    axes_at,
     AxesByPath,
     AxesLike,
-    check_axes,
     CONV,
     HEADS,
     HEADS_OUT,
-    joined,
-    joined_numbers,
-    normalized_axis,
     OUT_IN,
     Split,
-    split_axis,
     STACKED,
-    View,
-    views_of,
 )
 
 __all__ = (
@@ -38,26 +30,12 @@ __all__ = (
     "Axes",
     "AxesByPath",
     "AxesLike",
-    "MatrixReport",
     "Orientation",
     "Placement",
     "Plan",
     "Result",
     "Split",
-    "View",
-    "Views",
-    "axes_at",
-    "check_axes",
-    "check_matrices",
-    "is_concrete",
-    "joined",
-    "joined_numbers",
     "map_matrices",
-    "map_views",
-    "normalized_axis",
     "per_matrix",
     "plan_matrices",
-    "split_axis",
-    "view_leaves",
-    "views_of",
 )

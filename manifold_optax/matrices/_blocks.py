@@ -1,4 +1,4 @@
-"""From trees to blocks of matrices, and back."""
+"""Trees as blocks of matrices: the way there and back."""
 
 import dataclasses
 import math
@@ -69,7 +69,7 @@ class Block(NamedTuple):
     view: View
     operands: Operands
     dtypes: tuple[str, ...]
-    """Of the leaf in each tree, then that in which the kernel computes."""
+    """Those of the leaf in each tree, then that of the computation."""
 
 
 def flatten(trees: Sequence[ArrayTree]) -> Flat:
@@ -97,7 +97,7 @@ def _like(treedef: Any, tree: ArrayTree) -> list[Any]:
     except ValueError as error:
         raise ValueError(
             "Updates, parameters and state must have one tree structure; the updates "
-            f"have {treedef}. JAX says: {error}"
+            f"have {treedef}. JAX reports: {error}"
         ) from error
 
 

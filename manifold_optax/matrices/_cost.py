@@ -20,18 +20,18 @@ TPU v5p has about 4600 (459 TFLOP/s against 100 GB/s a link).
 
 
 def whole_flops(group: Group) -> int:
-    """Of one matrix on its owner."""
+    """Operations for one whole matrix, on its owner."""
     return newton_schulz_flops(*group.sizes)
 
 
 def sliced_flops(group: Group, mesh: AnyMesh) -> int:
-    """Of all matrices of a group, for one of the devices that each holds a part of."""
+    """Operations of one device for all matrices of a group, each cut in parts."""
     parts = _devices(group.shard_axes, mesh)
     return group.count * newton_schulz_flops(group.columns, group.rows, parts=parts)
 
 
 def sliced_bytes(group: Group, placement: Placement) -> float:
-    """Sent by one device: the Gram matrix in float32, and the way to and fro."""
+    """Bytes that one device sends: Gram matrices in float32, and the way to and fro."""
     parts = _devices(group.shard_axes, placement.mesh)
     reduced = 2 * (parts - 1) / parts * group.columns**2 * 4
     crossing = _devices(group.members[0].columns.names, placement.mesh)
@@ -43,9 +43,9 @@ def sliced_bytes(group: Group, placement: Placement) -> float:
 def owned_bytes(
     exchange: Exchange, placement: Placement, only: Group | None = None
 ) -> float:
-    """Sent by one device: two all-to-alls, and the gathering over the replicas.
+    """Bytes that one device sends: two all-to-alls, and the gathering over replicas.
 
-    With padding up to the fullest owner, or for the group `only` without.
+    Includes the padding up to the fullest owner; for the group `only` it does not.
     """
     devices = _devices(exchange.shard_axes, placement.mesh)
     replicas = _devices(exchange.replica_axes, placement.mesh)

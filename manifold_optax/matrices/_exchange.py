@@ -31,7 +31,7 @@ from manifold_optax.matrices._plan import Exchange, Group, Placement
 from manifold_optax.matrices._wire import all_gather, all_to_all, device_index
 
 Stacks: TypeAlias = list[tuple[Array, ...]]
-"""For each group of an exchange, arrays with one leading axis over its matrices."""
+"""Arrays with one leading axis over the matrices of a group, for each group."""
 
 
 class Job(NamedTuple):

@@ -6,12 +6,13 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from manifold_optax.matrices._plan import AnyMesh, Placement
+from manifold_optax.matrices._plan import AnyMesh, check_placement, Placement
 from manifold_optax.matrices._view import block_spec, folded_spec, names_of, View
 
 
 def resolved(placement: Placement | None, arrays: Sequence[Any]) -> Placement | None:
     """The placement given, or what the arrays' types say; none inside `shard_map`."""
+    check_placement(placement)
     kinds = jax.sharding.get_abstract_mesh().axis_types
     inside = jax.sharding.AxisType.Manual in kinds
     if inside and placement is not None:

@@ -145,13 +145,22 @@ def plan_matrices(
     orientation: Orientation = "tall",
     placement: Placement | None = None,
 ) -> Plan:
-    """The plan by which `map_matrices` would go over `tree`; print it to read it.
+    """Returns the plan by which `map_matrices` goes over `tree`; print it to read it.
 
-    One line per stack: which matrices share it, by which recipe they are computed, and
-    what that costs each device, in FLOPs and in bytes sent: those of five steps of
-    Newton–Schulz on one tree, as the measure for all transformations. A transformation
-    that sends parameters along sends half as much again. The last line is about the
-    device with the most to do. `tree` may hold arrays or `jax.ShapeDtypeStruct`s.
+    It has one line per stack: which matrices share it, by which recipe they are
+    computed, and what that costs each device in FLOPs and in bytes sent. The last line
+    is about the device with the most to do. The costs are those of five steps of
+    Newton–Schulz on one tree, a common measure for all transformations; one that sends
+    parameters along sends half as much again.
+
+    Args:
+        tree: arrays or `jax.ShapeDtypeStruct`s.
+        axes: as for `map_matrices`.
+        orientation: as for `map_matrices`.
+        placement: as for `map_matrices`.
+
+    Raises:
+        TypeError, ValueError: as `map_matrices`, for what does not fit.
 
     Example:
         >>> params = {"a": jnp.ones((4, 2)), "b": jnp.ones((3, 2, 4))}

@@ -38,23 +38,44 @@ class Placement:
 
     def __post_init__(self) -> None:
         """Checks the choices."""
+        check_mesh(self.mesh)
         require_one_of("recipe", self.recipe, ("owned", "sliced", "auto"))
         require_one_of("replicas", self.replicas, ("share", "repeat"))
         if self.wire is not None and not _has_range(self.wire):
             raise ValueError(
-                "wire must be a floating dtype with the range of float32, which the "
-                f"scale of a gradient needs: jnp.bfloat16, for one; got {self.wire!r}."
+                "wire must be a floating dtype with the range of float32, because "
+                "gradients may have any scale, for example jnp.bfloat16; got "
+                f"{self.wire!r}."
             )
 
     def whole(self) -> "Placement":
-        """For kernels that sum over the long side again and again: no split sides."""
+        """The placement for kernels that need whole matrices: `owned`, never sliced."""
         return dataclasses.replace(self, recipe="owned")
 
     def wire_dtype(self, dtype: Any) -> Any:
-        """In which dtype matrices of `dtype` travel."""
+        """The dtype in which matrices of `dtype` travel."""
         if self.wire is None or jnp.finfo(self.wire).bits >= jnp.finfo(dtype).bits:
             return jnp.dtype(dtype)
         return jnp.dtype(self.wire)
+
+
+def check_mesh(mesh: Any) -> None:
+    """Raises TypeError unless `mesh` is a mesh of devices."""
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise TypeError(
+            "mesh must be a mesh of devices, for example jax.make_mesh((8,), "
+            f"('data',)); got {mesh!r} of type {type(mesh).__name__}."
+        )
+
+
+def check_placement(placement: Any) -> None:
+    """Raises TypeError unless `placement` is `None` or one of `mo.sharding`."""
+    if placement is not None and not isinstance(placement, Placement):
+        raise TypeError(
+            "placement must be None or made by mo.sharding.owned, mo.sharding.sliced "
+            f"or mo.sharding.auto; got {placement!r} of type "
+            f"{type(placement).__name__}."
+        )
 
 
 def _has_range(dtype: Any) -> bool:
@@ -71,7 +92,7 @@ class Side:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All mesh axes that split this side."""
+        """All mesh axes that cut this side."""
         return tuple(name for names in self.mesh_axes for name in names)
 
     def size(self, view: View) -> int:
@@ -121,7 +142,7 @@ class Group:
     rows: int
     columns: int
     dtypes: tuple[str, ...]
-    """Of the leaves of each input tree, then that in which the kernel computes."""
+    """Those of the leaves of each input tree, then that of the computation."""
     recipe: Recipe
     shard_axes: tuple[str, ...]
     """Mesh axes that cut the matrices, in the order of the mesh."""
@@ -142,7 +163,7 @@ class Group:
 
     @property
     def upright(self) -> bool:
-        """Whether matrices lie in memory as `rows × columns`, as in most leaves."""
+        """Whether matrices lie in memory as `rows × columns`, as most leaves do."""
         votes = (
             m.count * (1 if m.rows.axes < m.columns.axes else -1) for m in self.members
         )
@@ -150,7 +171,7 @@ class Group:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of a matrix in memory."""
+        """Shape of a matrix in memory."""
         return (self.rows, self.columns) if self.upright else (self.columns, self.rows)
 
 

@@ -1,4 +1,4 @@
-"""From the blocks of a tree to a plan: who shares a stack, and its recipe.
+"""The plan of the blocks of a tree: which share a stack, and by which recipe.
 
 Recipes are
 
@@ -38,11 +38,11 @@ from manifold_optax.matrices._view import block_spec, names_of, View
 
 
 class Facts(NamedTuple):
-    """What a plan knows about a block of a leaf."""
+    """The static facts of a block of a leaf, from which a plan is made."""
 
     view: View
     dtypes: tuple[str, ...]
-    """Of its leaf in each input tree, then that in which the kernel computes."""
+    """Those of its leaf in each input tree, then that of the computation."""
     spec: PartitionSpec | None
     """`None` where only the compiler will know it."""
     numbers: Numbers = NO_NUMBERS
@@ -171,9 +171,8 @@ def _better(group: Group, placement: Placement) -> list[Group]:
         return [group]
     cuts: dict[Any, list[Member]] = {}
     for member in group.members:
-        cuts.setdefault(_moved(member) if member.columns.names else (), []).append(
-            member
-        )
+        cut = _moved(member) if member.columns.names else ()
+        cuts.setdefault(cut, []).append(member)
     sliced = [
         dataclasses.replace(
             group,

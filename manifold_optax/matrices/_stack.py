@@ -1,4 +1,4 @@
-"""From blocks of leaves to stacks of matrices, the kernel on each, and back."""
+"""Blocks of leaves as stacks of matrices, and the kernel on each stack."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
@@ -31,21 +32,53 @@ HEADS_OUT = optax.contrib.MuonDimensionNumbers((-3, -2), -1)
 """`[*batch, heads, head_dim, out]`: Flax's output projection of attention."""
 
 
-class Split(NamedTuple):
+class _SplitFields(NamedTuple):
+    sizes: tuple[int, ...]
+    axis: int = -1
+    axes: optax.contrib.MuonDimensionNumbers = STACKED
+
+
+class Split(_SplitFields):
     """Declares that a leaf is several matrices fused along one axis.
 
     Example: queries, keys and values of grouped-query attention in one kernel
     `[embed, 4096 + 1024 + 1024]` are `Split((4096, 1024, 1024))`; each block is then a
     matrix of its own.
+
+    Args:
+        sizes: sizes of the blocks, ints; their sum is the size of the axis. A pattern
+            that repeats, `(64,) * 32` or `(128, 64) * 32`, costs no more than one
+            period of it.
+        axis: the fused axis.
+        axes: how each block is a batch of matrices.
+
+    Raises:
+        TypeError: for sizes or an axis that are not ints, or `axes` that are none.
     """
 
-    sizes: tuple[int, ...]
-    """Sizes of the blocks; their sum is the size of the axis. A pattern that repeats,
-    `(64,) * 32` or `(128, 64) * 32`, costs no more than one period of it."""
-    axis: int = -1
-    """The fused axis."""
-    axes: optax.contrib.MuonDimensionNumbers = STACKED
-    """How each block is a batch of matrices."""
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        sizes: Sequence[int],
+        axis: int = -1,
+        axes: optax.contrib.MuonDimensionNumbers = STACKED,
+    ) -> "Split":
+        """Checks the entries."""
+        if isinstance(sizes, str) or not isinstance(sizes, Sequence):
+            raise TypeError(
+                "The sizes of a Split must be a tuple of ints, the sizes of its "
+                f"blocks, got {sizes!r}."
+            )
+        for position, size in enumerate(sizes):
+            _check_int(f"The size of block {position} of a Split", size)
+        _check_int("The axis of a Split", axis)
+        if isinstance(axes, Split | str | int | float):
+            raise TypeError(
+                "The axes of a Split must be an optax.contrib.MuonDimensionNumbers, "
+                f"how each block is a batch of matrices; got {axes!r}."
+            )
+        return super().__new__(cls, tuple(sizes), axis, axes)
 
 
 Axes: TypeAlias = optax.contrib.MuonDimensionNumbers | Split
@@ -210,6 +243,17 @@ def views_of(leaf: Any, path: str, axes: AxesLike) -> tuple[View, ...]:
     return tuple(_repeated(view, len(axes.sizes) // len(period)) for view in views)
 
 
+def _check_int(what: str, value: Any) -> None:
+    """Raises TypeError for numbers that are not ints, and for strings.
+
+    Other objects pass: JAX builds a tuple again with whatever it maps over its entries.
+    """
+    if isinstance(value, bool | float | complex | str | np.floating | np.bool_):
+        raise TypeError(
+            f"{what} must be an int, got {value!r} of type {type(value).__name__}."
+        )
+
+
 def split_axis(split: Split, shape: Sequence[int], path: str) -> int:
     """The fused axis of a leaf of this shape, as a number from 0.
 
@@ -245,7 +289,7 @@ def per_matrix_shape(leaf: Any, views: Sequence[View]) -> tuple[int, ...]:
 
 
 def numbers_of(view: View, position: int, views: int, numbers: Array) -> Array:
-    """Of `[*batch, blocks, …]` the part of the view at `position` of `views`."""
+    """The part of `[*batch, blocks, …]` of the view at `position` of `views`."""
     if view.window is None:
         return numbers
     own = position if view.repeats == 1 else slice(position, None, views)

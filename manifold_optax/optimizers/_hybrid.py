@@ -9,7 +9,8 @@ import optax
 from manifold_optax._reports import listening, report
 from manifold_optax._typing import ArrayTree
 from manifold_optax._versions import without_variables
-from manifold_optax.matrices import MatrixReport, View, views_of
+from manifold_optax.matrices._report import MatrixReport
+from manifold_optax.matrices._view import View, views_of
 from manifold_optax.roles import (
     LabelReport,
     MATRIX,

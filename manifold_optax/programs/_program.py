@@ -169,7 +169,7 @@ def total(
     """Sum of `measure` over everything that one device executes in one call.
 
     Bodies of loops count as often as they run, conditions once more; where XLA does not
-    know how often, `unknown_trips` tells it (`None`: both count once), and the loop is
+    know how often, `unknown_trips` says it (`None`: both count once), and the loop is
     named under `UNKNOWN`, if it has anything to count. Of a conditional the branch of
     the greatest `weight` counts.
     """

@@ -17,12 +17,12 @@ def owned(
     wire: Any = None,
     replicas: Literal["share", "repeat"] = "share",
 ) -> Placement:
-    """Every matrix is computed whole on one device, its owner.
+    """Computes every matrix whole on one device, its owner.
 
-    All stacks travel together: one all-to-all to the owners and one back. Owners are
-    dealt by cost, so that devices compute equally much where there are enough
-    matrices. What is sharded along batch axes alone (experts) is computed where it
-    lies, without communication.
+    All stacks travel together: one all-to-all to the owners and one back. Matrices are
+    dealt to owners by cost, so that devices compute equally much if there are enough
+    matrices. A leaf that is sharded along batch axes alone (experts) is computed where
+    it lies, without communication.
 
     Args:
         mesh: the mesh over which the parameters are sharded.
@@ -30,9 +30,9 @@ def owned(
             `NamedSharding`) of every matrix, as a tree like the parameters or a
             dictionary by path; looked up by path. `None`: read from the arrays at
             update, which works on Explicit meshes.
-        wire: `jnp.bfloat16`: matrices of wider dtypes travel in it, in half of the
-            bytes, for a relative error of 4e-3 in what arrives (in a retraction none:
-            it keeps the dtype of its leaves). `None`: in their own dtypes.
+        wire: `jnp.bfloat16`: matrices of wider dtypes travel in it. That halves the
+            bytes and rounds what arrives by up to 4e-3 relative. A retraction ignores
+            it. `None`: matrices travel in their own dtypes.
         replicas: what devices do that hold the same matrices (data parallelism).
             `"share"`: each owns some of them, and one all-gather brings the results to
             all. `"repeat"`: all compute everything, without that all-gather.
@@ -41,9 +41,10 @@ def owned(
         A placement.
 
     Raises:
-        ValueError, TypeError: for an unknown choice of `replicas`, a `wire` without the
-            range of float32, and specs that are none; at update, for arrays on another
-            mesh and for shardings that are not covered, naming the leaf.
+        TypeError: if `mesh` is not a mesh, or if `specs` holds anything but shardings.
+        ValueError: if `replicas` is unknown, or if `wire` lacks the range of float32;
+            at update, if an array lies on another mesh or has a sharding that is not
+            covered. The message names the leaf.
 
     Example:
         >>> mesh = jax.make_mesh((1,), ("data",))
@@ -55,25 +56,29 @@ def owned(
 def sliced(
     mesh: Mesh | AbstractMesh, specs: ArrayTree = None, *, wire: Any = None
 ) -> Placement:
-    """The long side of every matrix stays cut: all-reduces of the short side squared.
+    """Keeps the long side of every matrix cut, and sums over it by all-reduces.
 
-    For matrices that are much longer than the mesh is wide, and for those that are too
-    large for one device. Five steps of Newton–Schulz take one all-reduce. Where mesh
-    axes cut the short side, an all-to-all first moves that cut to the long side, and
-    another moves it back (the plan calls that cooperative). Devices that hold the same
-    parts repeat the work.
+    Use it for matrices that are much longer than the mesh is wide, and for those that
+    are too large for one device. An all-reduce sends an array of short × short; five
+    steps of Newton–Schulz take one. If mesh axes cut the short side, an all-to-all
+    first moves that cut to the long side, and another moves it back; the plan calls
+    this cooperative. Devices that hold the same parts repeat the work.
+
+    Sums in parts round differently. Where the direction is not unique, because the
+    gradient is rank-deficient or nearly so, the update may be another one of the same
+    value; see `docs/sharded_training.md`.
 
     Args:
         mesh: the mesh over which the parameters are sharded.
         specs: as for `owned`.
-        wire: as for `owned`, for those all-to-alls.
+        wire: as for `owned`; it narrows those all-to-alls alone.
 
     Returns:
         A placement.
 
     Raises:
-        ValueError, TypeError: as for `owned`; at update, for a long side that cannot be
-            cut into equal parts.
+        ValueError, TypeError: as for `owned`; at update, if a long side cannot be cut
+            into equal parts.
 
     Example:
         >>> mesh = jax.make_mesh((1,), ("data",))
@@ -89,11 +94,11 @@ def auto(
     wire: Any = None,
     replicas: Literal["share", "repeat"] = "share",
 ) -> Placement:
-    """For every stack the cheaper one of `owned` and `sliced`.
+    """Chooses for every stack the cheaper one of `owned` and `sliced`.
 
-    The choice weighs FLOPs against bytes on the wire, both of which the plan prints:
-    matrices much longer than the mesh is wide are split, as are few large ones that
-    would leave most devices without work; all others are owned.
+    The choice weighs FLOPs against bytes sent; the plan prints both. Matrices much
+    longer than the mesh is wide are sliced, and so are a few large ones that would
+    leave most devices idle; all others are owned.
 
     Args:
         mesh: the mesh over which the parameters are sharded.
@@ -121,6 +126,12 @@ def _by_path(specs: ArrayTree) -> dict[str, PartitionSpec] | None:
     def is_spec(node: Any) -> bool:
         return isinstance(node, PartitionSpec | NamedSharding)
 
+    if is_spec(specs) or isinstance(specs, str | Mesh | AbstractMesh):
+        raise TypeError(
+            "specs must be a tree like the parameters, of PartitionSpecs, "
+            "NamedShardings or sharded arrays, or a dictionary of them by path; got "
+            f"{specs!r}."
+        )
     paired, _ = jax.tree_util.tree_flatten_with_path(specs, is_leaf=is_spec)
     found: dict[str, PartitionSpec] = {}
     for keys, leaf in paired:

@@ -8,28 +8,29 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from manifold_optax._typing import ArrayTree
+from manifold_optax.matrices._plan import check_mesh
 from manifold_optax.trees import leaf_path
 
 
 def state_shardings(
     tx: optax.GradientTransformation, params: ArrayTree, *, mesh: Mesh | None = None
 ) -> ArrayTree:
-    """Shardings of the state that `tx.init(params)` makes, without making it.
+    """Returns the shardings of the state of `tx.init(params)`, without making it.
 
-    Averages lie as their parameters do, numbers per matrix along the batch axes, and
-    everything else, such as counts, is replicated. Give the result to the compiler,
+    An average lies as its parameter does. Numbers per matrix lie along the batch axes.
+    Everything else, such as a count, is replicated. Give the result to the compiler,
     which then never builds a whole average on one device:
 
         jax.jit(tx.init, out_shardings=state_shardings(tx, params))(params)
 
     The layouts are read from an abstract run of `tx.init` on a mesh with Explicit axes,
-    where JAX carries them from array to array, also if `mesh` has Auto axes. A leaf
-    that is not derived from a parameter but has its shape, and a path that ends in the
-    parameter's, gets the parameter's layout.
+    where JAX carries them from array to array; `mesh` itself may have Auto axes. A leaf
+    that is not derived from a parameter gets the layout of the parameter whose shape it
+    has and whose path its own path ends in, if there is one.
 
     Args:
-        tx: the transformation; its `init` must run with Explicit axes, as one does that
-            only makes arrays of zeros and copies.
+        tx: the transformation. Its `init` must run with Explicit axes; one that only
+            makes zeros and copies does.
         params: tree of arrays with `NamedSharding`s, or of `jax.ShapeDtypeStruct`s with
             them. `None` and `optax.MaskedNode` pass through.
         mesh: the mesh of the state. `None`: that of the parameters.
@@ -38,7 +39,8 @@ def state_shardings(
         A tree of `NamedSharding`s of the structure of `tx.init(params)`.
 
     Raises:
-        ValueError: for parameters that are not laid out over one mesh. Names the leaf.
+        TypeError: if `mesh` is not a mesh.
+        ValueError: if the parameters are not laid out over one mesh; names the leaf.
 
     Example:
         >>> mesh = jax.make_mesh((1,), ("data",))
@@ -49,6 +51,8 @@ def state_shardings(
         True
         >>> state = jax.jit(optax.trace(0.9).init, out_shardings=shardings)(params)
     """
+    if mesh is not None:
+        check_mesh(mesh)
     paired, treedef = jax.tree_util.tree_flatten_with_path(params)
     mesh, specs = _mesh(paired, mesh), [leaf.sharding.spec for _, leaf in paired]
     explicit = AbstractMesh(
@@ -103,11 +107,11 @@ def _mesh(paired: Sequence[tuple[Any, Any]], mesh: Mesh | None) -> Mesh:
         if mesh is not None and own.shape_tuple != mesh.shape_tuple:
             raise ValueError(
                 f"The parameter {leaf_path(keys)!r} lies on a mesh {dict(own.shape)}, "
-                f"but the state shall lie on {dict(mesh.shape)}; they must agree."
+                f"but the state must lie on {dict(mesh.shape)}; they must agree."
             )
     if mesh is None:
         raise ValueError(
-            "The parameters tell no mesh of devices; give mesh=, the one of the state."
+            "The parameters name no mesh of devices; give mesh=, that of the state."
         )
     return mesh
 

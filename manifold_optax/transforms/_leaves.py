@@ -11,17 +11,11 @@ from manifold_optax._checks import require_floating, require_present
 from manifold_optax._typing import ArrayTree, Kernel
 from manifold_optax.geometry import Manifold
 from manifold_optax.linalg._scaling import divide
-from manifold_optax.matrices import (
-    AxesLike,
-    joined,
-    map_views,
-    Orientation,
-    Placement,
-    Result,
-    View,
-    view_leaves,
-    Views,
-)
+from manifold_optax.matrices import AxesLike, Orientation, Placement, Result
+from manifold_optax.matrices._blocks import view_leaves, Views
+from manifold_optax.matrices._map import map_views
+from manifold_optax.matrices._plan import check_placement
+from manifold_optax.matrices._view import joined, View
 from manifold_optax.trees import is_absent, map_leaves
 
 UnitMap: TypeAlias = Callable[..., Any]
@@ -57,6 +51,7 @@ def unit_map(
         `like`; `None` leaves it in units of the size. The first of all trees decides
         which leaves exist.
     """
+    check_placement(placement)
     if orientation is None:
         orientation = orientation_of(manifold.transposable)
 

@@ -16,6 +16,7 @@ from manifold_optax.linalg._options import (
     PRECONDITIONERS,
 )
 from manifold_optax.matrices import AxesLike, map_matrices, Placement
+from manifold_optax.matrices._plan import check_placement
 from manifold_optax.transforms._start import start
 
 
@@ -61,6 +62,7 @@ def orthogonalize_via_newton_schulz(
 
     Source: K. Jordan et al., "Muon" (2024).
     """
+    check_placement(placement)
     check_schedule(schedule)
     require_one_of("form", form, FORMS)
     require_one_of("preconditioner", preconditioner, PRECONDITIONERS)

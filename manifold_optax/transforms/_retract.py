@@ -10,13 +10,16 @@ import optax
 from jaxtyping import Array, Int32
 
 from manifold_optax._checks import (
+    require_floating,
     require_instance,
     require_params,
+    require_present,
     require_static_steps,
 )
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Ball, Band, DiagonalGram, Manifold, Stiefel
 from manifold_optax.matrices import AxesLike, Placement
+from manifold_optax.matrices._plan import check_placement
 from manifold_optax.transforms._leaves import unit_map
 from manifold_optax.transforms._start import start
 from manifold_optax.trees import map_leaves
@@ -86,6 +89,7 @@ def retract(
     Source: Absil, Mahony, Sepulchre (2008), section 4.1; the projection after the step
     as a hard form of weight decay ("post-clip"): J. Su, kexue.fm 11729 (2026).
     """
+    check_placement(placement)
     _check_times(manifold, every, factor)
     placement = _adapted(placement, manifold)
     timed = every > 1 or factor is not None
@@ -119,11 +123,7 @@ def retract(
         del extra_args
         require_params(params, "retract")
         # Results come in the dtype of the first tree, which must hold a parameter's.
-        updates = map_leaves(
-            lambda _, u, p: u.astype(jnp.promote_types(u.dtype, p.dtype)),
-            updates,
-            params,
-        )
+        updates = map_leaves(_widened, updates, params)
         if not timed:
             return land(updates, params, None), state
         count = jnp.asarray(optax.safe_increment(state.count))
@@ -135,6 +135,13 @@ def retract(
         return found, RetractState(count)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _widened(path: str, update: Array, param: Any) -> Array:
+    """The update in a dtype that holds those of the parameter."""
+    require_present(param, path)
+    require_floating(param, path)
+    return update.astype(jnp.promote_types(update.dtype, param.dtype))
 
 
 def _adapted(placement: Placement | None, manifold: Manifold) -> Placement | None:

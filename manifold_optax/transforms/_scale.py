@@ -9,7 +9,8 @@ from jaxtyping import Array
 
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import ArrayTree
-from manifold_optax.matrices import AxesLike, views_of
+from manifold_optax.matrices import AxesLike
+from manifold_optax.matrices._view import views_of
 from manifold_optax.transforms._leaves import per_block
 from manifold_optax.transforms._start import start
 from manifold_optax.trees import map_leaves

@@ -11,7 +11,9 @@ from manifold_optax._checks import require_in_range, require_present
 from manifold_optax._typing import ArrayTree, Scalar
 from manifold_optax.geometry import Sphere
 from manifold_optax.linalg._reductions import nonzero
-from manifold_optax.matrices import AxesLike, joined, View, views_of
+from manifold_optax.matrices import AxesLike
+from manifold_optax.matrices._blocks import view_leaves, Views
+from manifold_optax.matrices._view import joined, View, views_of
 from manifold_optax.transforms._start import start
 from manifold_optax.trees import bare, boxed_like, fill_absent, map_leaves
 
@@ -89,12 +91,12 @@ def scale_by_row_rms(
 
     init_fn = start("scale_by_row_rms", axes, planned=False, state=zeros)
 
-    def advance(path: str, update: Array, average: Any) -> Array:
+    def advance(path: str, update: Array, average: Any, of_leaf: Views) -> Array:
         require_present(average, path)
         if not update.size:
             return average
         parts = []
-        views = views_of(update, path, axes)
+        views = of_leaf.blocks
         for position, view in enumerate(views):
             square = jnp.square(view.block(update).astype(average.dtype))
             mean = jnp.mean(square, axis=view.in_axes, keepdims=True)
@@ -102,10 +104,11 @@ def scale_by_row_rms(
             parts.append((decay * old + (1 - decay) * mean).astype(average.dtype))
         return joined(views, parts)
 
-    def read(path: str, update: Array, average: Array) -> Array:
+    def read(path: str, update: Array, average: Array, of_leaf: Views) -> Array:
+        del path
         if not update.size:
             return update
-        views = views_of(update, path, axes)
+        views = of_leaf.blocks
         parts = []
         for position, view in enumerate(views):
             block = view.block(update).astype(average.dtype)
@@ -119,9 +122,10 @@ def scale_by_row_rms(
     ) -> tuple[ArrayTree, RowRmsState]:
         del params, extra_args
         plain = bare(updates)
-        moved = map_leaves(advance, plain, state.mean_square)
+        views = view_leaves(plain, axes)
+        moved = map_leaves(advance, plain, state.mean_square, views)
         average = fill_absent(moved, state.mean_square)
-        even = map_leaves(read, plain, average)
+        even = map_leaves(read, plain, average, views)
         return boxed_like(even, updates), RowRmsState(average)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -7,7 +7,8 @@ import optax
 from manifold_optax._checks import require_params
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Manifold
-from manifold_optax.matrices import AxesLike, view_leaves
+from manifold_optax.matrices import AxesLike
+from manifold_optax.matrices._blocks import view_leaves
 from manifold_optax.transforms._leaves import multiply_leaves, sizes_at
 from manifold_optax.transforms._start import start
 

@@ -10,12 +10,8 @@ import optax
 from manifold_optax._typing import ArrayTree
 from manifold_optax.diagnostics import residual
 from manifold_optax.geometry import Ball, Band, Manifold
-from manifold_optax.matrices import (
-    AxesLike,
-    check_matrices,
-    is_concrete,
-    Placement,
-)
+from manifold_optax.matrices import AxesLike, Placement
+from manifold_optax.matrices._report import check_matrices, is_concrete
 from manifold_optax.trees import bare, is_absent, leaf_path
 
 OFF_MANIFOLD = 0.1

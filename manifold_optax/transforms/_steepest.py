@@ -16,6 +16,7 @@ from manifold_optax.geometry import (
     steepest_direction,
 )
 from manifold_optax.matrices import AxesLike, map_matrices, per_matrix, Placement
+from manifold_optax.matrices._plan import check_placement
 from manifold_optax.transforms._leaves import orientation_of, unit_map
 from manifold_optax.transforms._start import start
 from manifold_optax.trees import fill_absent
@@ -77,6 +78,7 @@ def steepest(
     Source: the table of J. Bernstein, "Modular Manifolds", Thinking Machines Lab
     (2025).
     """
+    check_placement(placement)
     require_flag("certify", certify)
     require_in_range("tolerance", tolerance, "(0, 1)", optional=True)
     direction = _direction(manifold, norm, tolerance, certify=certify)

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from manifold_optax import attention
 from manifold_optax.integrations.flax import gather
-from manifold_optax.sharding import collectives
+from manifold_optax.programs import collectives
 
 devices = pytest.mark.devices
 

@@ -108,7 +108,9 @@ def test_parameters_that_travel_along_cost_half_as_much_again(
     assert found.wire() == pytest.approx(3 * 7 / 8 * shard, rel=1e-6)
 
 
-@pytest.mark.parametrize("layout", ["hybrid", "replicated"])
+@pytest.mark.parametrize(
+    "layout", ["hybrid", pytest.param("replicated", marks=pytest.mark.slow)]
+)
 def test_replicas_that_repeat_the_work_gather_nothing(
     layout: str, rng: np.random.Generator
 ) -> None:
@@ -210,7 +212,9 @@ def test_uneven_stacks(shapes: str, rng: np.random.Generator) -> None:
     assert_close(go(placement)(put), go(None)(trees[0]))
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "kind", [AxisType.Explicit, pytest.param(AxisType.Auto, marks=pytest.mark.slow)]
+)
 def test_a_cut_of_the_short_side_is_moved_to_the_long_one(
     kind: AxisType, rng: np.random.Generator
 ) -> None:

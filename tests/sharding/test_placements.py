@@ -114,7 +114,14 @@ def test_owned_equals_one_device(name: str, layout: str, kind: AxisType) -> None
         assert counts_outside_loops(compiled) == {"all-gather": 1}
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "newton_schulz",
+        "rank_one_decay",
+        pytest.param("stiefel_spectral", marks=pytest.mark.slow),
+    ],
+)
 def test_all_stacks_travel_by_two_all_to_alls_together(
     name: str, rng: np.random.Generator
 ) -> None:
@@ -162,7 +169,9 @@ def test_sliced_equals_one_device_and_reduces_small_arrays_only(
         assert all(size in short or size == 1 for size in shape[1:]), shape
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "kind", [AxisType.Explicit, pytest.param(AxisType.Auto, marks=pytest.mark.slow)]
+)
 def test_batch_sharded_matrices_stay_where_they_are(
     kind: AxisType, rng: np.random.Generator
 ) -> None:

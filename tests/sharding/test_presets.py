@@ -28,7 +28,15 @@ pytestmark = pytest.mark.devices
 @pytest.mark.parametrize(
     "kind", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit]
 )
-@pytest.mark.parametrize("make", [mo.muon, mo.manifold_muon, mo.hyperspherical_descent])
+@pytest.mark.parametrize(
+    "make",
+    [
+        # A whole model trains with muon in `test_train_step`.
+        pytest.param(mo.muon, marks=pytest.mark.slow),
+        mo.manifold_muon,
+        mo.hyperspherical_descent,
+    ],
+)
 def test_presets_train_sharded(
     make: Any, kind: AxisType, rng: np.random.Generator
 ) -> None:
@@ -57,7 +65,10 @@ def test_presets_train_sharded(
     assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("spec", [P("x", None, None), P("x", "y", None)])
+@pytest.mark.parametrize(
+    "spec",
+    [P("x", "y", None), pytest.param(P("x", None, None), marks=pytest.mark.slow)],
+)
 def test_numbers_of_batch_sharded_matrices_start_replicated(
     spec: P, rng: np.random.Generator
 ) -> None:
@@ -132,6 +143,8 @@ def test_uncovered_shardings_name_the_leaf(rng: np.random.Generator) -> None:
         )
 
 
+# `tests/matrices/test_program.py` has the same on a mesh of one device.
+@pytest.mark.slow
 def test_a_placement_inside_shard_map_is_an_error_and_none_is_local(
     rng: np.random.Generator,
 ) -> None:

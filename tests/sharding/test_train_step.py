@@ -27,7 +27,10 @@ VOCABULARY, WIDTH, LAYERS = 32, 16, 2
 ROWS = ("data", "fsdp")
 """Mesh axes over which a batch is spread; FSDP shards the weights over `fsdp` too."""
 
-KINDS = pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+# The page of `test_docs` trains on both.
+KINDS = pytest.mark.parametrize(
+    "kind", [AxisType.Explicit, pytest.param(AxisType.Auto, marks=pytest.mark.slow)]
+)
 
 
 def mesh_of(kind: AxisType, shape: tuple[int, ...] = (2, 2, 2)) -> jax.sharding.Mesh:

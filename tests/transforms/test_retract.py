@@ -286,3 +286,9 @@ def test_a_ball_clips_after_the_step(rng, norm):
 def test_wrong_times_are_errors(unhooked, options, error, message):
     with pytest.raises(error, match=message):
         mo.retract(**{"manifold": mo.Sphere(), **options})
+
+
+def test_an_update_without_a_parameter_is_an_error_that_names_it(unhooked):
+    tx = mo.retract(mo.Sphere())
+    with pytest.raises(ValueError, match=r"an update for 'layer/w', but the parameter"):
+        tx.update({"layer": {"w": jnp.eye(3)}}, tx.init({}), {"layer": {"w": None}})

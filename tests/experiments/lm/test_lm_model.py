@@ -7,7 +7,6 @@ import pytest
 
 import manifold_optax as mo
 from experiments.lm.small import SMALL
-from manifold_optax import matrices
 from manifold_optax.experiments.lm.config import TrainingConfig
 from manifold_optax.experiments.lm.layers import rotate
 from manifold_optax.experiments.lm.model import (
@@ -20,6 +19,7 @@ from manifold_optax.experiments.lm.optimizers import (
     matrix_groups,
 )
 from manifold_optax.experiments.lm.train import learning_rate_schedule
+from manifold_optax.matrices._view import views_of
 
 KINDS = [("mha", "gelu"), ("gqa", "gated"), ("mla", "moe")]
 VOCABULARY = 11
@@ -115,7 +115,7 @@ def test_heads_are_one_matrix_or_several(attention, name, together, apart):
     for per_head, expected in ((False, together), (True, apart)):
         axes = matrix_groups(config, per_head=per_head)[name].axes
         # The first block of a split, the content, is as wide as a head of the others.
-        view = matrices.views_of(leaf, "kernel", axes)[0]
+        view = views_of(leaf, "kernel", axes)[0]
         assert ((view.fan_in, view.fan_out), view.batch_shape) == expected
 
 
