@@ -31,8 +31,8 @@ def test_every_schedule_is_here():
     assert len(SCHEDULES) == 12
 
 
-# Computed once in float64: the slopes and four decimals of the images (for POLAR_EXPRESS_FAST it
-# has 0.8466, which is the image of a value below 1e-3).
+# Computed once: the slopes and four decimals of the images (for POLAR_EXPRESS_FAST it
+# was 0.8466, which is the image of a value below 1e-3).
 @pytest.mark.parametrize(
     ("name", "slope_at_zero", "from_1e_3", "from_1e_2"),
     [

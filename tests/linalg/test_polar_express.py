@@ -34,7 +34,7 @@ def test_rows_of_dion():
 
 def test_the_first_row_is_the_minimax_quintic():
     (row,) = polar_express(1, safety=1.0, cushion=0.0)
-    # MATH 3.E, to its digits.
+    # As published, to its digits.
     np.testing.assert_allclose(row, (8.4703, -25.1081, 18.6293), atol=5e-5)
     at = np.array([1e-3, 0.3674, 0.8208, 1.0])
     errors = 1 - oracles.schedule_image((row,), at)
