@@ -94,11 +94,11 @@ def _of_tangent_part(
     """The direction of the norm for the tangent part, where that is the solution."""
     unit, axis_name = manifold.unit(), request.axis_name
     # A block that is not finite must not spoil the others by way of their common norm.
-    finite = jnp.ones_like(gradient, bool)
+    finite = None
     if norm.blocks != "matrix":
         finite = is_finite(gradient, norm.blocks, axis_name)
-    healthy = jnp.where(finite, gradient, jnp.zeros_like(gradient))
-    whole = vector = normalize(healthy, axis_name)
+        gradient = jnp.where(finite, gradient, jnp.zeros_like(gradient))
+    whole = vector = normalize(gradient, axis_name)
     # Twice: in float32 the first projection leaves rounding noise behind. Negated,
     # because the step goes against the direction: a tangent cone has two sides.
     for _ in range(2):
@@ -106,7 +106,8 @@ def _of_tangent_part(
     noise = 64 * jnp.finfo(vector.dtype).eps * norm.lengths(whole, axis_name)
     is_normal = norm.lengths(vector, axis_name) <= noise
     vector = jnp.where(is_normal, jnp.zeros_like(vector), vector)
-    return jnp.where(finite, norm.steepest(vector, axis_name=axis_name), jnp.nan)
+    found = norm.steepest(vector, axis_name=axis_name)
+    return found if finite is None else jnp.where(finite, found, jnp.nan)
 
 
 def _p_norm(

@@ -105,7 +105,7 @@ def test_they_agree_with_the_polar_factor_near_the_point(x64, name, order, first
     assert np.log(errors[1] / errors[0]) / np.log(3) == pytest.approx(order, abs=0.08)
 
 
-# MATH 3.G, to its digits.
+# By the series 1 - (3/8) η⁴ + …, to these digits.
 @pytest.mark.parametrize(
     ("length", "value"),
     [

@@ -39,6 +39,7 @@ ORACLES = {
     (Euclidean(), Max()): lambda _, g: np.sign(g),
     (Euclidean(), Spectral()): lambda _, g: oracles.polar(g),
 }
+SEARCHED = ((Sphere(), Spectral()), (Ball(Spectral()), Spectral()))
 pairs = pytest.mark.parametrize(("manifold", "norm"), PAIRS, ids=str)
 
 compiled = {
@@ -88,8 +89,17 @@ def test_stiefel_with_the_spectral_norm(shape):
     assert np.sum(found * gradient) >= 0.999 * optimum.upper
 
 
-@pairs
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("manifold", "norm", "shape"),
+    # Searches for a direction know no square case of their own.
+    [
+        (*pair, s)
+        for pair in PAIRS
+        for s in SHAPES
+        if s == SHAPES[0] or pair not in SEARCHED
+    ],
+    ids=str,
+)
 def test_ascends_with_unit_length_in_the_tangent_space(manifold, norm, shape):
     point = point_on(manifold, shape)
     gradient = np.random.default_rng(2).standard_normal(shape)

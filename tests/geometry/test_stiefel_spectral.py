@@ -1,7 +1,7 @@
 """The Stiefel x spectral solver keeps its promises on every kind of gradient.
 
-They are those of the issue, against a certified optimum in float64: tangent, inside the
-spectral ball, near the optimum, and with a duality gap that does not flatter.
+Against a certified optimum in float64 directions are tangent, inside the spectral ball,
+near the optimum, and have a duality gap that does not flatter.
 """
 
 import functools
@@ -20,12 +20,12 @@ BY_DAY = {
     (64, 10): ALL,
     (128, 64): ALL,
     (96, 64): ("power", "low_rank_noise", "rank_one"),
-    (72, 64): ("low_rank_noise",),
+    (72, 64): (),
     (66, 64): ("power",),
     (64, 64): ALL,
     (65, 65): (),
     (512, 128): ("low_rank_noise",),
-    (3072, 128): ("low_rank_noise",),
+    (3072, 128): (),
 }
 CASES = [
     pytest.param(kind, *shape, marks=() if kind in kinds else pytest.mark.slow)
@@ -54,12 +54,12 @@ def assert_promises(w, g, share, slack=3e-3):
     )
     a = np.asarray(found.direction, np.float64)
     length = np.linalg.norm(a)
-    # The issue's 1e-5; rounding of the last projection (seen: 2.2e-7).
+    # Asked for: 1e-5; rounding of the last projection (seen: 2.2e-7).
     off = np.linalg.norm(w.T @ a + a.T @ w)
     assert off <= 1e-5 * length
     # The state's number is the same up to rounding of W^T A in float32 (seen: 1.5e-7).
     assert float(found.tangency) == pytest.approx(off / length, abs=1e-6)
-    # The issue's 1.001 (seen: 1 + 2e-6).
+    # Asked for: 1.001 (seen: 1 + 2e-6).
     norm = np.linalg.norm(a, 2)
     assert norm <= 1.001
 
@@ -97,7 +97,7 @@ def test_promises_on_real_momentum(name):
 
 
 def test_promises_on_su_s_case():
-    # MATH 3.A asks for .994 (seen: .9953); the bound is as far from the optimum.
+    # Asked for: .994 (seen: .9953); the bound is as far from the optimum.
     assert_promises(oracles.SU_POINT, oracles.SU_GRADIENT, share=0.994, slack=6e-3)
 
 
@@ -110,14 +110,14 @@ def test_low_rank_with_noise_stays_inside_the_ball(shape, seed):
         jnp.asarray(w, jnp.float32), jnp.asarray(g, jnp.float32), certify=True
     )
     norm = np.linalg.norm(np.asarray(found.direction, np.float64), 2)
-    # The issue's 1.001.
+    # Asked for: 1.001.
     assert norm <= 1.001
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "power", "low_rank_noise", "readout"])
 @pytest.mark.parametrize("ratio", [0.01, 1.0, 100.0])
 def test_promises_when_the_rotation_is_unrelated_to_the_rest(kind, ratio):
-    # MATH 4.3b: K = skew(W^T G) of any size, from another gradient than the rest; the
+    # K = skew(W^T G) of any size, from another gradient than the rest; the
     # perturbative start is the worse one here.
     w, g = problem(kind, 64, 10)
     _, other = problem(kind, 64, 10, seed=1)

@@ -31,8 +31,8 @@ def test_every_schedule_is_here():
     assert len(SCHEDULES) == 12
 
 
-# MATH 1.4 prints the slopes and four decimals of the images (for POLAR_EXPRESS_FAST it
-# has 0.8466, which is the image of a value below 1e-3).
+# Computed once: the slopes and four decimals of the images (for POLAR_EXPRESS_FAST it
+# was 0.8466, which is the image of a value below 1e-3).
 @pytest.mark.parametrize(
     ("name", "slope_at_zero", "from_1e_3", "from_1e_2"),
     [
@@ -72,7 +72,7 @@ def test_published_slopes_and_images(name, slope_at_zero, from_1e_3, from_1e_2):
     ],
 )
 def test_published_images_of_one(name, image_of_one):
-    # MATH 3.E prints five decimals. The four decimals of CANS's rows are steep at 1:
+    # Computed once, to five decimals. The four decimals of CANS's rows are steep at 1:
     # the division and its undoing move the image by rounding only.
     image = float(oracles.schedule_image(published(name), 1.0))
     assert image == pytest.approx(image_of_one, abs=1e-5)
@@ -91,7 +91,7 @@ def test_images_of_the_divided_rows(name, lowest, low, high):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_stay_tame_above_one(name):
-    # Rows without safety blow up here: 2.8 at 1 + 1e-5 (MATH 1.4).
+    # Rows without safety blow up here: 2.8 at 1 + 1e-5.
     highest = 1.05 if name in ("JORDAN", "YOU", "POLAR_EXPRESS_WIDE") else 1.01
     above = oracles.schedule_image(SCHEDULES[name], np.linspace(1, highest, 2001))
     below = oracles.schedule_image(SCHEDULES[name], np.geomspace(1e-2, 1, 20001))
@@ -109,7 +109,7 @@ def test_rows_without_safety_do_not():
 
 
 def test_sum_of_jordans_row():
-    # MATH 3.E, exact but for the rounding of two float64 additions.
+    # Exact but for the rounding of two float64 additions.
     assert sum(linalg.JORDAN[0]) == pytest.approx(0.701, abs=1e-15)
 
 

@@ -18,7 +18,7 @@ def test_published_rows():
     # POLAR_EXPRESS has the published rows, the first seven divided by 1.01.
     published = [(a * 1.01, b * 1.01**3, c * 1.01**5) for a, b, c in POLAR_EXPRESS[:7]]
     found = polar_express(8, safety=1.0)
-    # MATH 3.E: the last rows are published with the rounding of a difference, and the
+    # The last rows are published with the rounding of a difference, and the
     # eighth is the limit (seen: 1e-14, 1e-11, 5e-11, 4e-9).
     for row, expected, tolerance in zip(
         found, (*published, TAYLOR_ROW), (*(1e-12,) * 5, 1e-11, 1e-9, 1e-8), strict=True
@@ -34,7 +34,7 @@ def test_rows_of_dion():
 
 def test_the_first_row_is_the_minimax_quintic():
     (row,) = polar_express(1, safety=1.0, cushion=0.0)
-    # MATH 3.E, to its digits.
+    # As published, to its digits.
     np.testing.assert_allclose(row, (8.4703, -25.1081, 18.6293), atol=5e-5)
     at = np.array([1e-3, 0.3674, 0.8208, 1.0])
     errors = 1 - oracles.schedule_image((row,), at)

@@ -52,7 +52,7 @@ def test_clips_the_singular_values(seed, shape, bounds):
 
 
 def test_of_equal_bounds_it_is_a_multiple_of_the_polar_factor():
-    # MATH 3.D, and the limit of a large matrix.
+    # Values in closed form, and the limit of a large matrix.
     x = with_values((24, 8), np.linspace(1, 3, 8))
     found = clip(jnp.asarray(x), jnp.float32(0.5), jnp.float32(0.5))
     np.testing.assert_allclose(found, 0.5 * oracles.polar(x), atol=32 * EPS)

@@ -82,7 +82,7 @@ def test_updates_keep_their_dtype(rng):
 def test_an_unknown_pair_is_an_error_that_prints_the_table(manifold, norm):
     with pytest.raises(ValueError, match="No direction is known for") as caught:
         mo.steepest(manifold, norm)
-    for word in (str(manifold), str(norm), "manifold Muon", "hyperspherical"):
+    for word in (str(manifold), str(norm), "mo.manifold_muon", "hyperspherical"):
         assert word in str(caught.value)
 
 
