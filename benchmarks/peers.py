@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ RATE = 0.02
 
 
 def bf16_muon(
-    *, form: str = "auto", dtype: Any = jnp.bfloat16
+    *, form: Literal["auto", "direct", "gram"] = "auto", dtype: Any = jnp.bfloat16
 ) -> optax.GradientTransformationExtraArgs:
     """`mo.muon` with products of this dtype: its chain, written out.
 

@@ -1,6 +1,6 @@
 """The links that the presets share, and the two ends of their chains."""
 
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypedDict, TypeVar, Unpack
 
 import optax
 
@@ -14,6 +14,14 @@ Link: TypeAlias = tuple[str, optax.GradientTransformation]
 
 Momentum: TypeAlias = Scalar | optax.GradientTransformation | None
 """What every argument `momentum` takes."""
+
+
+class Places(TypedDict):
+    """Where the matrices lie in a leaf, and on which devices."""
+
+    axes: AxesLike
+    placement: Placement | None
+
 
 _M = TypeVar("_M", bound=Manifold)
 
@@ -59,8 +67,7 @@ def manifold_chain(
     *links: Link,
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: None,
-    axes: AxesLike,
-    placement: Placement | None,
+    **places: Unpack[Places],
 ) -> optax.GradientTransformationExtraArgs:
     """`links → learning_rate → retraction`: the chain that stays on a manifold.
 
@@ -73,7 +80,7 @@ def manifold_chain(
             "is undone by the retraction; leave weight_decay=None and choose the size "
             f"of the manifold instead, got weight_decay={weight_decay!r}."
         )
-    retraction = transforms.retract(manifold, axes=axes, placement=placement)
+    retraction = transforms.retract(manifold, **places)
     return optax.named_chain(
         *links, _learning_rate(learning_rate), ("retraction", retraction)
     )

@@ -5,19 +5,14 @@ import optax
 from manifold_optax import transforms
 from manifold_optax.geometry import Stiefel
 from manifold_optax.matrices import AxesLike, Placement
-from manifold_optax.optimizers._links import (
-    manifold_chain,
-    manifold_of,
-    Momentum,
-    momentum_link,
-)
+from manifold_optax.optimizers import _links as links
 
 
 def manifold_muon(  # noqa: PLR0913 - the words of all presets, and the solver's three
     learning_rate: optax.ScalarOrSchedule,
     *,
     manifold: Stiefel | None = None,
-    momentum: Momentum = None,
+    momentum: links.Momentum = None,
     nesterov: bool = False,
     weight_decay: None = None,
     steps: int | None = None,
@@ -54,6 +49,7 @@ def manifold_muon(  # noqa: PLR0913 - the words of all presets, and the solver's
         A named chain; `update` needs `params`.
 
     Raises:
+        TypeError: for a manifold or another argument of the wrong kind.
         ValueError: for numbers out of range and a weight decay; at init, naming the
             leaf, for one that is not a batch of matrices or not on the manifold.
 
@@ -67,22 +63,21 @@ def manifold_muon(  # noqa: PLR0913 - the words of all presets, and the solver's
 
     Source: J. Bernstein, "Modular Manifolds", Thinking Machines Lab (2025).
     """
-    manifold = manifold_of("manifold_muon", manifold, Stiefel())
+    manifold = links.manifold_of("manifold_muon", manifold, Stiefel())
+    places = links.Places(axes=axes, placement=placement)
     direction = transforms.dual_ascent_spectral(
         manifold,
         steps=steps,
         tolerance=tolerance,
         certify=certify,
-        axes=axes,
-        placement=placement,
+        **places,
     )
-    return manifold_chain(
+    return links.manifold_chain(
         "manifold_muon",
         manifold,
-        *momentum_link(momentum, nesterov=nesterov),
+        *links.momentum_link(momentum, nesterov=nesterov),
         ("direction", direction),
         learning_rate=learning_rate,
         weight_decay=weight_decay,
-        axes=axes,
-        placement=placement,
+        **places,
     )

@@ -6,13 +6,13 @@ from manifold_optax import transforms
 from manifold_optax._typing import Scalar, Schedule
 from manifold_optax.linalg import JORDAN
 from manifold_optax.matrices import AxesLike, Placement
-from manifold_optax.optimizers._links import free_chain, Momentum, momentum_link
+from manifold_optax.optimizers import _links as links
 
 
 def muon(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    momentum: Momentum = 0.95,
+    momentum: links.Momentum = 0.95,
     nesterov: bool = True,
     weight_decay: Scalar | None = 0.0,
     schedule: Schedule = JORDAN,
@@ -55,8 +55,8 @@ def muon(
     orthogonalize = transforms.orthogonalize_via_newton_schulz(
         schedule, axes=axes, placement=placement
     )
-    return free_chain(
-        *momentum_link(momentum, nesterov=nesterov, debias=True),
+    return links.free_chain(
+        *links.momentum_link(momentum, nesterov=nesterov, debias=True),
         ("orthogonalize", orthogonalize),
         ("scale_by_shape", transforms.scale_by_shape(scale, axes=axes)),
         learning_rate=learning_rate,

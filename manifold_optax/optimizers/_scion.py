@@ -6,14 +6,14 @@ from manifold_optax import transforms
 from manifold_optax._typing import Scalar
 from manifold_optax.geometry import Euclidean, Norm, RmsToRms
 from manifold_optax.matrices import AxesLike, Placement
-from manifold_optax.optimizers._links import free_chain, Momentum, momentum_link
+from manifold_optax.optimizers import _links as links
 
 
 def scion(
     learning_rate: optax.ScalarOrSchedule,
     *,
     norm: Norm | None = None,
-    momentum: Momentum = 0.9,
+    momentum: links.Momentum = 0.9,
     nesterov: bool = False,
     weight_decay: Scalar | None = 0.0,
     axes: AxesLike = None,
@@ -34,19 +34,11 @@ def scion(
     Args:
         learning_rate: number ≥ 0 or schedule; the length of the step in the norm.
         norm: of a step; `None`: `RmsToRms()`.
-        momentum: decay of the average in [0, 1), `None` for none; the paper's `α` is 1
-            minus it.
-        nesterov: whether the average looks one step ahead.
-        weight_decay: ≥ 0, decoupled, times the learning rate; `None` for no link.
-        axes: which axes of a leaf are the matrix; all others are batch axes.
-        placement: which device computes which matrix; `None`: see `map_matrices`.
+        momentum, nesterov, weight_decay, axes, placement: as for `muon`. The paper's
+            `α` is `1 − momentum`.
 
     Returns:
-        A named chain; `update` needs `params`.
-
-    Raises:
-        ValueError: for numbers out of range; at init, for a leaf that is not a batch of
-            matrices, naming it.
+        A named chain. It needs and raises what `muon` does.
 
     Example:
         >>> params = {"hidden": jnp.ones((4, 4)), "head": jnp.ones((4, 2))}
@@ -65,8 +57,8 @@ def scion(
     """
     norm = RmsToRms() if norm is None else norm
     direction = transforms.steepest(Euclidean(), norm, axes=axes, placement=placement)
-    return free_chain(
-        *momentum_link(momentum, nesterov=nesterov),
+    return links.free_chain(
+        *links.momentum_link(momentum, nesterov=nesterov),
         ("direction", direction),
         learning_rate=learning_rate,
         weight_decay=weight_decay,

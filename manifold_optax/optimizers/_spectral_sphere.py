@@ -5,19 +5,14 @@ import optax
 from manifold_optax import transforms
 from manifold_optax.geometry import Spectral, SpectralSphere
 from manifold_optax.matrices import AxesLike, Placement
-from manifold_optax.optimizers._links import (
-    manifold_chain,
-    manifold_of,
-    Momentum,
-    momentum_link,
-)
+from manifold_optax.optimizers import _links as links
 
 
 def spectral_sphere(
     learning_rate: optax.ScalarOrSchedule,
     *,
     manifold: SpectralSphere | None = None,
-    momentum: Momentum = 0.9,
+    momentum: links.Momentum = 0.9,
     nesterov: bool = True,
     weight_decay: None = None,
     certify: bool = False,
@@ -37,23 +32,12 @@ def spectral_sphere(
             the radius.
         manifold: `SpectralSphere(radius)`; `None`: radius `"rms"`, as published, so
             that the RMS→RMS norm of every matrix is 1.
-        momentum: decay of the average in [0, 1), or a transformation in its place;
-            `None` for none.
-        nesterov: whether the average looks one step ahead.
-        weight_decay: not supported, because the retraction would undo it. Any other
-            value than `None` raises an error that explains this.
         certify: whether the state keeps the relative gap of each direction, which
             `diagnostics.collect` gathers.
-        axes: which axes of a leaf are the matrix; all others are batch axes.
-        placement: which device computes which matrix; `None`: see `map_matrices`.
+        momentum, nesterov, weight_decay, axes, placement: as for `manifold_muon`.
 
     Returns:
-        A named chain; `update` needs `params`, on the manifold: project them first.
-
-    Raises:
-        TypeError: for a manifold that is not `SpectralSphere`.
-        ValueError: for numbers out of range and a weight decay; at init, naming the
-            leaf, for one that is not a batch of matrices or not on the manifold.
+        A named chain. It needs and raises what `manifold_muon` does.
 
     Example:
         >>> manifold = SpectralSphere("rms")
@@ -67,17 +51,15 @@ def spectral_sphere(
     Source: J. Su, "Muon on the spectral sphere", kexue.fm 11241 (2025); its default
     decay and radius are those of the SSO code.
     """
-    manifold = manifold_of("spectral_sphere", manifold, SpectralSphere("rms"))
-    direction = transforms.steepest(
-        manifold, Spectral(), certify=certify, axes=axes, placement=placement
-    )
-    return manifold_chain(
+    manifold = links.manifold_of("spectral_sphere", manifold, SpectralSphere("rms"))
+    places = links.Places(axes=axes, placement=placement)
+    direction = transforms.steepest(manifold, Spectral(), certify=certify, **places)
+    return links.manifold_chain(
         "spectral_sphere",
         manifold,
-        *momentum_link(momentum, nesterov=nesterov),
+        *links.momentum_link(momentum, nesterov=nesterov),
         ("direction", direction),
         learning_rate=learning_rate,
         weight_decay=weight_decay,
-        axes=axes,
-        placement=placement,
+        **places,
     )

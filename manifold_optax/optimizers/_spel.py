@@ -5,19 +5,14 @@ import optax
 from manifold_optax import transforms
 from manifold_optax.geometry import Euclidean, Spectral, Stiefel
 from manifold_optax.matrices import AxesLike, Placement
-from manifold_optax.optimizers._links import (
-    manifold_chain,
-    manifold_of,
-    Momentum,
-    momentum_link,
-)
+from manifold_optax.optimizers import _links as links
 
 
 def spel(
     learning_rate: optax.ScalarOrSchedule,
     *,
     manifold: Stiefel | None = None,
-    momentum: Momentum = 0.9,
+    momentum: links.Momentum = 0.9,
     nesterov: bool = False,
     weight_decay: None = None,
     axes: AxesLike = None,
@@ -37,21 +32,10 @@ def spel(
         learning_rate: number ≥ 0 or schedule; the spectral norm of the step in units of
             the manifold's scale.
         manifold: `Stiefel(scale)`; `None`: scale 1.
-        momentum: decay of the average in [0, 1), or a transformation in its place;
-            `None` for none.
-        nesterov: whether the average looks one step ahead.
-        weight_decay: not supported, because the retraction would undo it. Any other
-            value than `None` raises an error that explains this.
-        axes: which axes of a leaf are the matrix; all others are batch axes.
-        placement: which device computes which matrix; `None`: see `map_matrices`.
+        momentum, nesterov, weight_decay, axes, placement: as for `manifold_muon`.
 
     Returns:
-        A named chain; `update` needs `params`, on the manifold: project them first.
-
-    Raises:
-        TypeError: for a manifold that is not `Stiefel`.
-        ValueError: for numbers out of range and a weight decay; at init, naming the
-            leaf, for one that is not a batch of matrices or not on the manifold.
+        A named chain. It needs and raises what `manifold_muon` does.
 
     Example:
         >>> params = project({"w": jnp.arange(8.0).reshape(4, 2) ** 2}, Stiefel())
@@ -64,20 +48,18 @@ def spel(
     Source: arXiv 2601.21487 (2026), the method with the spectral norm on the Stiefel
     manifold.
     """
-    manifold = manifold_of("spel", manifold, Stiefel())
-    tangent = transforms.tangent_project(manifold, axes=axes, placement=placement)
-    direction = transforms.steepest(
-        Euclidean(), Spectral(), axes=axes, placement=placement
-    )
-    return manifold_chain(
+    manifold = links.manifold_of("spel", manifold, Stiefel())
+    places = links.Places(axes=axes, placement=placement)
+    tangent = transforms.tangent_project(manifold, **places)
+    direction = transforms.steepest(Euclidean(), Spectral(), **places)
+    return links.manifold_chain(
         "spel",
         manifold,
-        *momentum_link(momentum, nesterov=nesterov),
+        *links.momentum_link(momentum, nesterov=nesterov),
         ("tangent", tangent),
         ("direction", direction),
         ("size", transforms.scale_by_size(manifold, axes=axes)),
         learning_rate=learning_rate,
         weight_decay=weight_decay,
-        axes=axes,
-        placement=placement,
+        **places,
     )

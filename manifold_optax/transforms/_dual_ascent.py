@@ -62,10 +62,11 @@ def dual_ascent_spectral(
     Args:
         manifold: `Stiefel(scale)`; `None`: scale 1.
         steps: majorise-minimise steps, ≥ 0 and static. `None`: 2 to 8 by shape and
-            backend. With a `tolerance` the largest number, `None`: 64.
+            backend. With a `tolerance` the largest number; `None`:
+            256.
         tolerance: relative duality gap at which the solver stops, in (0, 1); `None`: a
-            fixed number of steps. Matrices that are solved together on an accelerator
-            stop together.
+            fixed number of steps. The `gap` in the state shows whether it was reached.
+            Matrices that are solved together on an accelerator stop together.
         backend: `"eigh"` (eigendecompositions in float64), `"products"` (products
             alone), `"products64"` (products in float64, for accelerators that are as
             fast in it); `None`: the first on a CPU, the second elsewhere.
@@ -116,8 +117,10 @@ def dual_ascent_spectral(
         update: Matrix, point: Matrix, axis_name: AxisName = None
     ) -> tuple[Array, ...]:
         found = solve(point, update, axis_name=axis_name)
-        numbers = (found.gap, found.tangency)
-        return (found.direction, *(n for n in numbers if n is not None))
+        assert found.gap is not None or not certify
+        assert found.tangency is not None
+        gap = (found.gap,) if found.gap is not None and certify else ()
+        return found.direction, *gap, found.tangency
 
     solve_all = unit_map(
         kernel,
