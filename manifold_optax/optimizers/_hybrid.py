@@ -148,8 +148,9 @@ def _check_axes(
             if path not in labels:
                 continue
             leaf = leaves[path]
-            axes = known.axes_of(path, tuple(leaf.shape))
-            wanted = views if axes is None else views_of(leaf, path, axes)
+            role = known.role_of(path, tuple(leaf.shape))
+            declared = None if role is None else role.axes
+            wanted = views if declared is None else views_of(leaf, path, declared)
             if wanted != views:
                 raise ValueError(
                     f"By its role {path!r} of shape {tuple(leaf.shape)} is "

@@ -192,15 +192,13 @@ def test_three_steps_equal_those_of_one_device(name: str, kind: AxisType) -> Non
     assert moments == [P("fsdp", "tensor")] * len(moments)
 
 
-# `[layers, fan_in, fan_out]` and vectors `[layers, size]`: said by path, as the labels
-# cannot tell layers from experts or convolutions.
-STACKED = mo.label_by_path(
-    {r"embed|head|norm": "other", r"blocks/\w+/kernel$": "matrix"}
-)
+# `[layers, fan_in, fan_out]`: said by path, because names do not tell layers from
+# experts or convolutions.
+ROLES = mo.roles({r"blocks/\w+/kernel": mo.STACKED})
 
 
 def stacked_muon(placement: Any) -> Any:
-    return mo.hybrid(mo.muon(0.02, placement=placement), labels=STACKED)
+    return mo.hybrid(mo.muon(0.02, axes=ROLES, placement=placement), labels=ROLES)
 
 
 @pytest.mark.slow
