@@ -1,4 +1,4 @@
-# One command for each job: `make demo`, `make test`, `make check`, `make fix`.
+# One command for each job: `make demo`, `make quick`, `make test`, `make check`, `make fix`.
 # A target creates .venv when it is missing, upgrades pip (dependency groups
 # need 25.1), installs what it needs, and remembers that in a stamp file, so a
 # second call starts at once. A change of pyproject.toml installs again.
@@ -16,12 +16,18 @@ needs-fix := -e . --group lint
 
 # The tests measure on the CPU; those that need an accelerator are marked `gpu`.
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/pytest
+# One test of each floor that is quick to compile; `make test` has all of them.
+QUICK := tests/trees tests/roles tests/test_checks.py tests/test_public_api.py \
+  tests/linalg/test_coefficients.py tests/linalg/test_polar.py tests/geometry/test_norms.py \
+  tests/matrices/test_views.py tests/matrices/test_map_errors.py tests/attention/test_specs.py \
+  tests/conformance/test_completeness.py tests/optimizers/test_chains.py
+
 FAKE_DEVICES := --xla_force_host_platform_device_count=8
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-one-device test-devices check lint fix clean
+.PHONY: help demo test quick test-one-device test-devices check lint fix clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +36,9 @@ demo: $(VENV)/.ready-demo ## set up and run the main experiment
 	$(BIN)/python -m manifold_optax.experiments mlp --resume
 
 test: test-one-device test-devices ## set up and pass the tests
+
+quick: $(VENV)/.ready-test ## a verdict in 90 seconds: names, checks, views, roles, the contract
+	$(PYTEST) -n $(WORKERS) --dist load -m "not slow and not gpu and not devices" $(QUICK)
 
 test-one-device: $(VENV)/.ready-test
 	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not devices"
