@@ -31,14 +31,15 @@ def draw_singular_values(
     layers = len(next(iter(best.values())).results[0].singular_values)
     figure, all_axes = panels(layers)
     for layer, axes in enumerate(all_axes):
-        for cell in best.values():
+        for below, cell in enumerate(best.values()):
             values = np.array(cell.results[0].singular_values[layer], float)
             axes.plot(
                 np.arange(1, len(values) + 1),
                 values,
                 ".-",
                 markersize=3,
-                linewidth=1,
+                # Thinner ones lie above, so that of lines that coincide all are seen.
+                linewidth=3 / (1 + below),
                 color=color(cell.optimizer),
                 label=cell.label,
             )
