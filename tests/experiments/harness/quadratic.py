@@ -55,13 +55,11 @@ def advance(speed, inputs, state):
     )
 
 
-class Quadratic(harness.Experiment[Settings, Result]):
+class Quadratic(harness.Experiment[QuadraticConfig, Settings, Result]):
     result_type = Result
-    steps_per_round = 1
 
-    @property
-    def rounds(self):
-        return self.config.rounds
+    def __init__(self, config):
+        super().__init__(config, rounds=config.rounds, steps_per_round=1)
 
     def settings(self, optimizer, learning_rate, seed):
         sizes = (self.config.rounds, self.config.size)
