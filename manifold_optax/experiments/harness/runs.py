@@ -129,7 +129,8 @@ def _make_run(
     bar: tqdm,
 ) -> Result:
     """Makes one run, from its latest checkpoint if there is one."""
-    inputs, state = experiment.start(settings)
+    # A restored state is bound to its device. One that is not would compile again.
+    inputs, state = jax.device_put(experiment.start(settings), jax.local_devices()[0])
     steps = experiment.steps_per_round
     started = time.perf_counter()
     with open_checkpoints(output / CHECKPOINTS / run_name(settings)) as checkpoints:
