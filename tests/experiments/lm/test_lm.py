@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.interruption import run_to_first_checkpoint
 from experiments.lm.small import SMALL
 from manifold_optax.experiments import __main__ as program
 from manifold_optax.experiments.harness import run_experiment
 from manifold_optax.experiments.harness.cells import group_by_cell
-from manifold_optax.experiments.harness.checkpoint import Checkpoints
 from manifold_optax.experiments.harness.records import read_records
 from manifold_optax.experiments.harness.report import format_table
 from manifold_optax.experiments.harness.typed import replace_typed
@@ -148,24 +148,11 @@ def test_a_run_writes_table_sample_results_events_figures_and_checkpoints(stress
     assert len(list((output / "tensorboard").glob("*/events.out.*"))) == 3
 
 
-class _Interrupted(Exception):
-    """Stands for a killed process."""
-
-
 def test_an_interrupted_run_learns_the_same_as_a_whole_one(
     stress, config, text, monkeypatch
 ):
     *_, whole = _numbers(stress[0])
-    save = Checkpoints.save
-
-    def save_and_stop(self, state):
-        save(self, state)
-        raise _Interrupted
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_stop)
-        with pytest.raises(_Interrupted):
-            run_experiment(LmExperiment(config, text))
+    run_to_first_checkpoint(LmExperiment(config, text), monkeypatch)
     run_experiment(LmExperiment(dataclasses.replace(config, resume=True), text))
     assert _numbers(config.output_dir) == [whole]
     assert whole.loss[-1] < 0.8 * whole.loss[0]
