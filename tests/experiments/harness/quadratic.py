@@ -66,7 +66,7 @@ class Quadratic(harness.Experiment[QuadraticConfig, Settings, Result]):
         return Settings(optimizer, learning_rate, seed, *sizes)
 
     def start(self, settings):
-        target = jax.random.normal(jax.random.key(settings.seed), settings.size)
+        target = jax.random.normal(jax.random.key(settings.seed), (settings.size,))
         params = (jnp.zeros(settings.size), target)
         history = harness.unknown(settings.rounds)
         return harness.run_inputs(settings), harness.first_state(params, (), history)

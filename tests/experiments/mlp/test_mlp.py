@@ -2,6 +2,7 @@ import dataclasses
 import pathlib
 import subprocess
 import sys
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -139,7 +140,7 @@ def test_the_steps_that_are_timed_are_those_of_a_run(config, dataset):
     experiment = MlpExperiment(config, dataset)
     settings = experiment.settings("adamw", 1e-3, 0)
     state = experiment.advance(settings, *experiment.start(settings))
-    timed, _ = experiment.timed_round("adamw")()
+    timed, _ = cast("tuple[Any, Any]", experiment.timed_round("adamw")())
     # The same steps in another program, which may add in another order.
     for kernel, expected in zip(
         jax.tree.leaves(timed.params),
