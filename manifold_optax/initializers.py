@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Manifold, Sphere, Stiefel
 from manifold_optax.matrices import AxesLike
+from manifold_optax.matrices._view import views_of
 from manifold_optax.transforms import project
 
 __all__ = ("on_manifold", "sphere", "stiefel")
@@ -19,36 +21,46 @@ def on_manifold(
     base: Callable[..., Array] | None = None,
     *,
     axes: AxesLike = None,
+    path: str = "",
 ) -> Callable[..., Array]:
-    """Initializer that draws from `base` and projects onto `manifold`.
+    """Returns an initializer that draws from `base` and projects onto `manifold`.
 
     Args:
         manifold: the constraint.
         base: initializer `(key, shape, dtype) -> array`; `None`: standard Gaussian,
             which gives the uniform distribution on spheres and Stiefel manifolds.
         axes: which axes of the array are the matrix; all others are batch axes.
+        path: path of the parameter, by which `mo.Roles` as `axes` know it.
 
     Returns:
         An initializer `(key, shape, dtype=jnp.float32) -> array`. It draws and projects
         in float32 (QR and SVD routines fail in half precision; the polar factor would
         only be inaccurate) and casts at the end.
 
+    Raises:
+        TypeError: if `manifold` is not a `Manifold`.
+        ValueError: (the initializer) for a shape that `axes` do not fit, and for a
+            parameter that is no matrix by its role.
+
     Example:
         >>> init = on_manifold(Stiefel(), jax.nn.initializers.lecun_uniform())
         >>> bool(Stiefel().residual(init(jax.random.key(0), (8, 4))) < 1e-6)
         True
     """
+    require_instance("manifold of on_manifold", manifold, Manifold)
     base = jax.nn.initializers.normal(1.0) if base is None else base
 
     def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return project(base(key, shape, wide), manifold, axes=axes).astype(dtype)
+        drawn = base(key, shape, jnp.promote_types(dtype, jnp.float32))
+        # What is no matrix would come back as it was drawn, off the manifold.
+        views_of(drawn, path, axes)
+        return project({path: drawn}, manifold, axes=axes)[path].astype(dtype)
 
     return init
 
 
 def stiefel(scale: float | str = 1.0, *, axes: AxesLike = None) -> Callable[..., Array]:
-    """Initializer with all singular values equal to `scale`, uniformly distributed.
+    """Returns an initializer with all singular values equal to `scale`, uniformly distributed.
 
     Example:
         >>> w = stiefel("rms")(jax.random.key(0), (16, 4))
@@ -59,7 +71,7 @@ def stiefel(scale: float | str = 1.0, *, axes: AxesLike = None) -> Callable[...,
 
 
 def sphere(radius: float | str = 1.0, *, axes: AxesLike = None) -> Callable[..., Array]:
-    """Initializer with Frobenius norm `radius`, uniformly distributed.
+    """Returns an initializer with Frobenius norm `radius`, uniformly distributed.
 
     Example:
         >>> jnp.linalg.norm(sphere(2.0)(jax.random.key(0), (16, 4))).round(4)

@@ -39,7 +39,7 @@ class Command:
     help: str
     description: str
     default: Any
-    prepare: Callable[[Any], Experiment[Any, Any]]
+    prepare: Callable[[Any], Experiment[Any, Any, Any]]
     chooser: str | None = None
     defaults_of: Callable[[Any], Any] | None = None
 
@@ -117,7 +117,7 @@ def _parsers(
 
 def _prepare(
     command: Command, known: argparse.Namespace, options: Sequence[str]
-) -> Experiment[Any, Any]:
+) -> Experiment[Any, Any, Any]:
     """Reads the settings, then the data."""
     table = {} if known.config is None else read_overrides(known.config)
     default = command.default

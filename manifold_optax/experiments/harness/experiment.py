@@ -25,6 +25,7 @@ from manifold_optax.experiments.harness.config import GridConfig
 from manifold_optax.experiments.harness.records import RunResult, RunSettings
 from manifold_optax.experiments.harness.state import RunState
 
+Config = TypeVar("Config", bound=GridConfig)
 Settings = TypeVar("Settings", bound=RunSettings)
 Result = TypeVar("Result", bound=RunResult)
 
@@ -32,7 +33,7 @@ Curves: TypeAlias = Mapping[str, Iterable[tuple[int, float | None]]]
 """(step, value) pairs by name; None is a value that was not finite."""
 
 
-class Experiment(abc.ABC, Generic[Settings, Result]):
+class Experiment(abc.ABC, Generic[Config, Settings, Result]):
     """One experiment with its settings and data.
 
     What is abstract must be given: what a run does. What has a default may be given:
@@ -40,23 +41,17 @@ class Experiment(abc.ABC, Generic[Settings, Result]):
 
     Args:
         config: The settings.
+        rounds: Rounds per run.
+        steps_per_round: Steps per round; the progress bar and the times count them.
     """
 
     result_type: type[Result]
     """The dataclass that `finish` returns; its annotations check what is read."""
 
-    def __init__(self, config: GridConfig):
+    def __init__(self, config: Config, *, rounds: int, steps_per_round: int):
         self.config = config
-
-    @property
-    @abc.abstractmethod
-    def rounds(self) -> int:
-        """Rounds per run."""
-
-    @property
-    @abc.abstractmethod
-    def steps_per_round(self) -> int:
-        """Steps per round; the progress bar and the times count them."""
+        self.rounds = rounds
+        self.steps_per_round = steps_per_round
 
     @abc.abstractmethod
     def settings(self, optimizer: str, learning_rate: float, seed: int) -> Settings:

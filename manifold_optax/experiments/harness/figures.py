@@ -55,7 +55,7 @@ def save_figure(output: pathlib.Path, name: str, figure: Figure) -> None:
 
 
 def draw_metrics(
-    experiment: Experiment[Any, Any], cells: Sequence[Cell[Any]]
+    experiment: Experiment[Any, Any, Any], cells: Sequence[Cell[Any]]
 ) -> Figure:
     """Draws each metric against the learning rate, one line per optimizer.
 

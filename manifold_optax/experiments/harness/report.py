@@ -22,7 +22,7 @@ _RATIOS = "Ratios are times per step over those of {baseline}."
 
 
 def write_report(
-    experiment: Experiment[Any, Any],
+    experiment: Experiment[Any, Any, Any],
     results: Sequence[RunResult],
     times: Mapping[str, StepTime],
     output: pathlib.Path,
@@ -55,7 +55,7 @@ def write_report(
 
 
 def format_table(
-    experiment: Experiment[Any, Any],
+    experiment: Experiment[Any, Any, Any],
     cells: Sequence[Cell[Any]],
     times: Mapping[str, StepTime],
 ) -> str:
@@ -90,7 +90,7 @@ def format_table(
     return "\n".join([format_rows(rows), *below])
 
 
-def _measured(experiment: Experiment[Any, Any], cell: Cell[Any]) -> dict[str, str]:
+def _measured(experiment: Experiment[Any, Any, Any], cell: Cell[Any]) -> dict[str, str]:
     row = {
         "optimizer": cell.optimizer,
         "learning rate": f"{cell.learning_rate:g}",

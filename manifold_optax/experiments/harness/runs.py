@@ -31,7 +31,7 @@ Settings = TypeVar("Settings", bound=RunSettings)
 Result = TypeVar("Result", bound=RunResult)
 
 
-def run_experiment(experiment: Experiment[Any, Any]) -> str:
+def run_experiment(experiment: Experiment[Any, Any, Any]) -> str:
     """Runs an experiment and writes its results to its `output_dir`.
 
     The directory receives `results.jsonl`, `report.md`, PNG figures, TensorBoard
@@ -61,7 +61,7 @@ def run_experiment(experiment: Experiment[Any, Any]) -> str:
         return write_report(experiment, results, _time_steps(experiment), output)
 
 
-def grid(experiment: Experiment[Settings, Any]) -> list[Settings]:
+def grid(experiment: Experiment[Any, Settings, Any]) -> list[Settings]:
     """Returns the settings of all runs, grouped by optimizer and learning rate."""
     config = experiment.config
     return [
@@ -73,7 +73,7 @@ def grid(experiment: Experiment[Settings, Any]) -> list[Settings]:
 
 
 def make_runs(
-    experiment: Experiment[Any, Result], output: pathlib.Path
+    experiment: Experiment[Any, Any, Result], output: pathlib.Path
 ) -> list[Result]:
     """Makes all runs of an experiment, or those that are not finished yet.
 
@@ -109,7 +109,7 @@ def make_runs(
     return [results[settings] for settings in wanted]
 
 
-def _time_steps(experiment: Experiment[Any, Any]) -> dict[str, StepTime]:
+def _time_steps(experiment: Experiment[Any, Any, Any]) -> dict[str, StepTime]:
     """Times the optimizers of an experiment, if its settings ask for it."""
     config = experiment.config
     if not config.timing_rounds:
@@ -123,13 +123,14 @@ def _time_steps(experiment: Experiment[Any, Any]) -> dict[str, StepTime]:
 
 
 def _make_run(
-    experiment: Experiment[Settings, Result],
+    experiment: Experiment[Any, Settings, Result],
     settings: Settings,
     output: pathlib.Path,
     bar: tqdm,
 ) -> Result:
     """Makes one run, from its latest checkpoint if there is one."""
-    inputs, state = experiment.start(settings)
+    # A restored state is bound to its device. One that is not would compile again.
+    inputs, state = jax.device_put(experiment.start(settings), jax.local_devices()[0])
     steps = experiment.steps_per_round
     started = time.perf_counter()
     with open_checkpoints(output / CHECKPOINTS / run_name(settings)) as checkpoints:

@@ -21,7 +21,7 @@ def format_rows(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def format_spread(values: Sequence[float], *, digits: int = 2) -> str:
-    """Formats the mean ± the sample standard deviation, which one value has not."""
+    """Formats the mean, and ± the sample standard deviation for several values."""
     mean = f"{statistics.fmean(values):.{digits}f}"
     if len(values) < 2:
         return mean

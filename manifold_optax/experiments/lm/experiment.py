@@ -34,7 +34,7 @@ from manifold_optax.experiments.lm.train import (
 _SAMPLE_KEY = 2**31 - 1
 
 
-class LmExperiment(Experiment[RunSettings, RunResult]):
+class LmExperiment(Experiment[LmConfig, RunSettings, RunResult]):
     """One language model on one text; a round is `training.evaluate_every` steps.
 
     Args:
@@ -45,8 +45,11 @@ class LmExperiment(Experiment[RunSettings, RunResult]):
     result_type = RunResult
 
     def __init__(self, config: LmConfig, text: Text):
-        super().__init__(config)
-        self.lm = config
+        super().__init__(
+            config,
+            rounds=config.training.rounds,
+            steps_per_round=config.training.evaluate_every,
+        )
         self.text = text
         self.problem = make_problem(config, text)
         self.parts = jax.device_put(text.parts)
@@ -56,16 +59,6 @@ class LmExperiment(Experiment[RunSettings, RunResult]):
         """Makes the experiment that a configuration describes, with its text."""
         return cls(config, load_text(config.text, context=config.training.context))
 
-    @property
-    def rounds(self) -> int:
-        """Evaluations per run."""
-        return self.lm.training.rounds
-
-    @property
-    def steps_per_round(self) -> int:
-        """Steps between two evaluations."""
-        return self.lm.training.evaluate_every
-
     def settings(self, optimizer: str, learning_rate: float, seed: int) -> RunSettings:
         """Returns everything that decides the numbers of one run."""
         return RunSettings(
@@ -73,10 +66,10 @@ class LmExperiment(Experiment[RunSettings, RunResult]):
             optimizer=cast("OptimizerName", optimizer),
             learning_rate=learning_rate,
             seed=seed,
-            model=self.lm.model,
-            training=self.lm.training,
-            sample_characters=self.lm.sample_characters,
-            temperature=self.lm.temperature,
+            model=self.config.model,
+            training=self.config.training,
+            sample_characters=self.config.sample_characters,
+            temperature=self.config.temperature,
         )
 
     def start(self, settings: RunSettings) -> tuple[RunInputs, RunState]:
@@ -125,7 +118,7 @@ class LmExperiment(Experiment[RunSettings, RunResult]):
             "by the loss on the validation part; the test part selects nothing. The "
             "largest logit is that of any head in any step of any seed, before a clip. "
             "Steps above are those in which it exceeded the threshold, "
-            f"{self.lm.training.threshold:g}: with MuonClip, a clip fired."
+            f"{self.config.training.threshold:g}: with MuonClip, a clip fired."
         )
 
     def columns(self, cell: Cell[RunResult]) -> Mapping[str, str]:

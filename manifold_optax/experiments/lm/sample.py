@@ -22,15 +22,15 @@ def sample_tokens(
 ) -> Int32[Array, " length"]:
     """Samples characters one after the other.
 
-    The model sees the last `context` of them: it computes them all again for each new
-    one, which is simple and costs what one sequence of training costs.
+    The model sees the last `context` characters and computes them again for each new
+    one. That is simple, and a character costs what a sequence of training costs.
 
     Args:
         problem: The problem that the model was trained on.
         length: How many characters to sample.
         params: Parameters of the model.
         key: Decides what is drawn.
-        first: Number of the character that the text begins behind.
+        first: Number of the character before the text.
         temperature: Divides the logits, > 0.
 
     Returns:
@@ -43,7 +43,7 @@ def sample_tokens(
     ) -> tuple[tuple[Int32[Array, " context"], Int32[Array, ""]], Int32[Array, ""]]:
         window, filled = carried
         logits, _ = apply_model(problem.graph, params, window[None])
-        # What stands behind the filled part is not seen: attention is causal.
+        # Attention is causal: what stands after the filled part is not seen.
         scores = logits[0, filled - 1] / temperature
         drawn = jax.random.categorical(key, scores).astype(jnp.int32)
         window = jnp.where(filled == context, jnp.roll(window, -1), window)

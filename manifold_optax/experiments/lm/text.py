@@ -13,7 +13,7 @@ from jaxtyping import Int32
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 """Stands for a character that the training part does not have."""
 
-# A run of the default size reads about 1.2 million characters; more text than this
+# A run of the default size reads about 1.2 million characters. More text than this
 # would only take time to encode.
 _CHARACTERS_OF_THE_LIBRARY = 2_000_000
 
@@ -54,12 +54,11 @@ class Text:
 def standard_library(limit: int = _CHARACTERS_OF_THE_LIBRARY) -> str:
     """Returns the sources of Python's standard library, which every machine has.
 
-    These are the modules that are files of their own, in the order of their names, up
-    to a number of characters. They differ between versions of Python, and so do the
-    numbers of an experiment on them.
+    The text joins the modules that are single files, in the order of their names. It
+    differs between versions of Python, and so do the numbers of an experiment on it.
 
     Args:
-        limit: Number of characters to return at most.
+        limit: Largest number of characters to return.
 
     Returns:
         The text.
@@ -68,7 +67,7 @@ def standard_library(limit: int = _CHARACTERS_OF_THE_LIBRARY) -> str:
     for path in sorted(pathlib.Path(os.__file__).parent.glob("*.py")):
         if limit <= 0:
             break
-        # A few sources hold bytes that are deliberately no UTF-8.
+        # A few sources hold bytes that are not UTF-8, on purpose.
         sources.append(path.read_text(encoding="utf-8", errors="replace")[:limit])
         limit -= len(sources[-1])
     return "".join(sources)

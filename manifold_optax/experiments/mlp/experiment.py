@@ -31,7 +31,7 @@ from manifold_optax.experiments.mlp.train import (
 )
 
 
-class MlpExperiment(Experiment[RunSettings, RunResult]):
+class MlpExperiment(Experiment[MlpConfig, RunSettings, RunResult]):
     """One perceptron on one data set; a round is an epoch.
 
     Args:
@@ -45,9 +45,10 @@ class MlpExperiment(Experiment[RunSettings, RunResult]):
     result_type = RunResult
 
     def __init__(self, config: MlpConfig, dataset: Dataset):
-        super().__init__(config)
-        self.mlp = config
         self.problem = make_problem(config, dataset)
+        super().__init__(
+            config, rounds=config.epochs, steps_per_round=self.problem.steps_per_epoch
+        )
         require_at_least(
             "the number of steps (epochs · examples / batch_size)",
             self.problem.steps,
@@ -63,19 +64,9 @@ class MlpExperiment(Experiment[RunSettings, RunResult]):
         """Makes the experiment that a configuration describes, with its data."""
         return cls(config, load_dataset(config))
 
-    @property
-    def rounds(self) -> int:
-        """Epochs per run."""
-        return self.problem.epochs
-
-    @property
-    def steps_per_round(self) -> int:
-        """Steps per epoch."""
-        return self.problem.steps_per_epoch
-
     def settings(self, optimizer: str, learning_rate: float, seed: int) -> RunSettings:
         """Returns everything that decides the numbers of one run."""
-        config = self.mlp
+        config = self.config
         return RunSettings(
             data=config.data,
             optimizer=cast("OptimizerName", optimizer),
@@ -130,7 +121,7 @@ class MlpExperiment(Experiment[RunSettings, RunResult]):
     @property
     def ranks_rows(self) -> bool:
         """Whether there is a validation set to rank by."""
-        return self.mlp.validation_examples > 0
+        return self.config.validation_examples > 0
 
     @property
     def legend(self) -> str:

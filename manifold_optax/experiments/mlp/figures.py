@@ -31,14 +31,14 @@ def draw_singular_values(
     layers = len(next(iter(best.values())).results[0].singular_values)
     figure, all_axes = panels(layers)
     for layer, axes in enumerate(all_axes):
-        for cell in best.values():
+        for number, cell in enumerate(best.values()):
             values = np.array(cell.results[0].singular_values[layer], float)
             axes.plot(
                 np.arange(1, len(values) + 1),
                 values,
-                ".-",
-                markersize=3,
-                linewidth=1,
+                # Every second one is dashed, so that two that coincide are both seen.
+                linestyle="--" if number % 2 else "-",
+                linewidth=1.5,
                 color=color(cell.optimizer),
                 label=cell.label,
             )

@@ -16,12 +16,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32, Key
 
-import manifold_optax as mo
 from manifold_optax.experiments import harness
 from manifold_optax.experiments.mlp.config import MlpConfig, OptimizerName
 from manifold_optax.experiments.mlp.data import Dataset, Examples
 from manifold_optax.experiments.mlp.model import MLP
-from manifold_optax.experiments.mlp.optimizers import Recipe, recipe, Residual
+from manifold_optax.experiments.mlp.optimizers import Recipe, recipe
 from manifold_optax.experiments.mlp.results import RunSettings
 
 
@@ -145,9 +144,7 @@ def start_run(
     """
     chosen = problem.recipe(settings.optimizer)
     state = nnx.state(MLP(problem.layer_sizes, rngs=nnx.Rngs(settings.seed)))
-    params = nnx.to_pure_dict(state)
-    if chosen.manifold is not None:
-        params = mo.project(params, chosen.manifold)
+    params = chosen.project(nnx.to_pure_dict(state))
     inputs = RunInputs(
         harness.run_inputs(settings),
         initial_norms=jax.tree.map(jnp.linalg.norm, params),
@@ -205,8 +202,9 @@ def train_epoch(
         )
         params = optax.apply_updates(carried.params, updates)
         residual = jnp.full((), jnp.nan, jnp.float32)
-        if monitor and chosen.residual is not None:
-            residual = _largest_residual(chosen.residual, params, inputs.initial_norms)
+        if monitor and chosen.residuals is not None:
+            residuals = chosen.residuals(params, inputs.initial_norms)
+            residual = jnp.max(jnp.stack(jax.tree.leaves(residuals)))
         return harness.Trainable(params, opt_state), StepRecord(loss, residual)
 
     epoch, trainable = start
@@ -282,10 +280,3 @@ def _weighted_loss(
 def _accuracy(problem: Problem, params: Any, examples: Examples) -> Float32[Array, ""]:
     predicted = jnp.argmax(problem.logits(params, jnp.asarray(examples.images)), -1)
     return jnp.mean(predicted == examples.labels)
-
-
-def _largest_residual(
-    residual: Residual, params: Any, initial_norms: Any
-) -> Float32[Array, ""]:
-    residuals = jax.tree.map(residual, params, initial_norms)
-    return jnp.max(jnp.stack(jax.tree.leaves(residuals)))

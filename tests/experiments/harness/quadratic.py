@@ -55,20 +55,18 @@ def advance(speed, inputs, state):
     )
 
 
-class Quadratic(harness.Experiment[Settings, Result]):
+class Quadratic(harness.Experiment[QuadraticConfig, Settings, Result]):
     result_type = Result
-    steps_per_round = 1
 
-    @property
-    def rounds(self):
-        return self.config.rounds
+    def __init__(self, config):
+        super().__init__(config, rounds=config.rounds, steps_per_round=1)
 
     def settings(self, optimizer, learning_rate, seed):
         sizes = (self.config.rounds, self.config.size)
         return Settings(optimizer, learning_rate, seed, *sizes)
 
     def start(self, settings):
-        target = jax.random.normal(jax.random.key(settings.seed), settings.size)
+        target = jax.random.normal(jax.random.key(settings.seed), (settings.size,))
         params = (jnp.zeros(settings.size), target)
         history = harness.unknown(settings.rounds)
         return harness.run_inputs(settings), harness.first_state(params, (), history)

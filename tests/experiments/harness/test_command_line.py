@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from experiments.harness.quadratic import Quadratic
-from manifold_optax.experiments import __main__ as program
+from manifold_optax.experiments import __main__ as program, harness
 from manifold_optax.experiments.harness import command_line
 from manifold_optax.experiments.harness.command_line import main
 
@@ -25,8 +25,12 @@ def calls(monkeypatch):
 def commands():
     """The real commands and their settings, of an experiment without data."""
 
+    class Settings(Quadratic):
+        def __init__(self, config):
+            harness.Experiment.__init__(self, config, rounds=1, steps_per_round=1)
+
     return {
-        name: dataclasses.replace(command, prepare=Quadratic)
+        name: dataclasses.replace(command, prepare=Settings)
         for name, command in program.commands().items()
     }
 

@@ -54,7 +54,9 @@ def test_the_table_summarizes_the_seeds_and_ranks_the_rows():
 
 def test_an_experiment_may_keep_the_rows_in_their_order():
     class Unranked(Quadratic):
-        ranks_rows = False
+        @property
+        def ranks_rows(self):
+            return False
 
     cells = group_by_cell([_result("slow", 0.1, 0, 5.0), _result("fast", 0.1, 0, 1.0)])
     rows = _rows(cells, experiment=Unranked(QuadraticConfig()))

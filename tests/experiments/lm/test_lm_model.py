@@ -153,11 +153,11 @@ def test_rotation_is_that_of_complex_numbers(rng):
 def test_learning_rate_rises_then_falls_to_zero(decay, expected):
     training = TrainingConfig(steps=6, evaluate_every=3, warmup_steps=2, decay=decay)
     rate = learning_rate_schedule(training, 3.0)
-    rates = [float(rate(count)) for count in range(7)]
+    rates = [np.asarray(rate(count)) for count in range(7)]
     # Rounding of float32.
     np.testing.assert_allclose(rates, [*(3 * np.array(expected)), 0.0], atol=1e-6)
 
 
 def test_a_run_without_warmup_starts_at_the_peak():
     training = TrainingConfig(steps=6, evaluate_every=3, warmup_steps=0)
-    assert float(learning_rate_schedule(training, 3.0)(0)) == 3.0
+    assert np.asarray(learning_rate_schedule(training, 3.0)(0)) == 3.0

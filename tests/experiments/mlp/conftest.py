@@ -51,7 +51,7 @@ def config():
     """
     return MlpConfig(
         optimizers=("adamw", "manifold_muon"),
-        learning_rates=LearningRates(adamw=(1e-6, 0.01, 1e30)),
+        learning_rates=LearningRates(adamw=(1e-6, 0.01, 1e30), manifold_muon=(0.2,)),
         seeds=(0,),
         epochs=4,
         batch_size=60,

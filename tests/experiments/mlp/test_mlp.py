@@ -2,13 +2,14 @@ import dataclasses
 import pathlib
 import subprocess
 import sys
+from typing import Any, cast
 
 import jax
 import numpy as np
 import pytest
 
+from experiments.interruption import run_to_first_checkpoint
 from manifold_optax.experiments.harness import best_cells, group_by_cell, run_experiment
-from manifold_optax.experiments.harness.checkpoint import Checkpoints
 from manifold_optax.experiments.harness.records import read_records
 from manifold_optax.experiments.mlp.experiment import MlpExperiment
 from manifold_optax.experiments.mlp.results import RunResult
@@ -102,10 +103,6 @@ def test_the_test_set_has_no_say_in_the_best_rate(config, dataset, whole_dataset
     assert not without.ranks_rows
 
 
-class _Interrupted(Exception):
-    """Stands for a killed process."""
-
-
 @pytest.mark.parametrize(
     ("optimizer", "rate"),
     [
@@ -125,16 +122,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         checkpoint_every=2,
         output_dir=str(tmp_path / "stopped"),
     )
-    save = Checkpoints.save
-
-    def save_and_stop(self, state):
-        save(self, state)
-        raise _Interrupted
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_stop)
-        with pytest.raises(_Interrupted):
-            run_experiment(MlpExperiment(config, dataset))
+    run_to_first_checkpoint(MlpExperiment(config, dataset), monkeypatch)
     resumed = dataclasses.replace(config, resume=True)
     run_experiment(MlpExperiment(resumed, dataset))
     [result] = _read(tmp_path / "stopped")
@@ -152,7 +140,7 @@ def test_the_steps_that_are_timed_are_those_of_a_run(config, dataset):
     experiment = MlpExperiment(config, dataset)
     settings = experiment.settings("adamw", 1e-3, 0)
     state = experiment.advance(settings, *experiment.start(settings))
-    timed, _ = experiment.timed_round("adamw")()
+    timed, _ = cast("tuple[Any, Any]", experiment.timed_round("adamw")())
     # The same steps in another program, which may add in another order.
     for kernel, expected in zip(
         jax.tree.leaves(timed.params),
