@@ -60,7 +60,7 @@ def on_manifold(
 
 
 def stiefel(scale: float | str = 1.0, *, axes: AxesLike = None) -> Callable[..., Array]:
-    """Returns an initializer with all singular values equal to `scale`, uniformly distributed.
+    """Returns an initializer of uniform points with all singular values at `scale`.
 
     Example:
         >>> w = stiefel("rms")(jax.random.key(0), (16, 4))

@@ -1,7 +1,10 @@
 """What `mo.roles` says of each parameter, as labels and as axes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -156,3 +159,14 @@ def test_labels_do_not_depend_on_dtype_or_value():
 def test_rules_of_another_kind(unhooked, rules, error, message):
     with pytest.raises(error, match=message):
         mo.roles(rules)
+
+
+def test_an_initializer_knows_its_parameter_by_its_path():
+    known = mo.roles({"query": mo.HEADS, "position": "embedding"})
+    make = functools.partial(mo.initializers.on_manifold, mo.Stiefel(), axes=known)
+    query = make(path="attention/query/kernel")(jax.random.key(0), (12, 2, 3))
+    matrix = query.reshape(12, 6)
+    # Rounding of a polar factor in float32.
+    np.testing.assert_allclose(matrix.T @ matrix, np.eye(6), atol=1e-6)
+    with pytest.raises(ValueError, match="By its role the leaf 'position' of shape"):
+        make(path="position")(jax.random.key(0), (12, 6))
