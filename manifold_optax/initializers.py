@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Manifold, Sphere, Stiefel
 from manifold_optax.matrices import AxesLike
 from manifold_optax.transforms import project
+from manifold_optax.transforms._start import check_layout
 
 __all__ = ("on_manifold", "sphere", "stiefel")
 
@@ -33,12 +35,20 @@ def on_manifold(
         in float32 (QR and SVD routines fail in half precision; the polar factor would
         only be inaccurate) and casts at the end.
 
+    Raises:
+        TypeError: for a manifold, a base or axes of another kind. The initializer
+            raises what `project` does.
+
     Example:
         >>> init = on_manifold(Stiefel(), jax.nn.initializers.lecun_uniform())
         >>> bool(Stiefel().residual(init(jax.random.key(0), (8, 4))) < 1e-6)
         True
     """
+    require_instance("manifold of on_manifold", manifold, Manifold)
+    check_layout(axes)
     base = jax.nn.initializers.normal(1.0) if base is None else base
+    if not callable(base):
+        raise TypeError(f"base must be an initializer or None, got {base!r}.")
 
     def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         wide = jnp.promote_types(dtype, jnp.float32)

@@ -18,7 +18,7 @@ from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Ball, Band, DiagonalGram, Manifold, Stiefel
 from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.transforms._leaves import unit_map
-from manifold_optax.transforms._start import start
+from manifold_optax.transforms._start import check_layout, start
 from manifold_optax.trees import map_leaves
 
 
@@ -86,6 +86,8 @@ def retract(
     Source: Absil, Mahony, Sepulchre (2008), section 4.1; the projection after the step
     as a hard form of weight decay ("post-clip"): J. Su, kexue.fm 11729 (2026).
     """
+    require_instance("manifold of retract", manifold, Manifold)
+    check_layout(axes, placement)
     _check_times(manifold, every, size)
     placement = _adapted(placement, manifold)
     timed = every > 1 or size is not None

@@ -5,6 +5,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
@@ -108,3 +109,13 @@ def test_a_restored_state_goes_on_bitwise(case: Case, tmp_path: Any) -> None:
     gradient = gradients(case, 3)
     went_on = update_of(case)(gradient, state, params)
     chex.assert_trees_all_equal(update_of(case)(gradient, restored, params), went_on)
+
+
+@each_case()
+def test_a_healthy_step_passes_the_check_for_nans(case: Case) -> None:
+    params, gradient = parameters(case), gradients(case)
+    with jax.debug_nans(True):
+        state = case.make().init(params)
+        updates, new = update_of(case)(gradient, state, params)
+    for leaf in jax.tree.leaves((state, updates, new)):
+        assert np.isfinite(leaf).all()

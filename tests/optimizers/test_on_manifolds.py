@@ -86,7 +86,7 @@ def test_one_step_of_hyperspherical_descent(radius):
 
     points["w"] = on_sphere(points["w"])
     points["layers"] = np.stack([on_sphere(w) for w in points["layers"]])
-    tx = mo.hyperspherical_descent(lr, manifold=mo.Sphere(radius))
+    tx = mo.hyperspherical_descent(lr, manifold=mo.Sphere(radius), axes=mo.STACKED)
     _, moved = one_step(tx, float32(points), float32(grads))
 
     def step(w, g):
@@ -122,7 +122,7 @@ def test_two_hundred_steps_stay_on_the_manifold(preset, manifold):
         left, _, right = np.linalg.svd(x, full_matrices=False)
         on_unit = left @ right if preset is mo.manifold_muon else x / norms
         start[name] = sizes[name] * on_unit
-    tx = preset(0.1, manifold=manifold, momentum=0.9)
+    tx = preset(0.1, manifold=manifold, momentum=0.9, axes=mo.STACKED)
 
     def step(carry, grads):
         params, state = carry
