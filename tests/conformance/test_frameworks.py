@@ -27,6 +27,11 @@ def loss_of(predicted: jax.Array, wanted: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(predicted - wanted))
 
 
+def projected(params: Any) -> Any:
+    """With all kernels where `manifold_muon` wants them; biases as they are."""
+    return mo.project(params, mo.Stiefel(), axes=mo.roles())
+
+
 class NnxModel(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.first = nnx.Linear(6, 6, rngs=rngs)
@@ -45,6 +50,7 @@ class LinenModel(linen.Module):
 @pytest.mark.parametrize("name", PRESETS)
 def test_an_nnx_optimizer_trains_with_hybrid(name: str, key: jax.Array) -> None:
     model = NnxModel(nnx.Rngs(0))
+    nnx.update(model, projected(nnx.state(model, nnx.Param)))
     tx = mo.hybrid(PRESETS[name], others=optax.adamw(1e-2))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     x, y = data(key)
@@ -70,7 +76,7 @@ def test_an_nnx_optimizer_trains_with_hybrid(name: str, key: jax.Array) -> None:
 def test_a_linen_train_state_trains_with_hybrid(name: str, key: jax.Array) -> None:
     model = LinenModel()
     x, y = data(key)
-    params = model.init(key, x)["params"]
+    params = projected(model.init(key, x)["params"])
     tx = mo.hybrid(PRESETS[name], others=optax.adamw(1e-2))
     start = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
 
