@@ -27,7 +27,8 @@ def solver(learning_rate=0.1):
 
 @pytest.fixture(scope="module")
 def params():
-    return mo.project(tree(0), mo.Stiefel(), axes=mo.STACKED)
+    project = lambda tree: mo.project(tree, mo.Stiefel(), axes=mo.STACKED)
+    return jax.jit(project)(tree(0))
 
 
 def after_one_step(tx, params):

@@ -68,7 +68,7 @@ def test_only_the_largest_singular_value_decays():
         (optax.add_decayed_weights(0.5), [2.85, 1.9, 0.95]),
     ):
         tx = optax.chain(decay, optax.sgd(0.1))
-        updates, _ = tx.update(zero, tx.init(params), params)
+        updates, _ = jax.jit(tx.update)(zero, tx.init(params), params)
         moved = optax.apply_updates(params, updates)["w"]
         # Ten steps at the ratio 2/3 leave (2/3)^20 = 3e-4 of the angle, times 0.05·3.
         np.testing.assert_allclose(moved, np.diag(expected), rtol=0, atol=1e-4)
@@ -182,7 +182,7 @@ def test_the_parameter_goes_to_the_nearest_one_of_smaller_norm(rng, norm, shape)
 def test_the_soft_bound_is_the_projection_of_the_hard_one(rng, norm):
     point = draw(rng, 6, 3)
     bound = (1 - RATE) * float(norm.value(point.T))
-    hard = mo.project({"w": point}, Ball(norm, bound))["w"]
+    hard = jax.jit(lambda leaf: mo.project(leaf, Ball(norm, bound)))(point)
     np.testing.assert_allclose(shrunk(point, norm), hard, rtol=0, atol=5e-6)
 
 

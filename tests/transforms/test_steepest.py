@@ -7,7 +7,6 @@ import pytest
 import manifold_optax as mo
 import oracles
 from conformance.table import on_manifold
-from manifold_optax.geometry import SpectralSphere
 from transforms.helpers import apply, draw, draw_pair
 
 # Float32 rounding of matrices with singular values near 1.
@@ -99,7 +98,6 @@ def test_missing_parameters_name_the_pair():
 CERTIFIED = {
     "Stiefel": (mo.Stiefel(2.0), {"tolerance": 1e-3}),
     "Sphere": (mo.Sphere(3.0), {}),
-    "SpectralSphere": (SpectralSphere(2.0), {}),
 }
 
 
@@ -121,25 +119,15 @@ def test_a_certificate_bounds_what_the_direction_loses(rng, name):
         updates["w"], gradients["w"], points["w"], gaps, strict=True
     ):
         unit = np.asarray(direction, np.float64) / manifold.size
-        value = np.sum(unit * np.asarray(gradient, np.float64))
+        g = np.asarray(gradient, np.float64)
+        value = np.sum(unit * g)
         # No tangent direction of length 1 may reach more than the certificate allows.
-        drawn = draw(rng, 50, 6, 4) + 5 * gradient
+        drawn = draw(rng, 50, 6, 4) + 5 * gradient[None]
         tangent = jax.vmap(manifold.unit().to_tangent, (None, 0))
         others = np.asarray(tangent(point / manifold.size, drawn), np.float64)
-        reached = np.sum(others * gradient, axis=(1, 2))
+        reached = np.sum(others * g, axis=(1, 2))
         reached /= np.linalg.norm(others, 2, axis=(1, 2))
         assert reached.max() <= value / (1 - gap) * (1 + ROUNDING)
-
-
-def test_the_gap_bounds_the_loss_against_the_optimum(rng):
-    point, gradient = draw_pair(rng, mo.Stiefel(), (6, 3))
-    tx = mo.steepest(mo.Stiefel(), mo.Spectral(), certify=True)
-    state = tx.init({"w": point})
-    updates, new = tx.update({"w": gradient}, state, {"w": point})
-    w, g = np.asarray(point, np.float64), np.asarray(gradient, np.float64)
-    best = oracles.stiefel_spectral_optimum(oracles.polar(w), g)
-    value = np.sum(np.asarray(updates["w"], np.float64) * g)
-    assert value >= (1 - float(new.gap["w"]) - ROUNDING) * best.lower
 
 
 def test_without_a_certificate_there_is_no_state(rng):
