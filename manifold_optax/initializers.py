@@ -9,9 +9,8 @@ from jaxtyping import Array
 
 from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Manifold, Sphere, Stiefel
-from manifold_optax.matrices import AxesLike
+from manifold_optax.matrices import AxesByPath, AxesLike, check_axes
 from manifold_optax.transforms import project
-from manifold_optax.transforms._start import check_layout
 
 __all__ = ("on_manifold", "sphere", "stiefel")
 
@@ -45,7 +44,9 @@ def on_manifold(
         True
     """
     require_instance("manifold of on_manifold", manifold, Manifold)
-    check_layout(axes)
+    by_path = isinstance(axes, AxesByPath) and not isinstance(axes, type)
+    if axes is not None and not by_path:
+        check_axes(axes)
     base = jax.nn.initializers.normal(1.0) if base is None else base
     if not callable(base):
         raise TypeError(f"base must be an initializer or None, got {base!r}.")
