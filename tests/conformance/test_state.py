@@ -121,6 +121,8 @@ def test_restored_states_go_on_bitwise(tmp_path: Any) -> None:
             for case in cases
         }
         restored = checkpointer.restore(tmp_path / "states", target)
+    # Orbax commits arrays to a device, for which every update would compile again.
+    restored = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored)
     for case in cases:
         params, state, _ = trained[case.name]
         gradient = gradients(case, 3)

@@ -238,7 +238,9 @@ def test_a_norm_is_needed(unhooked):
         mo.shrink_norm(L1(), 0.1)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "factory",
     [

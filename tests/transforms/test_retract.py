@@ -29,7 +29,9 @@ def singular_values(leaf):
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (2, 3, 6)])
-@pytest.mark.parametrize("scale", [1.0, 3.0, "rms"])
+@pytest.mark.parametrize(
+    "scale", [pytest.param(1.0, marks=pytest.mark.slow), 3.0, "rms"]
+)
 def test_the_update_is_the_polar_factor_minus_the_point(rng, shape, scale):
     point, update = draw(rng, *shape), draw(rng, *shape)
     found = retracted(mo.Stiefel(scale), point, update)
@@ -41,7 +43,9 @@ def test_the_update_is_the_polar_factor_minus_the_point(rng, shape, scale):
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (2, 3, 6)])
-@pytest.mark.parametrize("radius", [1.0, 3.0, "rms"])
+@pytest.mark.parametrize(
+    "radius", [pytest.param(1.0, marks=pytest.mark.slow), 3.0, "rms"]
+)
 def test_the_update_is_the_normalised_sum_minus_the_point(rng, shape, radius):
     point, update = draw(rng, *shape), draw(rng, *shape)
     found = retracted(mo.Sphere(radius), point, update)
