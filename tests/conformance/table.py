@@ -137,10 +137,7 @@ CASES = (
     _steepest(_STIEFEL, mo.Spectral(), covered=True),
     *map(_scale, ("none", "width", "spectral", "rms")),
     Case(
-        "scale_by_size",
-        mo.scale_by_size,
-        {"manifold": mo.Sphere("kept")},
-        covered=True,
+        "scale_by_size", mo.scale_by_size, {"manifold": mo.Sphere("kept")}, covered=True
     ),
     Case(
         "scale_by_row_rms",
