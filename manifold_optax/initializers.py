@@ -10,7 +10,7 @@ from jaxtyping import Array
 from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Manifold, Sphere, Stiefel
 from manifold_optax.matrices import AxesLike
-from manifold_optax.matrices._view import views_of
+from manifold_optax.matrices._view import check_axes_like, views_of
 from manifold_optax.transforms import project
 
 __all__ = ("on_manifold", "sphere", "stiefel")
@@ -38,7 +38,7 @@ def on_manifold(
         only be inaccurate) and casts at the end.
 
     Raises:
-        TypeError: if `manifold` is not a `Manifold`.
+        TypeError: if `manifold`, `base` or `axes` is of another kind.
         ValueError: (the initializer) for a shape that `axes` do not fit, and for a
             parameter that is no matrix by its role.
 
@@ -48,7 +48,10 @@ def on_manifold(
         True
     """
     require_instance("manifold of on_manifold", manifold, Manifold)
+    check_axes_like(axes)
     base = jax.nn.initializers.normal(1.0) if base is None else base
+    if not callable(base):
+        raise TypeError(f"base must be an initializer or None, got {base!r}.")
 
     def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         drawn = base(key, shape, jnp.promote_types(dtype, jnp.float32))

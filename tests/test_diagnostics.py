@@ -1,4 +1,4 @@
-"""What `diagnostics.collect` finds in the states of real chains."""
+"""What `diagnostics` finds in the states of real chains, and in parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,15 @@ def tree(seed):
 
 def solver(learning_rate=0.1):
     return optax.named_chain(
-        ("direction", mo.dual_ascent_spectral(steps=0, certify=True)),
+        ("direction", mo.dual_ascent_spectral(steps=0, certify=True, axes=mo.STACKED)),
         ("learning_rate", optax.scale_by_learning_rate(learning_rate)),
     )
 
 
 @pytest.fixture(scope="module")
 def params():
-    return mo.project(tree(0), mo.Stiefel())
+    project = lambda tree: mo.project(tree, mo.Stiefel(), axes=mo.STACKED)
+    return jax.jit(project)(tree(0))
 
 
 def after_one_step(tx, params):
@@ -55,7 +56,7 @@ def test_numbers_come_by_parameter(params):
 def test_at_any_depth(params, wrap):
     found = mo.diagnostics.collect(wrap(solver()).init(params))
     assert "gap" in found["gap"]
-    assert np.isnan(found["gap"]["gap"])
+    assert found["gap"]["gap"] == 1
 
 
 def test_through_a_partition_and_injected_numbers(params):
@@ -76,3 +77,54 @@ def test_two_reports_on_one_parameter_stay_apart(params):
 
 def test_a_state_without_numbers_gives_none(params):
     assert mo.diagnostics.collect(optax.adamw(1e-3).init(params)) == {}
+
+
+def expected_residual(manifold, x):
+    """Of matrices `[..., fan_in, fan_out]`, in float64."""
+    x = np.asarray(x, np.float64)
+    fan_in, fan_out = x.shape[-2:]
+    size = (fan_out / fan_in) ** 0.5 if manifold.size == "rms" else manifold.size
+    if isinstance(manifold, mo.Stiefel):
+        values = np.linalg.svd(x / size, compute_uv=False)
+        return np.abs(values**2 - 1).max(-1)
+    return np.abs(np.linalg.norm(x / size, axis=(-2, -1)) - 1)
+
+
+@pytest.mark.parametrize(
+    "manifold", [mo.Stiefel(2.0), mo.Stiefel("rms"), mo.Sphere(3.0)], ids=str
+)
+def test_the_residual_is_that_of_every_matrix(manifold):
+    found = mo.diagnostics.residual(tree(0), manifold, axes=mo.STACKED)
+    assert jax.tree.map(jnp.shape, found) == {"gap": (), "deep": {"w": (3,)}}
+    for residual, leaf in zip(
+        jax.tree.leaves(found), jax.tree.leaves(tree(0)), strict=True
+    ):
+        # Squares of singular values below 30 in float32.
+        expected = expected_residual(manifold, leaf)
+        np.testing.assert_allclose(residual, expected, rtol=1e-5)
+
+
+def test_the_residual_of_a_split_has_one_number_per_block():
+    leaf = tree(0)["deep"]["w"]
+    manifold, axes = mo.Stiefel("rms"), mo.Split((5, 3))
+    found = mo.diagnostics.residual({"w": leaf}, manifold, axes=axes)["w"]
+    blocks = np.split(np.asarray(leaf), [5], axis=-1)
+    expected = np.stack([expected_residual(manifold, x) for x in blocks], axis=-1)
+    assert found.shape == (3, 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_residual_of_heads_is_that_of_the_merged_matrix():
+    leaf = tree(0)["deep"]["w"]
+    found = mo.diagnostics.residual({"w": leaf}, mo.Sphere(2.0), axes=mo.HEADS)["w"]
+    expected = expected_residual(mo.Sphere(2.0), np.reshape(leaf, (3, 32)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_what_is_no_matrix_has_no_residual():
+    params = {"up": {"kernel": jnp.eye(4), "bias": jnp.ones(4)}, "no": None}
+    found = mo.diagnostics.residual(params, mo.Stiefel(), axes=mo.roles())
+    assert found["up"]["bias"] is found["no"] is None
+    assert float(found["up"]["kernel"]) < 1e-6
+    with pytest.raises(ValueError, match=r"'up/bias' of shape \(4,\)"):
+        mo.diagnostics.residual(params, mo.Stiefel())

@@ -17,7 +17,7 @@ SHAPES = [(6, 3), (2, 3, 6)]
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scale", [1.0, 3.0, "rms"])
 def test_singular_values_are_all_equal(key, shape, scale):
-    point = stiefel(scale)(key, shape)
+    point = stiefel(scale, axes=mo.STACKED)(key, shape)
     assert point.shape == shape
     size = (shape[-1] / shape[-2]) ** 0.5 if scale == "rms" else scale
     values = np.linalg.svd(np.asarray(point), compute_uv=False)
@@ -27,7 +27,7 @@ def test_singular_values_are_all_equal(key, shape, scale):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("radius", [1.0, 3.0, "rms"])
 def test_norms_are_all_equal(key, shape, radius):
-    point = sphere(radius)(key, shape)
+    point = sphere(radius, axes=mo.STACKED)(key, shape)
     size = (shape[-1] / shape[-2]) ** 0.5 if radius == "rms" else radius
     norms = np.linalg.norm(np.asarray(point), axis=(-2, -1))
     np.testing.assert_allclose(norms, size, rtol=FLOORS["float32"])
@@ -52,7 +52,7 @@ def test_keys_decide_the_point(key):
 
 
 def test_matrices_of_a_batch_differ(key):
-    point = stiefel()(key, (2, 6, 3))
+    point = stiefel(axes=mo.STACKED)(key, (2, 6, 3))
     assert np.abs(point[0] - point[1]).max() > 0.1
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from manifold_optax._checks import require_in_range
+from manifold_optax._checks import require_in_range, require_instance
 from manifold_optax.attention._scores import (
     by_group,
     CHUNK,
@@ -132,7 +132,9 @@ def attend(
         Array([8.], dtype=float32)
     """
     require_heads(query, key, value)
+    require_instance("scores", scores, Scores)
     if dropout is not None:
+        require_instance("dropout", dropout, Dropout)
         require_in_range("the rate of dropout", dropout.rate, "[0, 1)")
 
     def outputs(rows: Rows) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from manifold_optax._checks import require_in_range
+from manifold_optax._checks import require_flag, require_in_range
 
 Queries: TypeAlias = Float[Array, "*batch q_len heads head_dim"]
 Keys: TypeAlias = Float[Array, "*batch k_len key_heads head_dim"]
@@ -55,8 +55,13 @@ class Scores:
         if isinstance(self.chunk, bool) or not isinstance(self.chunk, int):
             raise TypeError(f"chunk must be a Python int, got {self.chunk!r}.")
         require_in_range("chunk", self.chunk, "[1, inf)")
+        require_flag("is_causal", self.is_causal)
+        require_flag("absolute", self.absolute)
         if self.scale is not None and jnp.shape(self.scale) != ():
             raise TypeError(f"scale must be one number, got {self.scale!r}.")
+        require_in_range("scale", self.scale, "(-inf, inf)", optional=True)
+        if self.bias is not None and not hasattr(self.bias, "dtype"):
+            raise TypeError(f"bias must be an array, got {self.bias!r}.")
         if self.mask is not None and getattr(self.mask, "dtype", None) != jnp.bool_:
             raise TypeError(
                 "mask must be a boolean array (True: takes part), got "
@@ -75,10 +80,18 @@ class Rows(NamedTuple):
     """Position of its first query."""
 
 
-def require_heads(query: Array, key: Array, value: Array | None = None) -> None:
-    """Raises ValueError unless the shapes are those of one attention."""
+def require_heads(query: Array, key: Array, *values: Array) -> None:
+    """Raises TypeError or ValueError unless these are the arrays of one attention."""
+    arrays = (query, key, *values)
+    for name, array in zip(("query", "key", "value"), arrays, strict=False):
+        dtype = getattr(array, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{name} must be a real floating array, got "
+                f"{type(array).__name__ if dtype is None else dtype}."
+            )
     shapes = f"query {query.shape}, key {key.shape}"
-    if value is not None:
+    for value in values:
         shapes += f", value {value.shape}"
     if not 3 <= query.ndim == key.ndim or query.shape[:-3] != key.shape[:-3]:
         raise ValueError(
@@ -94,7 +107,7 @@ def require_heads(query: Array, key: Array, value: Array | None = None) -> None:
         raise ValueError(
             f"Queries and keys must have one head_dim, of at least 1: {shapes}."
         )
-    if value is not None and value.shape[:-1] != key.shape[:-1]:
+    if any(value.shape[:-1] != key.shape[:-1] for value in values):
         raise ValueError(
             f"Values must agree with the keys in all axes but the last: {shapes}."
         )

@@ -183,6 +183,13 @@ def check_axes(axes: Any) -> Axes:
     )
 
 
+def check_axes_like(axes: Any) -> None:
+    """Raises TypeError unless `axes` are `None`, `mo.Roles`, or axes of all leaves."""
+    by_path = isinstance(axes, AxesByPath) and not isinstance(axes, type)
+    if axes is not None and not by_path:
+        check_axes(axes)
+
+
 def axes_at(axes: AxesLike, path: str, shape: tuple[int, ...]) -> Axes | None:
     """The axes of one leaf; `None` if `mo.Roles` say that it is no matrix.
 

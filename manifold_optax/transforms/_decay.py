@@ -42,7 +42,7 @@ class ShrinkState(NamedTuple):
 
 
 def add_spectral_weight_decay(
-    weight_decay: Any,
+    weight_decay: Scalar,
     *,
     steps: int = 2,
     axes: AxesLike = None,
@@ -243,7 +243,7 @@ def _updated_points(updates: ArrayTree, params: ArrayTree) -> ArrayTree:
     return map_leaves(point, updates, params)
 
 
-def _add(updates: ArrayTree, decay: ArrayTree, factor: Any) -> ArrayTree:
+def _add(updates: ArrayTree, decay: ArrayTree, factor: Scalar) -> ArrayTree:
     """`updates + factor · decay`, in the dtype of the updates."""
 
     def total(path: str, update: Array, other: Array) -> Array:

@@ -9,13 +9,15 @@ from jaxtyping import Array, Int32
 from manifold_optax._checks import (
     require_flag,
     require_in_range,
+    require_instance,
     require_params,
     require_present,
     require_same_shapes,
 )
-from manifold_optax._typing import ArrayTree
+from manifold_optax._typing import ArrayTree, Scalar
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike, Placement
+from manifold_optax.transforms._start import check_layout
 from manifold_optax.transforms._tangent import tangent_project
 from manifold_optax.trees import fill_absent, map_leaves
 
@@ -30,7 +32,7 @@ class MomentumState(NamedTuple):
 
 
 def momentum(
-    decay: Any,
+    decay: Scalar,
     *,
     nesterov: bool = True,
     debias: bool = False,
@@ -92,8 +94,10 @@ def momentum(
     require_in_range("decay", decay, "[0, 1)")
     require_flag("nesterov", nesterov)
     require_flag("debias", debias)
+    check_layout(axes, placement)
     carrier = None
     if transport is not None:
+        require_instance("transport of momentum", transport, Manifold)
         carrier = tangent_project(transport, axes=axes, placement=placement)
 
     def init_fn(params: ArrayTree) -> MomentumState:

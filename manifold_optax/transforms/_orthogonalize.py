@@ -4,8 +4,9 @@ import functools
 from typing import Any
 
 import optax
+from jax.typing import DTypeLike
 
-from manifold_optax._checks import require_one_of
+from manifold_optax._checks import require_compute_dtype, require_one_of
 from manifold_optax._typing import ArrayTree, AxisName, Matrix, Schedule
 from manifold_optax.linalg import JORDAN, newton_schulz
 from manifold_optax.linalg._options import (
@@ -27,7 +28,7 @@ def orthogonalize_via_newton_schulz(
     preconditioner: Preconditioner = "frobenius",
     axes: AxesLike = None,
     placement: Placement | None = None,
-    compute_dtype: Any = None,
+    compute_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation: replaces each matrix by its approximate polar factor.
 
@@ -66,6 +67,7 @@ def orthogonalize_via_newton_schulz(
     check_schedule(schedule)
     require_one_of("form", form, FORMS)
     require_one_of("preconditioner", preconditioner, PRECONDITIONERS)
+    require_compute_dtype("compute_dtype", compute_dtype)
     orthogonalize = functools.partial(
         newton_schulz,
         schedule=schedule,

@@ -10,6 +10,7 @@ from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.matrices._view import axes_at
 from manifold_optax.transforms._leaves import unit_map
+from manifold_optax.transforms._start import check_layout
 from manifold_optax.trees import fill_absent, is_absent, leaf_path
 
 
@@ -47,6 +48,7 @@ def project(
         [[0.6 0.8]] [1. 1.]
     """
     require_instance("manifold of project", manifold, Manifold)
+    check_layout(axes, placement)
     unit = manifold.unit()
 
     def kernel(point: Matrix, axis_name: AxisName = None) -> Matrix:

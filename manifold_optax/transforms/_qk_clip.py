@@ -16,7 +16,7 @@ from manifold_optax._checks import (
     require_same_shapes,
 )
 from manifold_optax._reports import report
-from manifold_optax._typing import ArrayTree
+from manifold_optax._typing import ArrayTree, Scalar
 from manifold_optax.attention import (
     Attention,
     ClipReport,
@@ -24,7 +24,7 @@ from manifold_optax.attention import (
     Rescaling,
     rescalings,
 )
-from manifold_optax.trees import is_absent, leaf_path
+from manifold_optax.trees import check_pattern, is_absent, leaf_path
 
 _NO_LOGITS = (
     "qk_clip needs the largest logit of every head: call tx.update(gradients, state, "
@@ -40,8 +40,8 @@ def apply_qk_clip(
     max_logits: Mapping[str, Any],
     attention: Mapping[str, Attention],
     *,
-    threshold: Any = 100.0,
-    balance: Any = 0.5,
+    threshold: Scalar = 100.0,
+    balance: Scalar = 0.5,
     allow_missing: bool = False,
 ) -> ArrayTree:
     """Rescales queries and keys so that no head's largest logit exceeds `threshold`.
@@ -91,8 +91,8 @@ def apply_qk_clip(
 def qk_clip(
     attention: Mapping[str, Attention],
     *,
-    threshold: Any = 100.0,
-    balance: Any = 0.5,
+    threshold: Scalar = 100.0,
+    balance: Scalar = 0.5,
     allow_missing: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps attention logits bounded: rescales queries and keys after each step.
@@ -231,6 +231,7 @@ def _check(attention: Any, threshold: Any, balance: Any, allow_missing: Any) -> 
                 "attention must map patterns of paths to mo.Attention(…), got "
                 f"{path!r}: {spec!r}."
             )
+        check_pattern("attention", path)
     require_in_range("threshold", threshold, "(0, inf)")
     require_in_range("balance", balance, "[0, 1]")
     require_flag("allow_missing", allow_missing)

@@ -19,9 +19,8 @@ from manifold_optax._checks import (
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Ball, Band, DiagonalGram, Manifold, Stiefel
 from manifold_optax.matrices import AxesLike, Placement
-from manifold_optax.matrices._plan import check_placement
 from manifold_optax.transforms._leaves import unit_map
-from manifold_optax.transforms._start import start
+from manifold_optax.transforms._start import check_layout, start
 from manifold_optax.trees import map_leaves
 
 
@@ -89,7 +88,8 @@ def retract(
     Source: Absil, Mahony, Sepulchre (2008), section 4.1; the projection after the step
     as a hard form of weight decay ("post-clip"): J. Su, kexue.fm 11729 (2026).
     """
-    check_placement(placement)
+    require_instance("manifold of retract", manifold, Manifold)
+    check_layout(axes, placement)
     _check_times(manifold, every, factor)
     placement = _adapted(placement, manifold)
     timed = every > 1 or factor is not None

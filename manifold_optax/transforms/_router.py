@@ -15,9 +15,15 @@ from manifold_optax._checks import (
     require_present,
     require_same_shapes,
 )
-from manifold_optax._typing import ArrayTree
+from manifold_optax._typing import ArrayTree, Scalar
 from manifold_optax.attention import require_statistics, resolve
-from manifold_optax.trees import is_absent, join_paths, leaf_path, leaves_by_path
+from manifold_optax.trees import (
+    check_pattern,
+    is_absent,
+    join_paths,
+    leaf_path,
+    leaves_by_path,
+)
 
 _HINT = (
     "It is the shape of the bias, [*layers, experts]: the load of each expert, summed "
@@ -37,7 +43,7 @@ _NO_LOAD = (
 def balance_router_bias(
     routers: Mapping[str, str],
     *,
-    rate: float | Array = 1e-3,
+    rate: Scalar = 1e-3,
     rule: Literal["sign", "rms"] = "sign",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Moves the bias of each router against the load of its experts, without a loss.
@@ -155,6 +161,8 @@ def _check(routers: Any) -> None:
             "routers must name at least one router and its bias, as "
             f"{{r'blocks/\\d+/moe': 'router_bias'}}; got {routers!r}."
         )
+    for pattern in routers:
+        check_pattern("routers", pattern)
 
 
 def _counted(loads: Any) -> Any:

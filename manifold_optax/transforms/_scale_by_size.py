@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from manifold_optax._checks import require_params
+from manifold_optax._checks import require_instance, require_params
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike
@@ -40,6 +40,7 @@ def scale_by_size(
         >>> tx.update(updates, tx.init(params), params)[0]
         {'w': Array([[5., 0.]], dtype=float32)}
     """
+    require_instance("manifold of scale_by_size", manifold, Manifold)
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any

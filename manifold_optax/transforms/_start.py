@@ -11,7 +11,9 @@ from manifold_optax._typing import ArrayTree
 from manifold_optax.diagnostics import residual
 from manifold_optax.geometry import Ball, Band, Manifold
 from manifold_optax.matrices import AxesLike, Placement
+from manifold_optax.matrices._plan import check_placement
 from manifold_optax.matrices._report import check_matrices, is_concrete
+from manifold_optax.matrices._view import check_axes_like
 from manifold_optax.trees import bare, is_absent, leaf_path
 
 OFF_MANIFOLD = 0.1
@@ -41,25 +43,45 @@ def start(
     Returns:
         `params -> state`. It raises ValueError or TypeError, naming the leaf, for
         leaves that are not matrices, and ValueError for weights off their manifold.
+
+    Raises:
+        TypeError: for `axes` or a `placement` of another kind.
     """
+    check_layout(axes, placement)
 
     def init_fn(params: ArrayTree) -> Any:
         check_matrices(name, params, axes, placement=placement, planned=planned)
-        if manifold is not None and not isinstance(manifold, Ball | Band):
+        if manifold is not None and not _is_anywhere(manifold):
             _check_points(name, params, manifold, axes)
         return state(params)
 
     return init_fn
 
 
+def check_layout(axes: Any, placement: Any = None) -> None:
+    """Raises TypeError for `axes` or a `placement` of another kind.
+
+    For functions that use them before they make their `start`, or make none.
+    """
+    check_axes_like(axes)
+    check_placement(placement)
+
+
+def _is_anywhere(manifold: Manifold) -> bool:
+    """Whether training may start at any point: inside of a set, or at any radius."""
+    return isinstance(manifold, Ball | Band) or manifold.size == "kept"
+
+
 def _check_points(
     name: str, params: ArrayTree, manifold: Manifold, axes: AxesLike
 ) -> None:
     """Raises ValueError for a weight off its manifold, as far as weights are known."""
-    known = jax.tree.map(_on_one_device, bare(params), is_leaf=is_absent)
-    found = residual(known, manifold, axes=axes)
+    # Weights that a jitted function closes over are known while it is traced.
+    with jax.ensure_compile_time_eval():
+        known = jax.tree.map(_on_one_device, bare(params), is_leaf=is_absent)
+        found = residual(known, manifold, axes=axes)
     for keys, numbers in jax.tree_util.tree_leaves_with_path(found):
-        worst = float(np.max(numbers, initial=0))
+        worst = float(np.max(np.asarray(numbers), initial=0))
         # Not finite weights are another fault, which the first update shows.
         if OFF_MANIFOLD < worst < float("inf"):
             raise ValueError(

@@ -5,7 +5,12 @@ from typing import Any, NamedTuple
 import optax
 from jaxtyping import Array
 
-from manifold_optax._checks import require_flag, require_in_range, require_params
+from manifold_optax._checks import (
+    require_flag,
+    require_in_range,
+    require_instance,
+    require_params,
+)
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import (
     certified_direction,
@@ -16,9 +21,8 @@ from manifold_optax.geometry import (
     steepest_direction,
 )
 from manifold_optax.matrices import AxesLike, map_matrices, per_matrix, Placement
-from manifold_optax.matrices._plan import check_placement
 from manifold_optax.transforms._leaves import orientation_of, unit_map
-from manifold_optax.transforms._start import start
+from manifold_optax.transforms._start import check_layout, start
 from manifold_optax.trees import fill_absent
 
 
@@ -78,7 +82,9 @@ def steepest(
     Source: the table of J. Bernstein, "Modular Manifolds", Thinking Machines Lab
     (2025).
     """
-    check_placement(placement)
+    require_instance("manifold of steepest", manifold, Manifold)
+    require_instance("norm of steepest", norm, Norm)
+    check_layout(axes, placement)
     require_flag("certify", certify)
     require_in_range("tolerance", tolerance, "(0, 1)", optional=True)
     direction = _direction(manifold, norm, tolerance, certify=certify)

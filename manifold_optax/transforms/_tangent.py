@@ -4,12 +4,12 @@ from typing import Any
 
 import optax
 
-from manifold_optax._checks import require_params
+from manifold_optax._checks import require_instance, require_params
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.transforms._leaves import unit_map
-from manifold_optax.transforms._start import start
+from manifold_optax.transforms._start import check_layout, start
 
 
 def tangent_project(
@@ -41,6 +41,8 @@ def tangent_project(
 
     Source: Absil, Mahony, Sepulchre (2008), section 3.6.1.
     """
+    require_instance("manifold of tangent_project", manifold, Manifold)
+    check_layout(axes, placement)
     unit = manifold.unit()
 
     def kernel(update: Matrix, point: Matrix, axis_name: AxisName = None) -> Matrix:

@@ -121,7 +121,6 @@ CASES = (
         mo.dual_ascent_spectral,
         {"steps": 0},
         manifold=mo.Stiefel(),
-        covered=True,
     ),
     Case(
         "dual_ascent_spectral-certify",
@@ -131,17 +130,14 @@ CASES = (
         covered=True,
     ),
     _steepest(mo.Euclidean(), mo.Frobenius(), **_FREE),
-    _steepest(mo.Euclidean(), mo.Max(), **_FREE, covered=True),
+    _steepest(mo.Euclidean(), mo.Max(), **_FREE),
     _steepest(mo.Euclidean(), mo.Spectral(), **_FREE),
-    _steepest(_SPHERE, mo.Frobenius(), covered=True),
+    _steepest(_SPHERE, mo.Frobenius()),
     _steepest(_STIEFEL, mo.Frobenius(), covered=True),
     _steepest(_STIEFEL, mo.Spectral(), covered=True),
     *map(_scale, ("none", "width", "spectral", "rms")),
     Case(
-        "scale_by_size",
-        mo.scale_by_size,
-        {"manifold": mo.Sphere("kept")},
-        covered=True,
+        "scale_by_size", mo.scale_by_size, {"manifold": mo.Sphere("kept")}, covered=True
     ),
     Case(
         "scale_by_row_rms",
@@ -189,6 +185,7 @@ CASES = (
         _RATES,
         manifold=mo.Stiefel(),
         retracts=True,
+        covered=True,
     ),
     Case(
         "hyperspherical_descent",
@@ -196,6 +193,7 @@ CASES = (
         numbers=_RATES,
         manifold=mo.Sphere(),
         retracts=True,
+        covered=True,
     ),
     Case(
         "spel",
@@ -229,7 +227,7 @@ CASES = (
         numbers=_DECAYED | {"row_decay": 0.95},
         covered=True,
     ),
-    Case("sign_descent", mo.sign_descent, numbers=_DECAYED),
+    Case("sign_descent", mo.sign_descent, numbers=_DECAYED, covered=True),
     Case(
         "balance_router_bias",
         mo.balance_router_bias,

@@ -24,13 +24,25 @@ def alone(case: Case, gradient: Tree) -> tuple[Tree, Tree]:
     return update_of(case)(gradient, case.make().init(params), params)
 
 
-@each_case(lambda case: bool(case.numbers))
-def test_injected_numbers_give_the_same_update(case: Case) -> None:
+def injected(case: Case) -> Tx:
+    """The transformation with all of its numbers in its state."""
     static = [name for name, value in case.arguments.items() if name == "steps"]
-    tx = case.make(optax.inject_hyperparams(case.factory, static_args=static))
-    params, gradient = parameters(case), gradients(case)
-    state = jax.jit(tx.init)(params)
+    return case.make(optax.inject_hyperparams(case.factory, static_args=static))
+
+
+@each_case(lambda case: bool(case.numbers))
+def test_all_numbers_may_be_injected(case: Case) -> None:
+    tx, params, gradient = injected(case), parameters(case), gradients(case)
+    state = jax.eval_shape(tx.init, params)
     assert set(state.hyperparams) == set(case.numbers)
+    updates, _ = jax.eval_shape(tx.update, gradient, state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, gradient)
+
+
+@each_case(lambda case: bool(case.numbers), compiles=True)
+def test_injected_numbers_give_the_same_update(case: Case) -> None:
+    tx, params, gradient = injected(case), parameters(case), gradients(case)
+    state = jax.jit(tx.init)(params)
     updates, state = jax.jit(tx.update)(gradient, state, params)
     assert_close((updates, state.inner_state), alone(case, gradient))
 
@@ -109,9 +121,10 @@ def test_unknown_extra_arguments_are_ignored(case: Case) -> None:
 def test_missing_parameters_are_an_error_that_says_so(
     case: Case, unhooked: None
 ) -> None:
-    tx = case.make()
+    tx, gradient = case.make(), gradients(case)
+    state = tx.init(parameters(case))
     with pytest.raises(ValueError, match=r"params"):
-        tx.update(gradients(case), tx.init(parameters(case)))
+        jax.eval_shape(lambda: tx.update(gradient, state))
 
 
 @each_case(lambda case: not case.needs_params)

@@ -47,7 +47,7 @@ GOLDEN = {
 }
 GOLDEN_LEAVES = {
     "muon": [],
-    "manifold_muon": ["['direction'].gap['w']", "['direction'].tangency['w']"],
+    "manifold_muon": ["['direction'].tangency['w']"],
     "hyperspherical_descent": [],
     "sign_descent": [],
     "spel": [],
@@ -59,6 +59,8 @@ GOLDEN_LEAVES = {
 MOMENTUM_LEAVES = ["['momentum'].count", "['momentum'].average['w']"]
 
 presets = pytest.mark.parametrize("name", PRESETS)
+# All presets take their rate by one link, with and without a manifold.
+FOR_ALL = ("muon", "hyperspherical_descent")
 
 
 def point():
@@ -112,7 +114,13 @@ def test_defaults_of_momentum(name):
     assert has_momentum == (name not in WITHOUT_MOMENTUM)
 
 
-@presets
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in FOR_ALL else pytest.mark.slow)
+        for name in PRESETS
+    ],
+)
 def test_learning_rate_schedules(name):
     preset, params = PRESETS[name], point()
     tx = preset(optax.linear_schedule(0.2, 0.0, 4), momentum=None)
@@ -157,7 +165,7 @@ def test_weight_decay_on_a_manifold_says_why_not(unhooked, name, weight_decay):
 @presets
 @pytest.mark.parametrize("momentum", [1.0, -0.1, float("nan")])
 def test_momentum_must_be_a_decay(name, momentum):
-    with pytest.raises(ValueError, match=r"decay must be in \[0.0, 1.0\)"):
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\)"):
         PRESETS[name](0.1, momentum=momentum)
 
 
@@ -218,7 +226,7 @@ def test_params_are_needed(name):
     tx = PRESETS[name](0.1)
     state = tx.init(point())
     with pytest.raises(ValueError, match=r"params"):
-        tx.update(gradient(), state)
+        jax.eval_shape(lambda: tx.update(gradient(), state))
 
 
 @pytest.mark.parametrize("name", ON_MANIFOLDS)

@@ -73,8 +73,8 @@ def trained(run, steps, dtype=jnp.float32):
 @pytest.mark.parametrize(
     ("run", "steps"),
     [
-        # The others have runs of 200 steps in `test_on_manifolds.py`.
-        ("spel", 500),
+        # Two presets have runs of 200 steps in `test_on_manifolds.py`.
+        pytest.param("spel", 500, marks=pytest.mark.slow),
         pytest.param("spectral_sphere", 500, marks=pytest.mark.slow),
         pytest.param("hyperball-kept", 500, marks=pytest.mark.slow),
         *(pytest.param(run, 10_000, marks=pytest.mark.slow) for run in RUNS),

@@ -44,11 +44,14 @@ def trajectory(tx, params, grads):
     ("names", "ours", "theirs"),
     [
         (tuple(LEAVES), {}, {}),
-        (FEW, {"nesterov": False}, {"nesterov": False}),
-        (
+        pytest.param(
+            FEW, {"nesterov": False}, {"nesterov": False}, marks=pytest.mark.slow
+        ),
+        pytest.param(
             FEW,
             {"momentum": 0.5, "weight_decay": 0.1},
             {"beta": 0.5, "weight_decay": 0.1},
+            marks=pytest.mark.slow,
         ),
         (
             FEW,
@@ -61,11 +64,7 @@ def trajectory(tx, params, grads):
 def test_equals_optax(names, ours, theirs):
     axes = {name: LEAVES[name][1] for name in names}
     expected = optax.contrib.muon(1.0, muon_weight_dimension_numbers=axes, **theirs)
-    # One manifold and one axes per transformation: a label for each leaf.
-    tx = optax.partition(
-        {name: mo.muon(1.0, axes=axes[name], **ours) for name in names},
-        {name: name for name in names},
-    )
+    tx = mo.muon(1.0, axes=mo.roles(axes), **ours)
     params = gaussian(names, seed=0)
     grads = [gaussian(names, seed) for seed in range(1, 11)]
     steps = zip(

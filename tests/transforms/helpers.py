@@ -1,6 +1,7 @@
 """Points on manifolds by NumPy, and transformations compiled once for all tests."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -31,8 +32,13 @@ def apply(
     point: Any = None,
     **options: Any,
 ) -> jax.Array:
-    """First update of `factory(*arguments, **options)`, of one leaf `w`."""
+    """First update of `factory(*arguments, **options)`, of one leaf `w`.
+
+    Axes before the last two are batch axes, unless `axes` say otherwise.
+    """
     point = update if point is None else point
+    if "axes" in inspect.signature(factory).parameters:
+        options = {"axes": mo.STACKED} | options
     return _compiled(factory, *arguments, **options)(update, point)
 
 

@@ -68,7 +68,7 @@ def test_only_the_largest_singular_value_decays():
         (optax.add_decayed_weights(0.5), [2.85, 1.9, 0.95]),
     ):
         tx = optax.chain(decay, optax.sgd(0.1))
-        updates, _ = tx.update(zero, tx.init(params), params)
+        updates, _ = jax.jit(tx.update)(zero, tx.init(params), params)
         moved = optax.apply_updates(params, updates)["w"]
         # Ten steps at the ratio 2/3 leave (2/3)^20 = 3e-4 of the angle, times 0.05·3.
         np.testing.assert_allclose(moved, np.diag(expected), rtol=0, atol=1e-4)
@@ -91,7 +91,7 @@ def test_the_decay_takes_any_scale(rng, scale):
 
 def test_a_warm_start_needs_one_step_per_update(rng):
     params = {"tall": draw(rng, 6, 3), "wide": draw(rng, 2, 3, 6)}
-    tx = mo.add_spectral_weight_decay(0.5, steps=1)
+    tx = mo.add_spectral_weight_decay(0.5, steps=1, axes=mo.STACKED)
     state = tx.init(params)
     assert {name: leaf.shape for name, leaf in state.right.items()} == {
         "tall": (3,),
@@ -159,7 +159,7 @@ def test_a_zero_matrix_does_not_decay_and_a_nan_does_not_stay():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"weight_decay": -0.1}, ValueError, r"weight_decay must be in \[0.0, inf\)"),
+        ({"weight_decay": -0.1}, ValueError, r"weight_decay must be in \[0, inf\)"),
         ({"weight_decay": 0.1, "steps": 0}, ValueError, "steps must be .* at least 1"),
         ({"weight_decay": 0.1, "steps": 1.5}, TypeError, "steps must be a Python int"),
     ],
@@ -182,7 +182,7 @@ def test_the_parameter_goes_to_the_nearest_one_of_smaller_norm(rng, norm, shape)
 def test_the_soft_bound_is_the_projection_of_the_hard_one(rng, norm):
     point = draw(rng, 6, 3)
     bound = (1 - RATE) * float(norm.value(point.T))
-    hard = mo.project({"w": point}, Ball(norm, bound))["w"]
+    hard = jax.jit(lambda leaf: mo.project(leaf, Ball(norm, bound)))(point)
     np.testing.assert_allclose(shrunk(point, norm), hard, rtol=0, atol=5e-6)
 
 
@@ -227,18 +227,20 @@ def test_a_scheduled_and_a_traced_rate(rng):
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_a_rate_out_of_range_is_an_error(rate):
-    with pytest.raises(ValueError, match=r"rate must be in \[0.0, 1.0\)"):
+    with pytest.raises(ValueError, match=r"rate must be in \[0, 1\)"):
         mo.shrink_norm(mo.Frobenius(), rate)
 
 
 def test_a_norm_is_needed(unhooked):
-    with pytest.raises(TypeError, match="norm of shrink_norm must be a Norm, got 2"):
+    with pytest.raises(TypeError, match=r"norm .* must be a BallNorm, got 2"):
         mo.shrink_norm(2, 0.1)
-    with pytest.raises(ValueError, match="norm must be one of"):
+    with pytest.raises(TypeError, match="must be a BallNorm, got L1"):
         mo.shrink_norm(L1(), 0.1)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "factory",
     [

@@ -111,7 +111,7 @@ def test_the_count_does_not_overflow():
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, float("nan"), float("inf")])
 def test_a_decay_out_of_range_is_an_error(decay):
-    with pytest.raises(ValueError, match=r"decay must be in \[0.0, 1.0\), got"):
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got"):
         mo.momentum(decay)
 
 
@@ -131,7 +131,7 @@ def test_transport_projects_the_average_at_the_current_point(rng, nesterov):
     decay, taken = 0.9, rng.standard_normal((3, 6, 3))
     points = [oracles.stiefel_point(rng, 6, 3) for _ in taken]
     tx = mo.momentum(decay, nesterov=nesterov, transport=mo.Stiefel())
-    state, update = tx.init({"w": jnp.zeros((6, 3))}), jax.jit(tx.update)
+    state, update = tx.init({"w": jnp.eye(6, 3)}), jax.jit(tx.update)
     average = np.zeros((6, 3))
     for point, gradient in zip(points, taken, strict=True):
         average = decay * oracles.stiefel_tangent(point, average)
@@ -149,8 +149,9 @@ def test_transport_projects_the_average_at_the_current_point(rng, nesterov):
 def test_transport_leaves_out_what_has_no_update(rng):
     params = {"a": jnp.eye(4, 2), "b": jnp.eye(4, 2), "c": optax.MaskedNode()}
     tx = mo.momentum(0.5, transport=mo.Stiefel())
-    _, state = tx.update(params, tx.init(params), params)
-    updates, new = tx.update(params | {"b": None}, state, params)
+    update = jax.jit(tx.update)
+    _, state = update(params, tx.init(params), params)
+    updates, new = update(params | {"b": None}, state, params)
     assert updates["b"] is None
     np.testing.assert_array_equal(new.average["b"], state.average["b"])
     assert jax.tree.structure(new) == jax.tree.structure(state)
@@ -158,14 +159,13 @@ def test_transport_leaves_out_what_has_no_update(rng):
 
 def test_transport_needs_parameters_that_are_matrices(unhooked):
     tx = mo.momentum(0.5, transport=mo.Sphere())
-    params = {"w": jnp.ones((2, 2))}
+    params = {"w": jnp.full((2, 2), 0.5)}
     with pytest.raises(
         ValueError, match=r"momentum with transport needs .* parameters"
     ):
         tx.update(params, tx.init(params))
-    params = {"bias": jnp.ones(2)}
     with pytest.raises(ValueError, match=r"'bias' of shape \(2,\)"):
-        tx.update(params, tx.init(params), params)
+        tx.init({"bias": jnp.ones(2)})
 
 
 def test_without_transport_the_parameters_do_not_matter():

@@ -1,10 +1,13 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import manifold_optax as mo
 import oracles
-from transforms.helpers import apply, draw_pair
+from conformance.table import on_manifold
+from transforms.helpers import apply, draw, draw_pair
 
 # Float32 rounding of matrices with singular values near 1.
 ROUNDING = 1e-5
@@ -90,3 +93,68 @@ def test_missing_parameters_name_the_pair():
     tx = mo.steepest(mo.Sphere(), mo.Frobenius())
     with pytest.raises(ValueError, match=r"steepest\(Sphere\(radius=1.0\), Frobenius"):
         tx.update({"w": jnp.ones((4, 2))}, tx.init({}))
+
+
+CERTIFIED = {
+    "Stiefel": (mo.Stiefel(2.0), {"tolerance": 1e-3}),
+    "Sphere": (mo.Sphere(3.0), {}),
+}
+
+
+@pytest.mark.parametrize("name", CERTIFIED)
+def test_a_certificate_bounds_what_the_direction_loses(rng, name):
+    manifold, options = CERTIFIED[name]
+    tx = mo.steepest(manifold, mo.Spectral(), certify=True, axes=mo.STACKED, **options)
+    points = {"w": on_manifold(manifold, draw(rng, 3, 6, 4))}
+    gradients = {"w": draw(rng, 3, 6, 4)}
+    state = tx.init(points)
+    np.testing.assert_array_equal(state.gap["w"], np.ones(3, np.float32))
+    updates, new = jax.jit(tx.update)(gradients, state, points)
+    gaps = np.asarray(new.gap["w"])
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    assert gaps.shape == (3,)
+    assert (gaps >= 0).all()
+    assert (gaps < options.get("tolerance", 0.2)).all()
+    for direction, gradient, point, gap in zip(
+        updates["w"], gradients["w"], points["w"], gaps, strict=True
+    ):
+        unit = np.asarray(direction, np.float64) / manifold.size
+        g = np.asarray(gradient, np.float64)
+        value = np.sum(unit * g)
+        # No tangent direction of length 1 may reach more than the certificate allows.
+        drawn = draw(rng, 50, 6, 4) + 5 * gradient[None]
+        tangent = jax.vmap(manifold.unit().to_tangent, (None, 0))
+        others = np.asarray(tangent(point / manifold.size, drawn), np.float64)
+        reached = np.sum(others * g, axis=(1, 2))
+        reached /= np.linalg.norm(others, 2, axis=(1, 2))
+        assert reached.max() <= value / (1 - gap) * (1 + ROUNDING)
+
+
+def test_without_a_certificate_there_is_no_state(rng):
+    point, _ = draw_pair(rng, mo.Stiefel(), (6, 3))
+    tx = mo.steepest(mo.Stiefel(), mo.Spectral())
+    assert tx.init({"w": point}) == optax.EmptyState()
+
+
+def test_a_leaf_without_update_keeps_its_gap(rng):
+    params = {"a": draw_pair(rng, mo.Stiefel(), (6, 3))[0], "b": jnp.eye(6, 3)}
+    tx = mo.steepest(mo.Stiefel(), mo.Spectral(), certify=True)
+    state = tx.init(params)
+    taken = {"a": draw(rng, 6, 3), "b": None}
+    updates, new = jax.jit(tx.update)(taken, state, params)
+    assert updates["b"] is None
+    assert float(new.gap["b"]) == 1
+    assert float(new.gap["a"]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("manifold", "norm", "options"),
+    [
+        (mo.Sphere(), mo.Frobenius(), {"certify": True}),
+        (mo.Euclidean(), mo.Spectral(), {"certify": True}),
+        (mo.Sphere(), mo.Spectral(), {"tolerance": 0.1}),
+    ],
+)
+def test_what_a_pair_cannot_promise_is_an_error(manifold, norm, options):
+    with pytest.raises(ValueError, match=type(manifold).__name__):
+        mo.steepest(manifold, norm, **options)

@@ -14,11 +14,11 @@ UPDATES = jax.tree.map(jnp.ones_like, PARAMS)
 
 SPHERE = mo.Sphere(2.0)
 ON_MANIFOLDS = {
-    "retract": mo.retract(SPHERE),
-    "steepest": mo.steepest(SPHERE, mo.Frobenius()),
-    "tangent_project": mo.tangent_project(SPHERE),
-    "dual_ascent_spectral": mo.dual_ascent_spectral(steps=0),
-    "scale_by_size": mo.scale_by_size(SPHERE),
+    "retract": mo.retract(SPHERE, axes=mo.STACKED),
+    "steepest": mo.steepest(SPHERE, mo.Frobenius(), axes=mo.STACKED),
+    "tangent_project": mo.tangent_project(SPHERE, axes=mo.STACKED),
+    "dual_ascent_spectral": mo.dual_ascent_spectral(steps=0, axes=mo.STACKED),
+    "scale_by_size": mo.scale_by_size(SPHERE, axes=mo.STACKED),
 }
 
 
@@ -46,7 +46,7 @@ def test_an_update_makes_the_views_of_a_leaf_once(viewed, name):
 
 
 def test_projecting_makes_the_views_of_a_leaf_once(viewed):
-    jax.eval_shape(lambda params: mo.project(params, SPHERE), PARAMS)
+    jax.eval_shape(lambda params: mo.project(params, SPHERE, axes=mo.STACKED), PARAMS)
     assert sorted(viewed) == ["a", "b"]
 
 

@@ -1,0 +1,249 @@
+"""Wrong values of every public argument, by its name, and calls that are else right."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import manifold_optax as mo
+
+NAN = float("nan")
+MESH = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+ATTENTION = {"": mo.Attention(2, query="query", key="key")}
+QUERY = jnp.ones((1, 3, 2, 4))
+ATTEND = {"query": QUERY, "key": QUERY}
+LEAF = {"w": jnp.ones((4, 2))}
+LAID_OUT = {"w": jax.device_put(LEAF["w"], jax.NamedSharding(MESH, jax.P()))}
+
+NOT_NUMBERS = (True, "0.1", None, 1j, jnp.ones(2), float)
+NOT_RATES = ("0.1", True, jnp.ones(2), float, -0.1, NAN)
+NOT_FLAGS = ("true", 1, None)
+NOT_DECAYS = (*NOT_NUMBERS, 1.0, -0.1, NAN)
+NOT_MANIFOLDS = (mo.Stiefel, mo.Sphere, "Stiefel", None, mo.Spectral())
+NOT_NORMS = (mo.Spectral, "spectral", None, mo.Sphere())
+NOT_LAYOUTS = ("in", -1, (-2, -1), mo.Roles, mo.roles, mo.Split, {"w": mo.STACKED})
+NOT_PLACEMENTS = ("owned", MESH, mo.sharding.owned, jax.P("data"), True)
+NOT_DTYPES = (jnp.int32, "int8", complex, "wide", 16)
+NOT_STEPS = (True, 2.0, "2", jnp.asarray(2), -1)
+NOT_TRANSFORMATIONS = ("adamw", 0.9, mo.muon, optax.adamw)
+NOT_SPECS = (
+    "query",
+    None,
+    {},
+    {"a": "query"},
+    {1: ATTENTION[""]},
+    {"(": ATTENTION[""]},
+)
+NOT_TREES = ("w", {"w": "x"}, {"w": 1.0})
+NOT_MESHES = ("data", None, jax.devices()[0], jax.P("data"))
+
+WRONG: Mapping[str, tuple[Any, ...]] = {
+    "absolute": NOT_FLAGS,
+    "allow_missing": NOT_FLAGS,
+    "attention": NOT_SPECS,
+    "axes": NOT_LAYOUTS,
+    "backend": ("svd", 1, True),
+    "balance": (*NOT_NUMBERS, -0.1, 1.1, NAN),
+    "base": ("normal", 1.0, jnp.ones(2)),
+    "certify": NOT_FLAGS,
+    "chunk": (True, 2.0, "2", None, 0),
+    "compute_dtype": NOT_DTYPES,
+    "debias": NOT_FLAGS,
+    "decay": NOT_DECAYS,
+    "default": (1, ("matrix",), mo.Roles),
+    "dropout": (0.5, "0.5"),
+    "bias": ("x", 1),
+    "dtype": NOT_DTYPES,
+    "precision": ("fine", 3),
+    "eps": (*NOT_NUMBERS, 0.0, -1e-8, NAN),
+    "every": (True, 2.0, "2", None, 0, -1),
+    "factor": (2.0, "2", True),
+    "form": ("fast", None, 1),
+    "heads": (0, -1, 2.0, "2", True, None),
+    "inner": NOT_TRANSFORMATIONS,
+    "is_causal": NOT_FLAGS,
+    "kernel": ("kernel", None),
+    "key": (None, 3, ()),
+    "key_heads": (0, 2.0, "2", True),
+    "labels": ("matrix", 1, {"w": "matrix"}),
+    "layers": ("0", 1.5, None),
+    "learning_rate": (*NOT_RATES, None),
+    "manifold": NOT_MANIFOLDS,
+    "mask": ("causal", jnp.ones((3, 3)), True),
+    "matrices": (*NOT_TRANSFORMATIONS, None, {}, {"vector": optax.sgd(1.0)}),
+    "max_logits": (None, 3.0, {}, {"": 3.0}, {"other": jnp.ones(2)}),
+    "mesh": NOT_MESHES,
+    "momentum": ("0.9", True, jnp.ones(2), 1.0, -0.1, NAN, optax.trace),
+    "nesterov": NOT_FLAGS,
+    "norm": NOT_NORMS,
+    "numbers_in": ("x", 1, None),
+    "orientation": ("long", None, 1),
+    "others": NOT_TRANSFORMATIONS,
+    "params": NOT_TREES,
+    "placement": NOT_PLACEMENTS,
+    "preconditioner": ("nuclear", None, 1),
+    "query": (None, 3, ()),
+    "query_rope": (None, 3),
+    "radius": (mo.Sphere, "large", True, None, -1.0, NAN),
+    "rate": NOT_RATES,
+    "replicas": ("both", None, 2),
+    "returns": ("matrix", ("matrices",), (), None),
+    "roles": ("matrix", mo.roles, mo.STACKED, {"w": mo.STACKED}),
+    "routers": ("moe", None, {}, {"moe": 1}, {1: "bias"}, {"(": "bias"}),
+    "row_decay": NOT_DECAYS,
+    "rule": ("unknown", None, 1),
+    "rules": ("w", [("w", mo.STACKED)], {"(": "vector"}, {1: "vector"}, {"w": 1}),
+    "scale": ("large", True, 1j, -1.0),
+    "schedule": ("jordan", None, 5, (), ((1.0, 2.0),), ((1.0, 2.0, NAN),)),
+    "scores": (None, "causal"),
+    "size": (2.0, "2", True),
+    "specs": ("data", {"w": "data"}, 1),
+    "steps": NOT_STEPS,
+    "subject": ("muon", None, mo.muon),
+    "threshold": (*NOT_NUMBERS, 0.0, -1.0, NAN),
+    "tolerance": ("0.1", True, jnp.ones(2), 0.0, 1.0, NAN),
+    "transport": NOT_MANIFOLDS[:3],
+    "tree": NOT_TREES,
+    "trees": ((), (1.0,), ({"w": "x"},)),
+    "tx": NOT_TRANSFORMATIONS,
+    "weight_decay": ("0.1", True, jnp.ones(2), float, -0.1, NAN),
+    "wire": NOT_DTYPES,
+}
+"""What is no value of an argument of this name, anywhere."""
+
+
+class Call(NamedTuple):
+    """A public function, and arguments with which it does not fail."""
+
+    function: Callable[..., Any]
+    right: Mapping[str, Any] = {}
+    wrong: Mapping[str, tuple[Any, ...]] = {}
+    """Wrong values where those of `WRONG` are right here, or not all of them."""
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+
+RATE = {"learning_rate": 0.1}
+MANIFOLD = {"manifold": (*NOT_MANIFOLDS[:3], mo.Max())}
+"""Where `None` is a manifold of its own."""
+SCALE = {"scale": ("large", True, jnp.ones(2))}
+NOT_ARRAYS = ("x", None, 1.0, jnp.ones((3, 4)), jnp.ones((1, 3, 2, 4), jnp.int32))
+ARRAYS = {"query": NOT_ARRAYS, "key": NOT_ARRAYS, "value": NOT_ARRAYS}
+
+TRANSFORMS = [
+    Call(
+        mo.add_spectral_weight_decay, {"weight_decay": 0.1}, {"steps": (0, *NOT_STEPS)}
+    ),
+    Call(mo.balance_router_bias, {"routers": {"moe": "bias"}}),
+    Call(mo.dual_ascent_spectral, wrong=MANIFOLD),
+    Call(mo.momentum, {"decay": 0.9}),
+    Call(mo.orthogonalize_via_newton_schulz),
+    Call(mo.qk_clip, {"attention": ATTENTION}),
+    Call(mo.retract, {"manifold": mo.Ball(mo.Spectral())}),
+    Call(mo.retract_polar, wrong=MANIFOLD),
+    Call(mo.scale_by_row_rms),
+    Call(mo.scale_by_shape, {"rule": "rms"}),
+    Call(mo.scale_by_size, {"manifold": mo.Sphere()}),
+    Call(mo.shrink_norm, {"norm": mo.Spectral(), "rate": 0.1}),
+    Call(mo.steepest, {"manifold": mo.Stiefel(), "norm": mo.Spectral()}),
+    Call(mo.tangent_project, {"manifold": mo.Sphere()}),
+]
+
+OPTIMIZERS = [
+    Call(mo.hybrid, {"matrices": optax.sgd(0.1)}),
+    Call(mo.hyperball, RATE, MANIFOLD),
+    Call(mo.hyperspherical_descent, RATE, MANIFOLD),
+    Call(mo.manifold_muon, RATE, MANIFOLD),
+    Call(mo.muon, RATE),
+    Call(mo.muon_clip, RATE | {"attention": ATTENTION}),
+    Call(mo.normuon, RATE),
+    Call(mo.scion, RATE, {"norm": NOT_NORMS[:2]}),
+    Call(mo.sign_descent, RATE),
+    Call(mo.spectral_sphere, RATE, MANIFOLD),
+    Call(mo.spel, RATE, MANIFOLD),
+]
+
+FUNCTIONS = [
+    Call(
+        mo.apply_qk_clip,
+        {
+            "params": {"query": jnp.ones((4, 2, 3)), "key": jnp.ones((4, 2, 3))},
+            "max_logits": {"": jnp.ones(2)},
+            "attention": ATTENTION,
+        },
+        {"params": ({}, LEAF, {"query": 1.0, "key": jnp.ones((4, 2, 3))})},
+    ),
+    Call(mo.describe, {"subject": mo.muon(0.1), "params": LEAF}),
+    Call(mo.map_matrices, {"kernel": lambda x, axis_name=None: x, "trees": (LEAF,)}),
+    Call(mo.plan_matrices, {"tree": LEAF}),
+    Call(mo.project, {"params": LEAF, "manifold": mo.Sphere()}),
+    Call(mo.roles),
+    Call(mo.steepest_direction, {"manifold": mo.Stiefel(), "norm": mo.Spectral()}),
+    Call(mo.diagnostics.residual, {"params": LEAF, "manifold": mo.Sphere()}),
+    Call(mo.initializers.on_manifold, {"manifold": mo.Sphere()}),
+    Call(mo.initializers.stiefel),
+    Call(mo.initializers.sphere),
+    Call(mo.sharding.owned, {"mesh": MESH}),
+    Call(mo.sharding.split, {"mesh": MESH}),
+    Call(mo.sharding.auto, {"mesh": MESH}),
+    Call(mo.sharding.state_shardings, {"tx": mo.muon(0.1), "params": LAID_OUT}),
+    Call(mo.Attention, {"heads": 2, "query": "query", "key": "key"}),
+    Call(mo.attention.Scores, {}, SCALE),
+    Call(mo.attention.largest_logits, ATTEND, SCALE | ARRAYS),
+    Call(mo.attention.dot_product_attention, ATTEND | {"value": QUERY}, SCALE | ARRAYS),
+    Call(
+        mo.attention.attend,
+        ATTEND | {"value": QUERY, "scores": mo.attention.Scores()},
+        ARRAYS,
+    ),
+]
+
+CALLS = (*TRANSFORMS, *OPTIMIZERS, *FUNCTIONS)
+
+NAMED: Mapping[tuple[str, str], str] = {
+    ("apply_qk_clip", "params"): "query|key|no layer|paths",
+    ("plan_matrices", "tree"): "leaf",
+    ("project", "params"): "leaf",
+    ("roles", "rules"): "rules?",
+}
+"""Arguments whose errors name something nearer: the leaf, or the rule."""
+
+MOMENTA = "hyperball hyperspherical_descent manifold_muon muon muon_clip normuon scion"
+OPEN: frozenset[tuple[str, str]] = frozenset(
+    {
+        *((name, "momentum") for name in MOMENTA.split()),
+        *((name, "momentum") for name in ("sign_descent", "spectral_sphere", "spel")),
+        *((name, "nesterov") for name in ("hyperspherical_descent", "manifold_muon")),
+        *((name, "scale") for name in ("muon", "normuon")),
+        *((name, "mesh") for name in ("owned", "split", "auto", "state_shardings")),
+        *((name, "wire") for name in ("owned", "split", "auto")),
+        ("normuon", "row_decay"),
+        ("hyperball", "inner"),
+        ("hybrid", "matrices"),
+        ("hybrid", "others"),
+        ("describe", "subject"),
+        ("describe", "params"),
+        ("residual", "params"),
+        ("residual", "manifold"),
+        ("residual", "axes"),
+        ("map_matrices", "kernel"),
+        ("map_matrices", "trees"),
+        ("map_matrices", "numbers_in"),
+        ("map_matrices", "axes"),
+        ("map_matrices", "placement"),
+        ("map_matrices", "dtype"),
+        ("plan_matrices", "axes"),
+        ("plan_matrices", "placement"),
+        ("state_shardings", "tx"),
+        # True is a size of 1.
+        ("stiefel", "scale"),
+        ("sphere", "radius"),
+        # JAX reads it where it multiplies.
+        ("Scores", "precision"),
+    }
+)
+"""Arguments without such an error as yet."""

@@ -1,0 +1,42 @@
+"""What is wrong with an argument is said at once, by the name of the argument."""
+
+import inspect
+import re
+from typing import Any
+
+import pytest
+
+from transforms.arguments import Call, CALLS, NAMED, OPEN, WRONG
+
+
+def rows() -> list[Any]:
+    """Every argument of every call but those that are `OPEN`."""
+    return [
+        pytest.param(call, argument, id=f"{call.name}-{argument}")
+        for call in CALLS
+        for argument in inspect.signature(call.function).parameters
+        if (call.name, argument) not in OPEN
+    ]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
+def test_right_arguments_pass(call: Call, unhooked: None) -> None:
+    call.function(**call.right)
+
+
+@pytest.mark.parametrize(("call", "argument"), rows())
+def test_a_wrong_argument_is_an_error_that_names_it(
+    call: Call, argument: str, unhooked: None
+) -> None:
+    name = NAMED.get((call.name, argument), argument)
+    silent, nameless = [], []
+    for value in call.wrong.get(argument, WRONG.get(argument, ())):
+        try:
+            call.function(**{**call.right, argument: value})
+        except (TypeError, ValueError) as error:
+            if not re.search(rf"\b{name}\b", str(error)):
+                nameless.append(f"{value!r}: {error}")
+        else:
+            silent.append(value)
+    assert not silent, f"{argument} may be {silent}"
+    assert not nameless, f"these errors do not name {argument}: {nameless}"
