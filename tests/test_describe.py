@@ -184,5 +184,5 @@ def test_mistakes_name_the_leaf(unhooked: None) -> None:
         mo.describe(mo.roles(), {"w": shaped(4, 2)}, placement=placement)
     with pytest.raises(ValueError, match="An optimizer has a placement of its own"):
         mo.describe(mo.muon(0.02), {"w": shaped(4, 2)}, placement=placement)
-    with pytest.raises(TypeError, match="takes an optax"):
+    with pytest.raises(TypeError, match="subject must be an optax"):
         mo.describe("matrix", {"w": shaped(4, 2)})  # pyright: ignore[reportArgumentType]

@@ -121,7 +121,7 @@ def describe(
         facts = _facts_of_optimizer(subject, params)
     else:
         raise TypeError(
-            "describe takes an optax.GradientTransformation or mo.Roles, got "
+            "subject must be an optax.GradientTransformation or mo.Roles, got "
             f"{subject!r}."
         )
     leaves = {

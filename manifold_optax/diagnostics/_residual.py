@@ -6,10 +6,17 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
+from manifold_optax._checks import require_instance
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike
-from manifold_optax.matrices._view import axes_at, joined_numbers, View, views_of
+from manifold_optax.matrices._view import (
+    axes_at,
+    check_axes_like,
+    joined_numbers,
+    View,
+    views_of,
+)
 from manifold_optax.trees import bare, is_absent, leaf_path
 
 
@@ -32,7 +39,8 @@ def residual(
         blocks]` for a `Split`; in at least float32.
 
     Raises:
-        TypeError: for a leaf that is not a real floating array.
+        TypeError: if `manifold` or `axes` is of another kind, or a leaf is not a real
+            floating array.
         ValueError: for a leaf that `axes` do not fit. Both name the leaf.
 
     Cost: that of the manifold's residual; on `Stiefel` a Gram matrix and its
@@ -44,6 +52,8 @@ def residual(
         >>> print(found["up"]["kernel"], found["up"]["bias"])
         3.0 None
     """
+    require_instance("manifold of residual", manifold, Manifold)
+    check_axes_like(axes)
 
     def of_leaf(keys: Any, leaf: Any) -> Any:
         path = leaf_path(keys)

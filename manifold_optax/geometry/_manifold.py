@@ -176,12 +176,14 @@ def _whole(x: Array) -> Array:
 
 
 def check_size(name: str, size: Size, rules: tuple[str, ...]) -> None:
-    """Raises ValueError unless `size` is a number > 0 or one of the named `rules`."""
+    """Raises unless `size` is a number > 0 or one of the named `rules`."""
     if isinstance(size, str):
         if size not in rules:
             known = "; ".join(f"{rule!r}: {SIZE_RULES[rule]}" for rule in rules)
             choices = f" or a named rule ({known})" if rules else ""
             raise ValueError(f"{name} must be a number > 0{choices}, got {size!r}.")
+    elif isinstance(size, bool) or not isinstance(size, int | float):
+        raise TypeError(f"{name} must be a number > 0, got {size!r}.")
     elif not 0 < size < float("inf"):
         raise ValueError(f"{name} must be > 0 and finite, got {size!r}.")
 

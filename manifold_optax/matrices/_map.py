@@ -7,12 +7,12 @@ compiled once.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
-from manifold_optax._checks import require_one_of
+from manifold_optax._checks import require_compute_dtype, require_one_of
 from manifold_optax._typing import ArrayTree, Kernel
 from manifold_optax.matrices._blocks import (
     Block,
@@ -25,6 +25,7 @@ from manifold_optax.matrices._blocks import (
 from manifold_optax.matrices._kernel import Call, check_returns, Result
 from manifold_optax.matrices._layout import resolved, spec_of
 from manifold_optax.matrices._plan import (
+    check_placement,
     NO_NUMBERS,
     Numbers,
     Orientation,
@@ -33,7 +34,7 @@ from manifold_optax.matrices._plan import (
 )
 from manifold_optax.matrices._recipes import Facts, make_plan
 from manifold_optax.matrices._stack import run
-from manifold_optax.matrices._view import AxesLike
+from manifold_optax.matrices._view import AxesLike, check_axes_like
 
 
 def map_matrices(
@@ -106,6 +107,16 @@ def map_matrices(
         >>> norms["w"].round(3)
         Array(4.243, dtype=float32)
     """
+    if not callable(kernel):
+        raise TypeError(f"kernel must be a function of one matrix, got {kernel!r}.")
+    if isinstance(trees, Mapping) or not isinstance(trees, Sequence) or not trees:
+        raise TypeError(
+            "trees must be a tuple of trees, for one of them (tree,); got "
+            f"{type(trees).__name__}."
+        )
+    check_axes_like(axes)
+    check_placement(placement)
+    require_compute_dtype("dtype", dtype)
     return map_views(
         kernel,
         trees,
@@ -169,6 +180,8 @@ def plan_matrices(
         4 × 2 float32  4         local   1.41k  0           a, b
         busiest device: 1.41k FLOPs, 0 bytes sent
     """
+    check_axes_like(axes)
+    check_placement(placement)
     flat = flatten((tree,))
     blocks = blocks_of(flat, view_leaves(tree, axes), (), None)
     return _plan(flat, blocks, None, orientation, placement)

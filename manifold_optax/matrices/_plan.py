@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from manifold_optax._checks import require_one_of
+from manifold_optax._checks import require_compute_dtype, require_one_of
 from manifold_optax.matrices._deal import Deal
 from manifold_optax.matrices._kernel import Shapes
 from manifold_optax.matrices._view import View
@@ -41,6 +41,7 @@ class Placement:
         check_mesh(self.mesh)
         require_one_of("recipe", self.recipe, ("owned", "sliced", "auto"))
         require_one_of("replicas", self.replicas, ("share", "repeat"))
+        require_compute_dtype("wire", self.wire)
         if self.wire is not None and not _has_range(self.wire):
             raise ValueError(
                 "wire must be a floating dtype with the range of float32, because "

@@ -74,8 +74,9 @@ def hybrid(
     named[OTHER] = optax.adamw(3e-4) if others is None else others
     for label, transformation in named.items():
         if not isinstance(transformation, optax.GradientTransformation):
+            name = "others" if label == OTHER else "matrices"
             raise TypeError(
-                f"The transformation for the label {label!r} must be an "
+                f"{name}: the transformation for the label {label!r} must be an "
                 f"optax.GradientTransformation, got {transformation!r}."
             )
     partition = optax.partition(

@@ -3,6 +3,7 @@
 import optax
 
 from manifold_optax import transforms
+from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Euclidean, Frobenius, Sphere
 from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers import _links as links
@@ -59,6 +60,7 @@ def hyperball(
     places = links.Places(axes=axes, placement=placement)
     if inner is None:
         inner = transforms.orthogonalize_via_newton_schulz(**places)
+    require_instance("inner of hyperball", inner, optax.GradientTransformation)
     direction = transforms.steepest(Euclidean(), Frobenius(), **places)
     return links.manifold_chain(
         "hyperball",

@@ -3,6 +3,7 @@
 import optax
 
 from manifold_optax import transforms
+from manifold_optax._checks import require_one_of
 from manifold_optax._typing import Scalar, Schedule
 from manifold_optax.linalg import JORDAN
 from manifold_optax.matrices import AxesLike, Placement
@@ -16,7 +17,7 @@ def muon(
     nesterov: bool = True,
     weight_decay: Scalar | None = 0.0,
     schedule: Schedule = JORDAN,
-    scale: str = "width",
+    scale: transforms.ShapeRule = "width",
     axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -52,6 +53,7 @@ def muon(
     Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks"
     (2024).
     """
+    require_one_of("scale", scale, tuple(transforms.SHAPE_RULES))
     orthogonalize = transforms.orthogonalize_via_newton_schulz(
         schedule, axes=axes, placement=placement
     )

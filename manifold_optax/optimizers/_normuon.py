@@ -3,6 +3,7 @@
 import optax
 
 from manifold_optax import transforms
+from manifold_optax._checks import require_in_range, require_one_of
 from manifold_optax._typing import Scalar
 from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.optimizers import _links as links
@@ -15,7 +16,7 @@ def normuon(
     nesterov: bool = False,
     weight_decay: Scalar | None = 0.0,
     row_decay: Scalar = 0.95,
-    scale: str = "rms",
+    scale: transforms.ShapeRule = "rms",
     axes: AxesLike = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -44,6 +45,8 @@ def normuon(
     Source: Z. Li et al., "NorMuon: Making Muon more efficient and scalable"
     (arXiv 2510.05491, 2025), algorithm 1.
     """
+    require_in_range("row_decay", row_decay, "[0, 1)")
+    require_one_of("scale", scale, tuple(transforms.SHAPE_RULES))
     orthogonalize = transforms.orthogonalize_via_newton_schulz(
         axes=axes, placement=placement
     )

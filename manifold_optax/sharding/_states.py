@@ -7,6 +7,7 @@ import jax
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from manifold_optax._checks import require_instance
 from manifold_optax._typing import ArrayTree
 from manifold_optax.matrices._plan import check_mesh
 from manifold_optax.trees import leaf_path
@@ -51,6 +52,7 @@ def state_shardings(
         True
         >>> state = jax.jit(optax.trace(0.9).init, out_shardings=shardings)(params)
     """
+    require_instance("tx", tx, optax.GradientTransformation)
     if mesh is not None:
         check_mesh(mesh)
     paired, treedef = jax.tree_util.tree_flatten_with_path(params)

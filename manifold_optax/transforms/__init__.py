@@ -20,7 +20,7 @@ from manifold_optax.transforms._retract import (
     RetractState,
 )
 from manifold_optax.transforms._router import balance_router_bias
-from manifold_optax.transforms._scale import scale_by_shape, SHAPE_RULES
+from manifold_optax.transforms._scale import scale_by_shape, SHAPE_RULES, ShapeRule
 from manifold_optax.transforms._scale_by_row_rms import RowRmsState, scale_by_row_rms
 from manifold_optax.transforms._scale_by_size import scale_by_size
 from manifold_optax.transforms._steepest import steepest, SteepestState
@@ -32,6 +32,7 @@ __all__ = (
     "MomentumState",
     "RetractState",
     "RowRmsState",
+    "ShapeRule",
     "ShrinkState",
     "SpectralDecayState",
     "SteepestState",

@@ -19,10 +19,9 @@ from manifold_optax._typing import ArrayTree, AxisName, Matrix, Scalar
 from manifold_optax.geometry import BallNorm
 from manifold_optax.linalg import spectral_norm
 from manifold_optax.matrices import AxesLike, map_matrices, per_matrix, Placement
-from manifold_optax.matrices._plan import check_placement
 from manifold_optax.matrices._view import views_of
 from manifold_optax.transforms._leaves import orientation_of
-from manifold_optax.transforms._start import start
+from manifold_optax.transforms._start import check_layout, start
 from manifold_optax.trees import bare, fill_absent, is_absent, leaf_path, map_leaves
 
 
@@ -87,7 +86,7 @@ def add_spectral_weight_decay(
 
     Source: J. Su, "Spectral-norm weight decay", kexue.fm 10648 (2025).
     """
-    check_placement(placement)
+    check_layout(axes, placement)
     require_in_range("weight_decay", weight_decay, "[0, inf)")
     require_static_steps("steps", steps)
     if not steps:
@@ -188,7 +187,7 @@ def shrink_norm(
 
     Source: J. Su, "pre-decay" in the unified view of weight decay, kexue.fm (2026).
     """
-    check_placement(placement)
+    check_layout(axes, placement)
     require_instance("norm of shrink_norm", norm, BallNorm)
     require_in_range("rate", rate, "[0, 1)", schedule=True)
     ball_norm = norm.free_of_shape

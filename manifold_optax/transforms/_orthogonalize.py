@@ -17,8 +17,7 @@ from manifold_optax.linalg._options import (
     PRECONDITIONERS,
 )
 from manifold_optax.matrices import AxesLike, map_matrices, Placement
-from manifold_optax.matrices._plan import check_placement
-from manifold_optax.transforms._start import start
+from manifold_optax.transforms._start import check_layout, start
 
 
 def orthogonalize_via_newton_schulz(
@@ -63,7 +62,7 @@ def orthogonalize_via_newton_schulz(
 
     Source: K. Jordan et al., "Muon" (2024).
     """
-    check_placement(placement)
+    check_layout(axes, placement)
     check_schedule(schedule)
     require_one_of("form", form, FORMS)
     require_one_of("preconditioner", preconditioner, PRECONDITIONERS)

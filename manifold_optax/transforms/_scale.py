@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import optax
 from jaxtyping import Array
@@ -14,6 +14,9 @@ from manifold_optax.matrices._view import views_of
 from manifold_optax.transforms._leaves import per_block
 from manifold_optax.transforms._start import start
 from manifold_optax.trees import map_leaves
+
+ShapeRule: TypeAlias = Literal["none", "width", "spectral", "rms"]
+"""Name of a factor of `scale_by_shape`."""
 
 SHAPE_RULES: dict[str, Callable[[int, int], float]] = {
     "none": lambda *_: 1.0,
@@ -31,7 +34,7 @@ SHAPE_RULES: dict[str, Callable[[int, int], float]] = {
 
 
 def scale_by_shape(
-    rule: str = "width", *, axes: AxesLike = None
+    rule: ShapeRule = "width", *, axes: AxesLike = None
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies each update by a factor of the shape of its matrix.
 
