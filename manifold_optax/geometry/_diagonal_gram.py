@@ -17,6 +17,7 @@ from manifold_optax.linalg._reductions import (
     inner,
     matmul,
     max_abs,
+    near_one,
     nonzero,
     row_count,
     symmetric,
@@ -66,8 +67,7 @@ class DiagonalGram(Manifold):
 
     def _project(self, x: Array, axis_name: AxisName) -> Array:
         _check_tall(x, axis_name)
-        scale = divisor(max_abs(x, axis_name))
-        x = x / scale
+        x, scale = near_one(x, axis_name)
 
         def alternate(_: ArrayLike, state: tuple[Array, Array]) -> tuple[Array, Array]:
             lengths = jnp.abs(state[1])

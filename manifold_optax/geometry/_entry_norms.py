@@ -10,7 +10,7 @@ from jaxtyping import Array
 from manifold_optax._typing import AxisName, Matrix, PerMatrix
 from manifold_optax.geometry._blocks import Blocks
 from manifold_optax.geometry._norm import BlockNorm, Norm
-from manifold_optax.linalg._reductions import divisor, max_abs, nonzero
+from manifold_optax.linalg._reductions import max_abs, near_one, nonzero
 from manifold_optax.linalg._scaling import widen
 
 
@@ -111,8 +111,7 @@ class PNorm(Norm):
 
     def steepest(self, gradient: Matrix, *, axis_name: AxisName = None) -> Matrix:
         """`sign(g)·|g|^(q−1)`, divided by its p-norm."""
-        wide = widen(gradient)
-        wide = wide / divisor(max_abs(wide, axis_name))
+        wide, _ = near_one(widen(gradient), axis_name)
         powers = signed_power(wide, self.dual_exponent - 1)
         length = p_norm(powers, self.p, axis_name)
         return (powers / nonzero(length)).astype(gradient.dtype)
@@ -129,8 +128,8 @@ def check_exponent(p: float) -> None:
 
 def p_norm(x: Array, p: float, axis_name: AxisName = None) -> Array:
     """p-norm of the entries of each matrix, with the axes kept; scale-safe."""
-    largest = divisor(max_abs(x, axis_name))
-    total = jnp.sum(jnp.abs(x / largest) ** p, axis=(-2, -1), keepdims=True)
+    scaled, largest = near_one(x, axis_name)
+    total = jnp.sum(jnp.abs(scaled) ** p, axis=(-2, -1), keepdims=True)
     total = total if axis_name is None else jax.lax.psum(total, axis_name)
     return largest * total ** (1 / p)
 

@@ -15,10 +15,9 @@ from manifold_optax.linalg import nuclear_norm, polar, spectral_clip
 from manifold_optax.linalg._float64 import in_float64
 from manifold_optax.linalg._leading import leading_triple
 from manifold_optax.linalg._reductions import (
-    divisor,
     gram,
     matmul,
-    max_abs,
+    near_one,
     nonzero,
     normalize,
     row_count,
@@ -102,8 +101,7 @@ class SpectralNorm(BallNorm):
         """
         if axis_name is None and x.shape[-2] < x.shape[-1]:
             return self.shrinkage(x.mT, rate).mT
-        scale = divisor(max_abs(x, axis_name))
-        x = x / scale
+        x, scale = near_one(x, axis_name)
         values, vectors = jnp.linalg.eigh(gram(x, axis_name))
         sizes = jnp.sqrt(jnp.maximum(values, 0))
         relative = sizes / nonzero(sizes[..., -1:])
@@ -167,12 +165,11 @@ def _spectral(x: Array, axis_name: AxisName) -> Array:
 def _nuclear(x: Array, axis_name: AxisName) -> Array:
     if axis_name is None:
         return nuclear_norm(x)
-    wide = widen(x)
-    scale = divisor(max_abs(wide, axis_name))
+    scaled, scale = near_one(widen(x), axis_name)
 
     def total(x: Array) -> Array:
         # In float64, where the square of a float32 matrix loses no digits of it.
         values = jnp.linalg.eigvalsh(gram(x, axis_name))
         return jnp.sum(jnp.sqrt(jnp.maximum(values, 0)), axis=-1)
 
-    return scale[..., 0, 0] * in_float64(total)(wide / scale)
+    return scale[..., 0, 0] * in_float64(total)(scaled)

@@ -11,10 +11,9 @@ from manifold_optax._typing import AxisName, Matrix
 from manifold_optax.geometry._entry_norms import check_exponent, p_norm, signed_power
 from manifold_optax.geometry._manifold import check_size, Manifold
 from manifold_optax.linalg._reductions import (
-    divisor,
     dot,
     frobenius_norm,
-    max_abs,
+    near_one,
     nonzero,
     normalize,
 )
@@ -66,7 +65,7 @@ class PNormSphere(Manifold):
         return signed_power(point, self.p - 1)
 
     def _project(self, x: Array, axis_name: AxisName) -> Array:
-        scaled = x / divisor(max_abs(x, axis_name))
+        scaled, _ = near_one(x, axis_name)
         return scaled / nonzero(p_norm(scaled, self.p, axis_name))
 
     def _to_tangent(self, point: Array, vector: Array, axis_name: AxisName) -> Array:
@@ -128,7 +127,6 @@ def p_norm_direction(
     end = jnp.full_like(length, 2)
     low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (-end, end))
     found = tangent(signed_power(free + (low + high) / 2 * across, q - 1))
-    found = found / divisor(max_abs(found, axis_name))
-    found = tangent(found)
+    found = tangent(near_one(found, axis_name)[0])
     found = found / nonzero(p_norm(found, p, axis_name))
     return jnp.where(is_normal, jnp.zeros_like(found), found)

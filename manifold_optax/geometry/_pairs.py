@@ -31,7 +31,7 @@ from manifold_optax.geometry._sphere import Sphere
 from manifold_optax.geometry._sphere_spectral import normal_spectral_direction
 from manifold_optax.geometry._stiefel import Stiefel
 from manifold_optax.geometry._stiefel_spectral import stiefel_spectral_direction
-from manifold_optax.linalg._leading import leading_triple
+from manifold_optax.linalg._leading import spectral_gradient
 from manifold_optax.linalg._reductions import normalize
 
 
@@ -168,7 +168,7 @@ def _on_spectral_sphere(
     manifold: SpectralSphere, point: Array, gradient: Array, request: Request
 ) -> CertifiedDirection:
     del manifold
-    normal = leading_triple(point, request.axis_name).outer
+    normal = spectral_gradient(point, request.axis_name)
     return normal_spectral_direction(normal, gradient, axis_name=request.axis_name)
 
 
@@ -201,6 +201,18 @@ def _in_band(
 
 _ADMM = "ADMM on the dual; inside the set the polar factor"
 _ROOT = "root of a dual problem in one number"
+
+
+def _searched(
+    manifolds: tuple[type[Manifold], ...],
+    direction: Callable[[Any, Array, Array, Request], CertifiedDirection],
+    words: str,
+    optimizer: str = "",
+) -> Pair:
+    """The row of the spectral norms where a search needs whole matrices."""
+    norms, solve = (Spectral, RmsToRms), _spectral(direction)
+    return Pair(manifolds, norms, solve, words, optimizer, whole=True, certified=True)
+
 
 PAIRS: tuple[Pair, ...] = (
     Pair(
@@ -238,49 +250,14 @@ PAIRS: tuple[Pair, ...] = (
         certified=True,
         stops=True,
     ),
-    Pair(
-        (Sphere,),
-        (Spectral, RmsToRms),
-        _spectral(_on_sphere),
-        _ROOT,
-        whole=True,
-        certified=True,
-    ),
-    Pair(
-        (SpectralSphere,),
-        (Spectral, RmsToRms),
-        _spectral(_on_spectral_sphere),
-        _ROOT,
-        "`mo.spectral_sphere`",
-        whole=True,
-        certified=True,
-    ),
-    Pair(
-        (Oblique, DiagonalGram),
-        (Spectral, RmsToRms),
-        _spectral(_at_fixed_gram),
-        "Douglas–Rachford splitting",
-        whole=True,
-        certified=True,
-    ),
-    Pair(
-        (Ball,),
-        (Spectral, RmsToRms),
-        _spectral(_in_ball),
-        _ADMM,
-        whole=True,
-        certified=True,
+    _searched((Sphere,), _on_sphere, _ROOT),
+    _searched((SpectralSphere,), _on_spectral_sphere, _ROOT, "`mo.spectral_sphere`"),
+    _searched((Oblique, DiagonalGram), _at_fixed_gram, "Douglas–Rachford splitting"),
+    _searched((Ball,), _in_ball, _ADMM)._replace(
         where=lambda ball, _: isinstance(ball.norm, SpectralNorm),
         words=("`Ball(Spectral)`, `Ball(RmsToRms)`", "`Spectral`, `RmsToRms`"),
     ),
-    Pair(
-        (Band,),
-        (Spectral, RmsToRms),
-        _spectral(_in_band),
-        _ADMM,
-        whole=True,
-        certified=True,
-    ),
+    _searched((Band,), _in_band, _ADMM),
     Pair(
         (Ball,),
         (BlockNorm,),

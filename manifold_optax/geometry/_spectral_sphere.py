@@ -7,8 +7,8 @@ from jaxtyping import Array
 
 from manifold_optax._typing import AxisName
 from manifold_optax.geometry._manifold import check_size, Manifold, Size
-from manifold_optax.linalg._leading import leading_triple
-from manifold_optax.linalg._reductions import divisor, dot, max_abs, nonzero
+from manifold_optax.linalg._leading import leading_triple, spectral_gradient
+from manifold_optax.linalg._reductions import dot, near_one, nonzero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +53,11 @@ class SpectralSphere(Manifold):
         return SpectralSphere()
 
     def _project(self, x: Array, axis_name: AxisName) -> Array:
-        scaled = x / divisor(max_abs(x, axis_name))
+        scaled, _ = near_one(x, axis_name)
         return scaled / nonzero(leading_triple(scaled, axis_name).norm)
 
     def _to_tangent(self, point: Array, vector: Array, axis_name: AxisName) -> Array:
-        normal = leading_triple(point, axis_name).outer
+        normal = spectral_gradient(point, axis_name)
         return vector - normal * dot(normal, vector, axis_name)
 
     def _residual(self, x: Array, axis_name: AxisName) -> Array:

@@ -6,14 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manifold_optax._typing import AxisName, Matrix
-from manifold_optax.linalg._reductions import (
-    divisor,
-    dot,
-    gram,
-    matmul,
-    max_abs,
-    nonzero,
-)
+from manifold_optax.linalg._reductions import dot, gram, matmul, near_one, nonzero
 
 
 class LeadingTriple(NamedTuple):
@@ -22,11 +15,6 @@ class LeadingTriple(NamedTuple):
     norm: Float[Array, "*batch 1 1"]
     left: Float[Array, "*batch m 1"]
     right: Float[Array, "*batch n 1"]
-
-    @property
-    def outer(self) -> Array:
-        """`u vᵀ`, the gradient of the spectral norm."""
-        return matmul(self.left, self.right.mT)
 
 
 def leading_triple(x: Matrix, axis_name: AxisName = None) -> LeadingTriple:
@@ -42,9 +30,14 @@ def leading_triple(x: Matrix, axis_name: AxisName = None) -> LeadingTriple:
     if 0 in x.shape:
         ends = [jnp.zeros((*x.shape[:-2], size, 1), x.dtype) for size in x.shape[-2:]]
         return LeadingTriple(jnp.zeros((*x.shape[:-2], 1, 1), x.dtype), *ends)
-    scale = divisor(max_abs(x, axis_name))
-    scaled = x / scale
+    scaled, scale = near_one(x, axis_name)
     right = jnp.linalg.eigh(gram(scaled, axis_name)).eigenvectors[..., -1:]
     image = matmul(scaled, right)
     norm = jnp.sqrt(dot(image, image, axis_name))
     return LeadingTriple(scale * norm, image / nonzero(norm), right)
+
+
+def spectral_gradient(x: Matrix, axis_name: AxisName = None) -> Matrix:
+    """The gradient `u vᵀ` of the spectral norm at each matrix."""
+    found = leading_triple(x, axis_name)
+    return matmul(found.left, found.right.mT)

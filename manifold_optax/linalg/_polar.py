@@ -17,10 +17,11 @@ from manifold_optax.linalg._reductions import (
     gathered_max_abs,
     gram,
     matmul,
-    max_abs,
+    near_one,
     nonzero,
     symmetric,
 )
+from manifold_optax.linalg._scaling import widen
 
 _NEAR = 0.5
 """Frobenius distance of the Gram matrix from I within which TAYLOR_ROW converges."""
@@ -109,8 +110,7 @@ def polar_svd(x: Matrix) -> Matrix:
     require_matrices(x, "polar_svd")
     if 0 in x.shape:
         return x
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    y = y / divisor(max_abs(y))
+    y, _ = near_one(widen(x))
     left, values, right = jnp.linalg.svd(y, full_matrices=False)
     border = _BORDER * jnp.finfo(y.dtype).eps * values[..., :1]
     kept = (values > border) | jnp.isnan(values)
@@ -132,7 +132,7 @@ def _polar_of_tall(x: Array, axis_name: AxisName, border: float = _BORDER) -> Ar
     rows = _rows(eps, border)
     table = jnp.asarray(rows, x.dtype)
 
-    x = x / divisor(max_abs(x, axis_name))
+    x, _ = near_one(x, axis_name)
     square = gram(x, axis_name)
     bound = _bound(square)
     x, square = x / jnp.sqrt(bound), square / bound

@@ -72,8 +72,8 @@ def frobenius_norm(x: Matrix, axis_name: AxisName = None) -> Float[Array, "*batc
     The entries are divided by the largest one before they are squared, so that
     neither 1e-30 underflows nor 1e30 overflows in float32.
     """
-    scale = divisor(max_abs(x, axis_name))
-    return scale * jnp.sqrt(dot(x / scale, x / scale, axis_name))
+    x, scale = near_one(x, axis_name)
+    return scale * jnp.sqrt(dot(x, x, axis_name))
 
 
 def normalize(x: Matrix, axis_name: AxisName = None) -> Matrix:
@@ -81,7 +81,7 @@ def normalize(x: Matrix, axis_name: AxisName = None) -> Matrix:
 
     Zero stays zero; a matrix with a non-finite entry becomes NaN everywhere.
     """
-    x = x / divisor(max_abs(x, axis_name))
+    x, _ = near_one(x, axis_name)
     norm = jnp.sqrt(dot(x, x, axis_name))
     return x / jnp.where(norm == 0, 1, norm)
 
@@ -100,6 +100,18 @@ def divisor(largest: Array) -> Array:
     """
     limit = 1 / float(jnp.finfo(largest.dtype).tiny)
     return nonzero(jnp.where(jnp.isinf(largest), largest, jnp.minimum(largest, limit)))
+
+
+def near_one(
+    x: Matrix, axis_name: AxisName = None
+) -> tuple[Matrix, Float[Array, "*batch 1 1"]]:
+    """Returns `x / scale` and `scale`, the `divisor` of the largest entry.
+
+    The largest modulus of each matrix becomes 1 where `divisor` can make it so: squares
+    then neither underflow nor overflow.
+    """
+    scale = divisor(max_abs(x, axis_name))
+    return x / scale, scale
 
 
 def row_count(x: Matrix, axis_name: AxisName = None) -> int:

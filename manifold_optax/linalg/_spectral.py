@@ -11,14 +11,14 @@ from jaxtyping import Array, Float
 from manifold_optax._typing import AxisName, Matrix, PerMatrix
 from manifold_optax.linalg._inputs import require_matrices
 from manifold_optax.linalg._reductions import (
-    divisor,
     gram,
     inner,
     matmul,
-    max_abs,
+    near_one,
     nonzero,
     row_count,
 )
+from manifold_optax.linalg._scaling import widen
 
 
 class SpectralNorm(NamedTuple):
@@ -67,9 +67,7 @@ def spectral_norm(
     require_matrices(x, "spectral_norm")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    scale = divisor(max_abs(y, axis_name))
-    y = y / scale
+    y, scale = near_one(widen(x), axis_name)
     default = jax.random.normal(jax.random.key(0), (x.shape[-1],), y.dtype)
     # Of the type of a row of the Gram matrix: inside `shard_map` a constant would not
     # vary over the mesh axes over which the matrices do, as the loop's result does.
@@ -135,9 +133,7 @@ def spectral_norm_bound(
     require_matrices(x, "spectral_norm_bound")
     if doublings < 0:
         raise ValueError(f"doublings must be at least 0, got {doublings}.")
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    scale = divisor(max_abs(y, axis_name))
-    y = y / scale
+    y, scale = near_one(widen(x), axis_name)
     tall = axis_name is not None or x.shape[-2] >= x.shape[-1]
     y = y if tall else y.mT
     eps = float(jnp.finfo(y.dtype).eps)
@@ -185,8 +181,7 @@ def nuclear_norm(x: Matrix) -> PerMatrix:
         Array(4., dtype=float32)
     """
     require_matrices(x, "nuclear_norm")
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return jnp.sum(jnp.linalg.svd(y, compute_uv=False), axis=-1)
+    return jnp.sum(jnp.linalg.svd(widen(x), compute_uv=False), axis=-1)
 
 
 def _unit(v: Array) -> Array:

@@ -19,33 +19,13 @@ from manifold_optax.geometry import (
     Spectral,
     steepest_direction,
 )
+from operations import EPS, operate, SHAPE
 from oracles_steepest import optimum_in_band
 
-EPS = float(np.finfo(np.float32).eps)
-SHAPE = (8, 5)
 NORMS = (Frobenius(), Spectral(), RmsToRms(), RowRms(), ColumnRms(), Max())
 BALLS = tuple(Ball(norm, 0.5) for norm in NORMS)
 SETS = (*BALLS, Band(0.2, 0.5))
 everywhere = pytest.mark.parametrize("manifold", SETS, ids=str)
-
-
-def compute(manifold, x, v):
-    point = manifold.project(x)
-    return (
-        point,
-        manifold.residual(x),
-        manifold.to_tangent(point, v),
-        manifold.retract(point, v),
-        manifold.residual(point),
-    )
-
-
-compiled = jax.jit(compute, static_argnums=0)
-
-
-def run(manifold, x, v):
-    found = compiled(manifold, jnp.asarray(x, jnp.float32), jnp.asarray(v, jnp.float32))
-    return [np.asarray(part, np.float64) for part in found]
 
 
 def clip_values(x, low, high):
@@ -81,12 +61,12 @@ def test_nearest_point(manifold):
     # Some rows, columns, entries and singular values are inside, others are not.
     x, v = np.random.default_rng(0).standard_normal((2, *SHAPE))
     x *= np.geomspace(0.05, 2, 5)
-    point, outside, _, moved, inside = run(manifold, x, v)
+    point, outside, _, moved = operate(manifold, x, v)
     # Rounding; a clip of singular values is three iterations (seen: 4e-7).
     np.testing.assert_allclose(point, nearest(manifold, x), atol=16 * EPS)
     np.testing.assert_allclose(moved, nearest(manifold, point + v), atol=16 * EPS)
     assert outside > 0.1
-    assert inside <= 16 * EPS
+    assert operate(manifold, point, v).residual <= 16 * EPS
 
 
 @everywhere
@@ -95,9 +75,9 @@ def test_residual_is_the_relative_excess(manifold):
     if isinstance(manifold, Band):
         x = np.linalg.qr(x)[0] * [0.4, 0.3, 0.25, 0.2, 0.05]
         # The least value is 0.15 below, in units of the upper bound 0.5.
-        assert run(manifold, x, x)[1] == pytest.approx(0.3, abs=16 * EPS)
+        assert operate(manifold, x, x).residual == pytest.approx(0.3, abs=16 * EPS)
         return
-    assert run(manifold, x, x)[1] == pytest.approx(2, abs=16 * EPS)
+    assert operate(manifold, x, x).residual == pytest.approx(2, abs=16 * EPS)
 
 
 @everywhere
@@ -108,9 +88,7 @@ def test_the_tangent_cone_is_what_a_small_step_keeps(manifold):
     v = rng.standard_normal(SHAPE)
     t = 1e-6
     expected = (nearest(manifold, w + t * v) - w) / t
-    tangent = compiled(
-        manifold, jnp.asarray(w, jnp.float32), jnp.asarray(v, jnp.float32)
-    )[2]
+    tangent = operate(manifold, w, v).tangent
     # Second order in t over the least gap of singular values, and float32 in the point.
     np.testing.assert_allclose(tangent, expected, atol=1e-4)
 
@@ -121,7 +99,7 @@ def test_inside_everything_is_free(manifold):
     w, v = 0.21 * basis, np.random.default_rng(4).standard_normal(SHAPE)
     if manifold in BALLS[3:]:
         w = 0.1 * np.ones(SHAPE)
-    point, residual, tangent, _, _ = run(manifold, w, v)
+    point, residual, tangent, _ = operate(manifold, w, v)
     np.testing.assert_allclose(point, w, atol=4 * EPS)
     assert residual == 0
     np.testing.assert_array_equal(tangent, v.astype(np.float32))
@@ -131,9 +109,10 @@ def test_inside_everything_is_free(manifold):
 def test_zero_and_nan(manifold):
     zero, nan = np.zeros(SHAPE), np.full(SHAPE, np.nan)
     if not isinstance(manifold, Band):
-        assert not run(manifold, zero, zero)[0].any()
-    assert np.isnan(run(manifold, nan, zero)[0]).all()
-    assert np.isnan(run(manifold, nan, zero)[1])
+        assert not operate(manifold, zero, zero).point.any()
+    found = operate(manifold, nan, zero)
+    assert np.isnan(found.point).all()
+    assert np.isnan(found.residual)
 
 
 def test_units_and_transposes():
@@ -258,7 +237,7 @@ def test_the_lower_face_is_seen_however_low(low):
     left, _, right = np.linalg.svd(rng.standard_normal((12, 6)), full_matrices=False)
     point = (left * [1, 0.8, 0.6, 0.4, low, low]) @ right
     vector = rng.standard_normal((12, 6))
-    allowed = run(Band(low, 1.0), point, vector)[2]
+    allowed = operate(Band(low, 1.0), point, vector).tangent
     pushed = left[:, 4:].T @ allowed @ right[4:].T
     # What would lead out below has no negative part but for rounding (seen: 1e-4 at
     # the lowest end, from singular vectors of singular values of 1e-3).

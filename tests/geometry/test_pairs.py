@@ -6,49 +6,33 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec as P
 
+import manifold_optax as mo
 import oracles
 from manifold_optax.geometry import (
-    Ball,
-    Band,
     certified_direction,
-    ColumnRms,
-    DiagonalGram,
-    Euclidean,
-    Frobenius,
     has_certificate,
-    Max,
     needs_whole,
-    Norm,
-    Oblique,
     pair_table,
-    PNorm,
-    PNormSphere,
-    RmsToRms,
-    RowRms,
-    Spectral,
-    SpectralSphere,
-    Sphere,
     steepest_direction,
-    Stiefel,
 )
 
 SEARCHED = (
-    Sphere(),
-    SpectralSphere(),
-    Oblique(),
-    DiagonalGram(),
-    Ball(RmsToRms()),
-    Band(0.2, 1.0),
+    mo.Sphere(),
+    mo.SpectralSphere(),
+    mo.Oblique(),
+    mo.DiagonalGram(),
+    mo.Ball(mo.RmsToRms()),
+    mo.Band(0.2, 1.0),
 )
-CERTIFIED = (Stiefel(), *SEARCHED)
-SPECTRAL = (Spectral(), RmsToRms())
+CERTIFIED = (mo.Stiefel(), *SEARCHED)
+SPECTRAL = (mo.Spectral(), mo.RmsToRms())
 WITHOUT = (
-    (Euclidean(), Spectral()),
-    (Sphere(), Frobenius()),
-    (Oblique(), RowRms()),
-    (Ball(Max()), Max()),
-    (Sphere(), PNorm(3.0)),
-    (PNormSphere(3.0), PNorm(3.0)),
+    (mo.Euclidean(), mo.Spectral()),
+    (mo.Sphere(), mo.Frobenius()),
+    (mo.Oblique(), mo.RowRms()),
+    (mo.Ball(mo.Max()), mo.Max()),
+    (mo.Sphere(), mo.PNorm(3.0)),
+    (mo.PNormSphere(3.0), mo.PNorm(3.0)),
 )
 both = pytest.mark.parametrize("ask", [steepest_direction, certified_direction])
 
@@ -64,7 +48,7 @@ def test_the_certificate_belongs_to_the_direction(manifold):
 
     @jax.jit
     def compute(point, gradient):
-        plain = steepest_direction(manifold, Spectral())(point, gradient)
+        plain = steepest_direction(manifold, mo.Spectral())(point, gradient)
         found = [certified_direction(manifold, n)(point, gradient) for n in SPECTRAL]
         return plain, found
 
@@ -75,7 +59,7 @@ def test_the_certificate_belongs_to_the_direction(manifold):
     np.testing.assert_allclose(scaled.direction, np.sqrt(8 / 5) * plain, atol=1e-4)
     assert 0 <= float(found.gap) <= 1e-2
     assert found.gap == pytest.approx(float(scaled.gap), abs=1e-6)
-    if manifold == Stiefel():
+    if manifold == mo.Stiefel():
         assert float(found.tangency) <= 1e-6
         optimum = oracles.stiefel_spectral_optimum(oracles.polar(point), gradient)
         assert np.sum(np.asarray(found.direction) * gradient) <= optimum.upper * 1.0001
@@ -84,8 +68,8 @@ def test_the_certificate_belongs_to_the_direction(manifold):
 
 
 def test_a_wide_point_and_a_tolerance():
-    point, gradient = on(Stiefel(), (5, 8))
-    ask = certified_direction(Stiefel(), Spectral(), tolerance=1e-4)
+    point, gradient = on(mo.Stiefel(), (5, 8))
+    ask = certified_direction(mo.Stiefel(), mo.Spectral(), tolerance=1e-4)
     found = jax.jit(ask)(point, gradient)
     assert found.direction.shape == (5, 8)
     assert 0 <= float(found.gap) <= 1e-4
@@ -96,10 +80,12 @@ def test_which_pairs_have_what():
         assert all(has_certificate(manifold, norm) for norm in SPECTRAL)
     assert not any(has_certificate(*pair) for pair in WITHOUT)
     searched = [(manifold, norm) for manifold in SEARCHED for norm in SPECTRAL]
-    assert all(needs_whole(*pair) for pair in (*searched, (Stiefel(), RmsToRms())))
+    assert all(
+        needs_whole(*pair) for pair in (*searched, (mo.Stiefel(), mo.RmsToRms()))
+    )
     whole = [needs_whole(*pair) for pair in WITHOUT]
     assert whole == [False, False, False, False, True, True]
-    assert not needs_whole(Stiefel(), Spectral())
+    assert not needs_whole(mo.Stiefel(), mo.Spectral())
 
 
 @pytest.mark.parametrize(("manifold", "norm"), WITHOUT, ids=str)
@@ -115,19 +101,19 @@ def test_pairs_without_a_certificate_are_told_those_with_one(manifold, norm):
 @pytest.mark.parametrize("manifold", SEARCHED, ids=str)
 def test_a_tolerance_that_cannot_be_honoured_is_refused(manifold):
     with pytest.raises(ValueError, match=r"tolerance=0\.001 cannot.*Stiefel\.$"):
-        certified_direction(manifold, Spectral(), tolerance=1e-3)
+        certified_direction(manifold, mo.Spectral(), tolerance=1e-3)
 
 
 @both
 def test_classes_and_strings_are_refused(ask, unhooked):
     with pytest.raises(TypeError, match=r"norm must be a Norm object.*write Spectral"):
-        ask(Stiefel(), Spectral)
+        ask(mo.Stiefel(), mo.Spectral)
     with pytest.raises(TypeError, match=r"manifold must.*the class Stiefel: write"):
-        ask(Stiefel, Spectral())
+        ask(mo.Stiefel, mo.Spectral())
     with pytest.raises(TypeError, match=r"e\.g\. mo\.Spectral\(\), got 'spectral'"):
-        ask(Stiefel(), "spectral")
+        ask(mo.Stiefel(), "spectral")
     with pytest.raises(TypeError, match=r"e\.g\. mo\.Stiefel\(\), got None"):
-        ask(None, Spectral())
+        ask(None, mo.Spectral())
 
 
 def test_markdown_has_the_rows_of_the_table():
@@ -141,34 +127,39 @@ def test_markdown_has_the_rows_of_the_table():
         )
 
 
-class Half(Norm):
+class Half(mo.Norm):
     """A norm that the library does not know."""
 
     def value(self, x, *, axis_name=None):
-        return Frobenius().value(x, axis_name=axis_name) / 2
+        return mo.Frobenius().value(x, axis_name=axis_name) / 2
 
     def dual_value(self, gradient, *, axis_name=None):
-        return 2 * Frobenius().value(gradient, axis_name=axis_name)
+        return 2 * mo.Frobenius().value(gradient, axis_name=axis_name)
 
     def steepest(self, gradient, *, axis_name=None):
-        return 2 * Frobenius().steepest(gradient, axis_name=axis_name)
+        return 2 * mo.Frobenius().steepest(gradient, axis_name=axis_name)
 
 
 def test_a_new_norm_needs_no_row():
     gradient = jnp.array([[3.0, 4.0]])
-    found = steepest_direction(Euclidean(), Half())(gradient, gradient)
+    found = steepest_direction(mo.Euclidean(), Half())(gradient, gradient)
     np.testing.assert_allclose(found, [[1.2, 1.6]], rtol=1e-6)
     with pytest.raises(ValueError, match="No direction is known"):
-        steepest_direction(Stiefel(), Half())
+        steepest_direction(mo.Stiefel(), Half())
 
 
 @pytest.mark.parametrize("split", [False, True])
-@pytest.mark.parametrize("norm", [Spectral(), PNorm(3.0), Frobenius()])
+@pytest.mark.parametrize("norm", [mo.Spectral(), mo.PNorm(3.0), mo.Frobenius()])
 def test_shard_map_sees_what_varies(norm, split):
     """Abstractly: a loop's first carry varies over the axes that its result does."""
     mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))
     axis = {"axis_name": "x"} if split else {}
-    manifolds = (*CERTIFIED, Euclidean(), PNormSphere(3.0), Oblique(of="columns"))
+    manifolds = (
+        *CERTIFIED,
+        mo.Euclidean(),
+        mo.PNormSphere(3.0),
+        mo.Oblique(of="columns"),
+    )
 
     def compute(x):
         found = []
@@ -188,5 +179,5 @@ def test_shard_map_sees_what_varies(norm, split):
 
 def test_columns_of_rms_norms_match_their_lines():
     with pytest.raises(ValueError, match="No direction is known"):
-        steepest_direction(Oblique(of="columns"), RowRms())
-    assert not needs_whole(Oblique(of="columns"), ColumnRms())
+        steepest_direction(mo.Oblique(of="columns"), mo.RowRms())
+    assert not needs_whole(mo.Oblique(of="columns"), mo.ColumnRms())
