@@ -1,4 +1,4 @@
-"""The compared optimizers, and what they must know of the model."""
+"""The compared optimizers, and how they read the parameters of the model."""
 
 import functools
 from collections.abc import Mapping
@@ -103,8 +103,8 @@ def build_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns an optimizer of the comparison.
 
-    Muon and MuonClip optimize the hidden matrices, and AdamW all else at the same rate,
-    which the scale of Muon makes comparable. They differ in the clip alone.
+    Muon and MuonClip optimize the hidden matrices. AdamW optimizes all else at the same
+    rate, which the scale of Muon makes comparable. The two differ only in the clip.
 
     Args:
         optimizer: Its name.
@@ -157,7 +157,7 @@ def _muon_without_clip(
     groups: Mapping[str, mo.MatrixGroup],
     decay: float,
 ) -> optax.GradientTransformationExtraArgs:
-    """The model part of MuonClip."""
+    """Returns what MuonClip does to the model, without the clip."""
     muon = functools.partial(
         mo.muon,
         learning_rate,
