@@ -33,7 +33,7 @@ MODEL = dataclasses.replace(SMALL, attention="gqa")
 # A large learning rate and a low threshold.
 STRESS = """
 text = "{text}"
-optimizers = ["muon", "muon_clip"]
+optimizers = ["muon_clip"]
 seeds = [1]
 sample_characters = 30
 output_dir = "{output}"
@@ -58,7 +58,7 @@ threshold = 4.0
 per_head = true
 
 [learning_rates]
-muon = [0.5]
+muon_clip = [0.5]
 """
 
 
@@ -103,24 +103,34 @@ def _numbers(directory):
     return [dataclasses.replace(result, seconds=0.0) for result in results]
 
 
-def test_the_clip_holds_the_heads_that_muon_lets_grow(stress):
-    muon, clipped, _ = _numbers(stress[0])
-    threshold = 4.0
-    assert max(muon.largest_logits) > 5 * threshold
+THRESHOLD = 4.0
+
+
+def test_the_clip_holds_the_heads(stress):
+    clipped, _ = _numbers(stress[0])
     # The statistic is that of the weights before the step, so what it sees next has
     # grown by one step, of 0.2 · 0.5 · √16 in the spectral norm, where the kernels have
     # 1 to 3. The largest of four seeds is 2.6 times the threshold.
-    assert muon.largest_logits[0] == clipped.largest_logits[0]
-    assert max(clipped.largest_logits) < 3 * threshold
+    assert max(clipped.largest_logits) < 3 * THRESHOLD
     assert clipped.steps_above_threshold > 0
     assert np.isfinite(clipped.largest_logits).all()
+
+
+@pytest.mark.slow
+def test_muon_lets_the_heads_grow(stress, config, text):
+    rates = LearningRates(muon=(0.5,))
+    config = dataclasses.replace(config, optimizers=("muon",), learning_rates=rates)
+    run_experiment(LmExperiment(config, text))
+    [muon] = _numbers(config.output_dir)
+    assert max(muon.largest_logits) > 5 * THRESHOLD
+    assert muon.largest_logits[0] == _numbers(stress[0])[0].largest_logits[0]
 
 
 def test_a_run_writes_table_sample_results_events_figures_and_checkpoints(stress):
     output, written = stress
     report = (output / "report.md").read_text(encoding="utf-8")
     assert written == f"{report}\nWritten to {output}.\n"
-    header, _, *rows = report.splitlines()[:5]
+    header, _, *rows = report.splitlines()[:4]
     titles = [title.strip() for title in header.split("|")[1:-1]]
     assert titles == [
         "optimizer",
@@ -131,21 +141,20 @@ def test_a_run_writes_table_sample_results_events_figures_and_checkpoints(stress
         "largest logit",
         "steps above",
     ]
-    ranked = {row.split("|")[1].strip() for row in rows}
-    assert ranked == {"muon", "muon_clip"}
+    assert [row.split("|")[2].strip() for row in rows] == ["0.05", "0.5"]
     assert "Sampled after muon_clip, learning rate 0.05:\n\n    " in report
     assert {path.name for path in output.glob("*.png")} == {
         "curves.png",
         "learning_rates.png",
     }
     lines = (output / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    row = json.loads(lines[1])
+    row = json.loads(lines[0])
     assert np.shape(row["max_logits"]) == (10, 1, 4)
     assert len(row["loss"]) == 10
     assert len(row["validation_loss"]) == 2
     assert len(row["sample"]) == 30
-    assert len(list((output / "checkpoints").iterdir())) == 3
-    assert len(list((output / "tensorboard").glob("*/events.out.*"))) == 3
+    assert len(list((output / "checkpoints").iterdir())) == 2
+    assert len(list((output / "tensorboard").glob("*/events.out.*"))) == 2
 
 
 def test_an_interrupted_run_learns_the_same_as_a_whole_one(

@@ -136,6 +136,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert result == expected
 
 
+@pytest.mark.slow
 def test_the_steps_that_are_timed_are_those_of_a_run(config, dataset):
     experiment = MlpExperiment(config, dataset)
     settings = experiment.settings("adamw", 1e-3, 0)
