@@ -39,18 +39,20 @@ class Counting:
 def test_one_stack_holds_all_matrices_of_a_shape_in_both_orientations(rng):
     tree = {"a": draw(rng, 6, 4), "b": draw(rng, 4, 6), "c": [draw(rng, 2, 3, 6, 4)]}
     kernel = Counting()
-    found = mo.map_matrices(kernel, (tree,))
+    found = mo.map_matrices(kernel, (tree,), axes=mo.STACKED)
     assert kernel.seen == [[((6, 4), jnp.float32)]]
     chex.assert_trees_all_equal(found, tree)
     kernel = Counting()
-    mo.map_matrices(kernel, (tree,), orientation="fixed")
+    mo.map_matrices(kernel, (tree,), axes=mo.STACKED, orientation="fixed")
     assert sorted(shape for [(shape, _)] in kernel.seen) == [(4, 6), (6, 4)]
 
 
 def test_several_inputs_and_outputs_keep_their_places(rng):
     x = {"a": draw(rng, 6, 4), "b": draw(rng, 2, 4, 6), "c": draw(rng, 3, 3)}
     y = jax.tree.map(lambda leaf: draw(rng, *leaf.shape), x)
-    plus, minus = mo.map_matrices(sum_and_difference, (x, y), returns=TWO)
+    plus, minus = mo.map_matrices(
+        sum_and_difference, (x, y), returns=TWO, axes=mo.STACKED
+    )
     chex.assert_trees_all_equal(plus, jax.tree.map(jnp.add, x, y))
     chex.assert_trees_all_equal(minus, jax.tree.map(jnp.subtract, x, y))
 
@@ -180,7 +182,7 @@ def test_a_tree_without_matrices_comes_back(tree):
 def test_a_kernel_with_one_result_returns_it_and_so_does_the_map(rng, count):
     tree = {"w": draw(rng, count, 6, 4), "away": None}
     kernel = lambda x, axis_name=None: jnp.stack([jnp.min(x), jnp.max(x)])
-    found = mo.map_matrices(kernel, (tree,), returns=("number",))
+    found = mo.map_matrices(kernel, (tree,), returns=("number",), axes=mo.STACKED)
     assert found["away"] is None
     ends = [tree["w"].min(axis=(1, 2)), tree["w"].max(axis=(1, 2))]
     np.testing.assert_array_equal(found["w"], np.stack(ends, axis=-1))
@@ -199,7 +201,7 @@ def test_results_come_back_in_the_order_declared(rng):
 def test_numbers_are_float32_whatever_the_kernel_computes_in(x64):
     tree = {"w": jnp.ones((2, 6, 4), jnp.float64)}
     kernel = lambda x, axis_name=None: jnp.sum(x)
-    found = mo.map_matrices(kernel, (tree,), returns=("number",))
+    found = mo.map_matrices(kernel, (tree,), returns=("number",), axes=mo.STACKED)
     assert found["w"].dtype == jnp.float32
 
 
@@ -208,7 +210,7 @@ def test_matrices_of_one_shape_may_have_vectors_of_different_lengths(rng):
     vectors = {"a": draw(rng, 4), "b": draw(rng, 2, 7)}
     kernel = lambda x, v, axis_name=None: (x * v[0], 2 * v)
     found, doubled = mo.map_matrices(
-        kernel, (tree,), (vectors,), returns=("matrix", "number")
+        kernel, (tree,), (vectors,), returns=("matrix", "number"), axes=mo.STACKED
     )
     np.testing.assert_array_equal(found["b"], tree["b"] * vectors["b"][:, :1, None])
     chex.assert_trees_all_equal(doubled, jax.tree.map(lambda v: 2 * v, vectors))
@@ -219,7 +221,9 @@ def test_numbers_of_arrays_on_an_explicit_mesh_lie_on_it(rng):
     where = jax.NamedSharding(mesh, jax.P(None, None, None))
     tree = {"w": jax.device_put(draw(rng, 3, 6, 4), where)}
     kernel = lambda x, axis_name=None: (x, jnp.sum(x))
-    run = lambda tree: mo.map_matrices(kernel, (tree,), returns=("matrix", "number"))
+    run = lambda tree: mo.map_matrices(
+        kernel, (tree,), returns=("matrix", "number"), axes=mo.STACKED
+    )
     _, sums = jax.jit(run)(tree)
     assert sums["w"].sharding.mesh == mesh
     # A sum of 24 numbers of order 1.

@@ -75,14 +75,14 @@ def test_leaves_that_are_not_real_floating_are_errors(unhooked, dtype, position)
 def test_numbers_of_the_wrong_batch_are_an_error():
     stack = {"w": jnp.ones((3, 6, 4))}
     with pytest.raises(ValueError, match=r"'w' have the shape \(2,\).*\(3,\)"):
-        mo.map_matrices(identity, (stack,), ({"w": jnp.ones((2,))},))
+        mo.map_matrices(identity, (stack,), ({"w": jnp.ones((2,))},), axes=mo.STACKED)
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_matrices_of_another_shape_are_an_error(count):
     x = {"w": jnp.ones((count, 6, 4))}
     with pytest.raises(ValueError, match=r"must return matrices.*\(6, 4\).*\(3, 4\)"):
-        mo.map_matrices(lambda x, axis_name=None: x[:3], (x,))
+        mo.map_matrices(lambda x, axis_name=None: x[:3], (x,), axes=mo.STACKED)
 
 
 def test_numbers_that_are_integers_are_an_error():

@@ -53,11 +53,14 @@ BLOCKS = [
 
 
 def test_a_plan_prints_one_line_per_stack():
-    assert rows(mo.plan_matrices(MODEL)) == BOTH_ORIENTATIONS
+    assert rows(mo.plan_matrices(MODEL, axes=mo.STACKED)) == BOTH_ORIENTATIONS
 
 
 def test_without_transposition_orientations_have_stacks_of_their_own():
-    assert rows(mo.plan_matrices(MODEL, orientation="fixed")) == ONE_ORIENTATION
+    assert (
+        rows(mo.plan_matrices(MODEL, axes=mo.STACKED, orientation="fixed"))
+        == ONE_ORIENTATION
+    )
 
 
 def test_a_leaf_with_several_blocks_is_named_once_per_stack():
@@ -71,7 +74,7 @@ def test_equal_blocks_share_a_stack():
 
 
 def test_costs_are_printed_for_one_device():
-    plan = str(mo.plan_matrices({"w": leaf(2, 64, 64)}))
+    plan = str(mo.plan_matrices({"w": leaf(2, 64, 64)}, axes=mo.STACKED))
     # Two of five direct steps, each of three products of 64 × 64 matrices.
     assert plan.endswith("busiest device: 15.7M FLOPs, 0 bytes sent")
 
@@ -94,7 +97,10 @@ def test_an_empty_tree_has_an_empty_plan():
 
 
 def test_the_grouping_does_not_depend_on_how_often_it_is_made():
-    first, second = mo.plan_matrices(MODEL), mo.plan_matrices(MODEL)
+    first, second = (
+        mo.plan_matrices(MODEL, axes=mo.STACKED),
+        mo.plan_matrices(MODEL, axes=mo.STACKED),
+    )
     assert first == second
     indices = [[member.index for member in group.members] for group in first.groups]
     # Leaves keep the order of the tree, so a stack is the same in every process.
@@ -106,7 +112,7 @@ def test_the_plan_is_the_same_inside_jit():
 
     @jax.jit
     def trace(tree):
-        printed.extend(rows(mo.plan_matrices(tree)))
+        printed.extend(rows(mo.plan_matrices(tree, axes=mo.STACKED)))
 
     trace({"a": leaf(8, 4), "b": leaf(2, 4, 8)})
     assert printed == [("8 × 4 float32", "3", "local", "a, b")]

@@ -17,7 +17,7 @@ def normalize(x, axis_name=None):
 
 
 def mapped(tree, **options):
-    return mo.map_matrices(normalize, (tree,), **options)
+    return mo.map_matrices(normalize, (tree,), axes=mo.STACKED, **options)
 
 
 def model(rng, *lead):
@@ -55,7 +55,7 @@ def test_derivatives_go_through(rng):
         return x * x
 
     def total(tree):
-        return jnp.sum(mo.map_matrices(square, (tree,))["a"])
+        return jnp.sum(mo.map_matrices(square, (tree,), axes=mo.STACKED)["a"])
 
     np.testing.assert_array_equal(jax.grad(total)(tree)["a"], 2 * tree["a"])
 
@@ -66,7 +66,7 @@ def test_inside_shard_map_everything_is_local(rng):
     plans = []
 
     def local(tree):
-        plans.append(str(mo.plan_matrices(tree)))
+        plans.append(str(mo.plan_matrices(tree, axes=mo.STACKED)))
         return mapped(tree)
 
     inside = jax.shard_map(local, mesh=mesh, in_specs=P(), out_specs=P())

@@ -37,7 +37,7 @@ def trees(rng: np.random.Generator) -> tuple[dict[str, Any], dict[str, Any]]:
         name: jnp.asarray(rng.standard_normal(shape), jnp.float32)
         for name, shape in SHAPES.items()
     }
-    return gradients, mo.project(points, mo.Stiefel())
+    return gradients, mo.project(points, mo.Stiefel(), axes=mo.STACKED)
 
 
 def spec_for(layout: P, array: Any) -> P:

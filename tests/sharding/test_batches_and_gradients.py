@@ -52,7 +52,9 @@ def test_batches_of_an_accelerator_give_the_same(
         name: jnp.asarray(rng.standard_normal(shape), jnp.float32)
         for name, shape in shapes.items()
     }
-    expected = jax.jit(lambda x: map_matrices(kernels.newton_schulz, (x,)))(tree)
+    expected = jax.jit(
+        lambda x: map_matrices(kernels.newton_schulz, (x,), axes=mo.STACKED)
+    )(tree)
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     specs = {name: P(*(None,) * (x.ndim - 1), "x") for name, x in tree.items()}
     put = {
@@ -64,7 +66,7 @@ def test_batches_of_an_accelerator_give_the_same(
     for arrays, placement in ((tree, None), (put, mo.sharding.owned(mesh, specs))):
         go = jax.jit(
             lambda x, placement=placement: map_matrices(
-                kernels.newton_schulz, (x,), placement=placement
+                kernels.newton_schulz, (x,), axes=mo.STACKED, placement=placement
             )
         )
         assert_close(go(arrays), expected)

@@ -129,7 +129,8 @@ def test_two_updates_equal_those_of_one_device(case: Case, layout: str) -> None:
     params, gradients = inputs_of(case)
     params = jax.device_put(params, where)
     gradients = [jax.device_put(gradient, where) for gradient in gradients]
-    arguments = {**case.arguments, **case.numbers}
+    stacked = {"axes": mo.STACKED} if case.takes_axes else {}
+    arguments = {**stacked, **case.arguments, **case.numbers}
     if "placement" in inspect.signature(case.factory).parameters:
         arguments["placement"] = place(mesh, params)
     tx = case.factory(**arguments)

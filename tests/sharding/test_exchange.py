@@ -204,6 +204,7 @@ def test_uneven_stacks(shapes: str, rng: np.random.Generator) -> None:
                 (x,),
                 (vectors,),
                 returns=("matrix", "number"),
+                axes=mo.STACKED,
                 placement=placement,
             )
         )
@@ -244,6 +245,7 @@ def test_a_cut_of_the_short_side_is_moved_to_the_long_one(
                 (x,),
                 (v,),
                 returns=("matrix", "number"),
+                axes=mo.STACKED,
                 placement=placement,
             )
         )
@@ -253,7 +255,7 @@ def test_a_cut_of_the_short_side_is_moved_to_the_long_one(
     compiled = go(placement).lower(put, there).compile()
     assert_close(compiled(put, there), go(None)(tree, vectors))
     assert mo.programs.collectives(compiled).count("all-to-all") == 6
-    plan = str(mo.plan_matrices(put, placement=placement))
+    plan = str(mo.plan_matrices(put, axes=mo.STACKED, placement=placement))
     assert plan.count("cooperative over") == 3
 
 
@@ -284,7 +286,8 @@ def test_auto_slices_long_matrices_and_deals_out_the_others() -> None:
     shapes = {"embedding": (4096, 64), "mlp": (16, 256, 64), "head": (64, 4096)}
     tree = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
     specs = {"embedding": P("x", None), "mlp": P(None, "x", None), "head": P("x", None)}
-    plan = mo.plan_matrices(tree, placement=mo.sharding.auto(mesh, specs))
+    placement = mo.sharding.auto(mesh, specs)
+    plan = mo.plan_matrices(tree, axes=mo.STACKED, placement=placement)
     recipes = {
         member.view.path: group.recipe
         for group in (*plan.groups, *plan.exchanges[0].groups)

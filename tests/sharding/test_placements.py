@@ -56,7 +56,14 @@ def reduced_shapes(compiled: Any) -> set[tuple[int, ...]]:
 def mapped(kernel: Any, inputs: Any, numbers: Any, placement: Any = None) -> Any:
     """The results of the kernel, always as a tuple of trees."""
     returns = kernels.RETURNS[kernel]
-    found = map_matrices(kernel, inputs, numbers, returns=returns, placement=placement)
+    found = map_matrices(
+        kernel,
+        inputs,
+        numbers,
+        returns=returns,
+        axes=mo.STACKED,
+        placement=placement,
+    )
     return found if len(returns) > 1 else (found,)
 
 
@@ -177,7 +184,7 @@ def test_batch_sharded_matrices_stay_where_they_are(
 ) -> None:
     mesh = mesh_of(kind)
     x = jnp.asarray(rng.standard_normal((8, 24, 12)), jnp.float32)
-    points = mo.project({"experts": x}, mo.Stiefel())
+    points = mo.project({"experts": x}, mo.Stiefel(), axes=mo.STACKED)
     spec = P(("x", "y"), None, None)
     expected = mapped(kernels.stiefel_spectral, ({"experts": x}, points), ())
     put = lambda tree, spec: jax.tree.map(
@@ -226,7 +233,13 @@ def test_numbers_lie_as_the_batch_axes_of_their_matrices(recipe: Any) -> None:
         return part if axis_name is None else jax.lax.psum(part, axis_name)
 
     go = jax.jit(
-        lambda x: map_matrices(total, (x,), returns=("number",), placement=recipe(mesh))
+        lambda x: map_matrices(
+            total,
+            (x,),
+            returns=("number",),
+            axes=mo.STACKED,
+            placement=recipe(mesh),
+        )
     )
     found = go(tree)["w"]
     assert found.sharding.spec == P("x")

@@ -29,21 +29,22 @@ pytestmark = pytest.mark.devices
     "kind", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit]
 )
 @pytest.mark.parametrize(
-    "make",
+    ("make", "manifold"),
     [
         # A whole model trains with muon in `test_train_step`.
-        pytest.param(mo.muon, marks=pytest.mark.slow),
-        mo.manifold_muon,
-        mo.hyperspherical_descent,
+        pytest.param(mo.muon, mo.Euclidean(), marks=pytest.mark.slow),
+        (mo.manifold_muon, mo.Stiefel()),
+        (mo.hyperspherical_descent, mo.Sphere()),
     ],
 )
 def test_presets_train_sharded(
-    make: Any, kind: AxisType, rng: np.random.Generator
+    make: Any, manifold: mo.Manifold, kind: AxisType, rng: np.random.Generator
 ) -> None:
     # One stack is enough here; test_placements goes over all shapes.
     gradients, points = (
         {name: tree[name] for name in ("tall", "batch")} for tree in trees(rng)
     )
+    points = mo.project(points, manifold, axes=mo.STACKED)
     layout = LAYOUTS["two-dimensional"]
     mesh = mesh_of(kind)
     specs = jax.tree.map(lambda x: spec_for(layout, x), points)
@@ -56,9 +57,9 @@ def test_presets_train_sharded(
             params = jax.tree.map(lambda p, u: p + u, params, updates)
         return params
 
-    expected = three_steps(make(0.1, momentum=0.9), points, gradients)
+    expected = three_steps(make(0.1, momentum=0.9, axes=mo.STACKED), points, gradients)
     actual = three_steps(
-        make(0.1, momentum=0.9, placement=placement),
+        make(0.1, momentum=0.9, axes=mo.STACKED, placement=placement),
         shard(points, mesh, layout),
         shard(gradients, mesh, layout),
     )
@@ -75,7 +76,7 @@ def test_numbers_of_batch_sharded_matrices_start_replicated(
     mesh = mesh_of(AxisType.Explicit)
     point = mo.initializers.stiefel()(jax.random.key(0), (2, 16, 8))
     gradient = jnp.asarray(rng.standard_normal((2, 16, 8)), jnp.float32)
-    tx = mo.dual_ascent_spectral(certify=True)
+    tx = mo.dual_ascent_spectral(certify=True, axes=mo.STACKED)
     alone = {"w": point}
     expected = jax.jit(tx.update)({"w": gradient}, tx.init(alone), alone)
     put = lambda x: {"w": jax.device_put(x, NamedSharding(mesh, spec))}
@@ -155,12 +156,15 @@ def test_a_placement_inside_shard_map_is_an_error_and_none_is_local(
     def mapped(placement: Any) -> Any:
         def body(x: Any) -> Any:
             return map_matrices(
-                kernels.newton_schulz, ({"w": x},), placement=placement
+                kernels.newton_schulz,
+                ({"w": x},),
+                axes=mo.STACKED,
+                placement=placement,
             )["w"]
 
         return jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec)
 
-    expected = map_matrices(kernels.newton_schulz, ({"w": x},))
+    expected = map_matrices(kernels.newton_schulz, ({"w": x},), axes=mo.STACKED)
     # One matrix per device, without the loop over a stack: other code, same products.
     np.testing.assert_allclose(mapped(None)(x), expected["w"], rtol=0, atol=TOLERANCE)
     with pytest.raises(ValueError, match="inside shard_map"):

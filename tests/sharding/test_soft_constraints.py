@@ -18,16 +18,21 @@ SPECS = {"tall": P("x", None), "batch": P(None, "x", None)}
 
 MAKERS = {
     "add_spectral_weight_decay": lambda placement: mo.add_spectral_weight_decay(
-        0.5, steps=64, placement=placement
+        0.5, steps=64, axes=mo.STACKED, placement=placement
     ),
     "shrink_norm": lambda placement: mo.shrink_norm(
-        mo.Spectral(), optax.constant_schedule(0.3), placement=placement
+        mo.Spectral(),
+        optax.constant_schedule(0.3),
+        axes=mo.STACKED,
+        placement=placement,
     ),
     "momentum": lambda placement: mo.momentum(
-        0.9, transport=mo.Stiefel(), placement=placement
+        0.9, transport=mo.Stiefel(), axes=mo.STACKED, placement=placement
     ),
-    "retract": lambda placement: mo.retract(mo.Stiefel(), every=2, placement=placement),
-    "scale_by_row_rms": lambda placement: mo.scale_by_row_rms(),
+    "retract": lambda placement: mo.retract(
+        mo.Stiefel(), every=2, axes=mo.STACKED, placement=placement
+    ),
+    "scale_by_row_rms": lambda placement: mo.scale_by_row_rms(axes=mo.STACKED),
 }
 
 

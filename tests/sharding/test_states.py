@@ -196,9 +196,13 @@ def test_numbers_per_matrix_lie_along_the_batch_axes(kind: AxisType) -> None:
     mesh = mesh_of(kind)
     layout = NamedSharding(mesh, P("y", "x", None))
     params = {"experts": jax.ShapeDtypeStruct((4, 32, 16), "float32", sharding=layout)}
-    gap = state_shardings(mo.manifold_muon(0.02), params)["direction"].gap["experts"]
+    gap = state_shardings(
+        mo.manifold_muon(0.02, axes=mo.STACKED, certify=True), params
+    )["direction"].gap["experts"]
     assert gap.is_equivalent_to(NamedSharding(mesh, P("y")), 1)
-    right = state_shardings(mo.add_spectral_weight_decay(0.1), params).right["experts"]
+    right = state_shardings(
+        mo.add_spectral_weight_decay(0.1, axes=mo.STACKED), params
+    ).right["experts"]
     assert right.is_equivalent_to(NamedSharding(mesh, P("y", None)), 2)
 
 

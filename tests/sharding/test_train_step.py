@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import manifold_optax as mo
-from conformance.table import CASES
+from conformance.table import CASES, on_manifold
 from manifold_optax.integrations.flax import module_list
 from sharding.layouts import assert_close
 
@@ -43,18 +43,25 @@ def layout(*names: Any) -> P | None:
     return P(*names) if explicit else None
 
 
-def linear(size: tuple[int, int], names: tuple[str, str], rngs: nnx.Rngs) -> nnx.Linear:
+def linear(
+    size: tuple[int, int],
+    names: tuple[str, str],
+    rngs: nnx.Rngs,
+    **options: Any,
+) -> nnx.Linear:
     metadata = {"out_sharding": names}
-    return nnx.Linear(*size, use_bias=False, kernel_metadata=metadata, rngs=rngs)
+    return nnx.Linear(
+        *size, use_bias=False, kernel_metadata=metadata, rngs=rngs, **options
+    )
 
 
 class Block(nnx.Module):
     """A residual MLP block, its hidden units spread over `tensor`."""
 
-    def __init__(self, rngs: nnx.Rngs) -> None:
+    def __init__(self, rngs: nnx.Rngs, **options: Any) -> None:
         self.norm = nnx.RMSNorm(WIDTH, rngs=rngs)
-        self.up = linear((WIDTH, 4 * WIDTH), ("fsdp", "tensor"), rngs)
-        self.down = linear((4 * WIDTH, WIDTH), ("tensor", "fsdp"), rngs)
+        self.up = linear((WIDTH, 4 * WIDTH), ("fsdp", "tensor"), rngs, **options)
+        self.down = linear((4 * WIDTH, WIDTH), ("tensor", "fsdp"), rngs, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = self.up(self.norm(x), out_sharding=layout(ROWS, None, "tensor"))
@@ -64,7 +71,9 @@ class Block(nnx.Module):
 class Model(nnx.Module):
     """Embedding, blocks in a list or stacked for a scan, head."""
 
-    def __init__(self, rngs: nnx.Rngs, *, stacked: bool = False) -> None:
+    def __init__(
+        self, rngs: nnx.Rngs, *, stacked: bool = False, **options: Any
+    ) -> None:
         metadata = {"out_sharding": ("tensor", "fsdp")}
         self.embed = nnx.Embed(
             VOCABULARY, WIDTH, embedding_metadata=metadata, rngs=rngs
@@ -79,7 +88,7 @@ class Model(nnx.Module):
             )
             self.blocks = nnx.split_rngs(splits=LAYERS)(make)(rngs)
         else:
-            self.blocks = module_list([Block(rngs) for _ in range(LAYERS)])
+            self.blocks = module_list([Block(rngs, **options) for _ in range(LAYERS)])
         self.stacked = stacked
         self.head = linear((WIDTH, VOCABULARY), ("fsdp", "tensor"), rngs)
 
@@ -150,6 +159,8 @@ OPTIMIZERS = {
         mo.manifold_muon(0.02, placement=placement)
     ),
 }
+# Its weights start on the manifold.
+OPTIONS = {"manifold_muon": {"kernel_init": mo.initializers.stiefel()}}
 
 
 @pytest.mark.parametrize("case", MATRIX_CASES, ids=lambda case: case.name)
@@ -157,7 +168,10 @@ def test_a_laid_out_model_gets_a_state(case: Any) -> None:
     # The metadata of a parameter names mesh axes for its own axes, not for those of
     # a number per matrix.
     with jax.set_mesh(mesh_of(AxisType.Explicit)):
-        model = linear((16, 8), ("fsdp", "tensor"), nnx.Rngs(0))
+        point = lambda key, shape, dtype: on_manifold(
+            case.manifold, jax.random.normal(key, shape, dtype)
+        )
+        model = linear((16, 8), ("fsdp", "tensor"), nnx.Rngs(0), kernel_init=point)
         optimizer = nnx.Optimizer(model, case.make(), wrt=nnx.Param)
     for leaf in jax.tree.leaves(nnx.state(optimizer, nnx.OptState)):
         if leaf.shape == (16, 8):
@@ -166,7 +180,8 @@ def test_a_laid_out_model_gets_a_state(case: Any) -> None:
 
 @functools.cache
 def on_one_device(name: str) -> Any:
-    losses, state, _ = train(OPTIMIZERS[name], mesh_of(AxisType.Auto, (1, 1, 1)))
+    one = mesh_of(AxisType.Auto, (1, 1, 1))
+    losses, state, _ = train(OPTIMIZERS[name], one, **OPTIONS.get(name, {}))
     return losses, jax.device_get(state)
 
 
@@ -176,7 +191,9 @@ def on_one_device(name: str) -> Any:
 )
 def test_three_steps_equal_those_of_one_device(name: str, kind: AxisType) -> None:
     expected_losses, expected = on_one_device(name)
-    losses, last, first = train(OPTIMIZERS[name], mesh_of(kind))
+    losses, last, first = train(
+        OPTIMIZERS[name], mesh_of(kind), **OPTIONS.get(name, {})
+    )
     assert losses[-1] < losses[0]
     # The tolerance of one update; three of them and the model's own sums over eight
     # parts differ by 5e-7.
@@ -226,7 +243,7 @@ def update_once(make: Callable[..., Any], mesh: Any, spec: P, *shape: int) -> An
     placement = None
     if AxisType.Auto in mesh.axis_types:
         placement = mo.sharding.owned(mesh, {"kernel": spec})
-    tx = make(0.02, placement=placement)
+    tx = make(0.02, axes=mo.STACKED, placement=placement)
     put = lambda x: {"kernel": jax.device_put(x, NamedSharding(mesh, spec))}
     params, gradients = put(point), put(gradient)
     layout = mo.sharding.state_shardings(tx, params)
@@ -234,7 +251,7 @@ def update_once(make: Callable[..., Any], mesh: Any, spec: P, *shape: int) -> An
     compiled = jax.jit(tx.update).lower(gradients, state, params).compile()
     updates, _ = compiled(gradients, state, params)
     alone = {"kernel": point}
-    tx = make(0.02)
+    tx = make(0.02, axes=mo.STACKED)
     expected, _ = jax.jit(tx.update)({"kernel": gradient}, tx.init(alone), alone)
     assert_close(updates, jax.device_get(expected))
     assert updates["kernel"].sharding.is_equivalent_to(NamedSharding(mesh, spec), 3)
