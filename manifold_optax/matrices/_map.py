@@ -7,7 +7,7 @@ compiled once.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -109,7 +109,7 @@ def map_matrices(
     """
     if not callable(kernel):
         raise TypeError(f"kernel must be a function of one matrix, got {kernel!r}.")
-    if isinstance(trees, Mapping) or not isinstance(trees, Sequence) or not trees:
+    if isinstance(trees, str) or not isinstance(trees, Sequence) or not trees:
         raise TypeError(
             "trees must be a tuple of trees, for one of them (tree,); got "
             f"{type(trees).__name__}."

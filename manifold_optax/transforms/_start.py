@@ -9,7 +9,7 @@ import optax
 
 from manifold_optax._typing import ArrayTree
 from manifold_optax.diagnostics import residual
-from manifold_optax.geometry import Ball, Band, Manifold
+from manifold_optax.geometry import Ball, Band, Euclidean, Manifold
 from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.matrices._plan import check_placement
 from manifold_optax.matrices._report import check_matrices, is_concrete
@@ -69,7 +69,7 @@ def check_layout(axes: Any, placement: Any = None) -> None:
 
 def _is_anywhere(manifold: Manifold) -> bool:
     """Whether training may start at any point: inside of a set, or at any radius."""
-    return isinstance(manifold, Ball | Band) or manifold.size == "kept"
+    return isinstance(manifold, Euclidean | Ball | Band) or manifold.size == "kept"
 
 
 def _check_points(
