@@ -10,8 +10,8 @@ from manifold_optax.attention._dot_product import (
     attend,
     dot_product_attention,
     Dropout,
+    largest_logits,
 )
-from manifold_optax.attention._largest_logits import largest_logits
 from manifold_optax.attention._resolve import require_statistics, resolve
 from manifold_optax.attention._scores import Scores
 from manifold_optax.attention._spec import Attention, HeadPart

@@ -144,10 +144,10 @@ def unflatten(
     parts: dict[int, list[tuple[View, Operands]]] = {}
     for block, result in zip(blocks, results, strict=True):
         parts.setdefault(block.leaf, []).append((block.view, result))
-    trees = [list(flat.leaves) for _ in range(call.matrices)]
+    trees = [list(flat.leaves) for _ in range(call.count_of("matrix"))]
     # What has no matrices has no numbers: as `per_matrix` makes it.
     empty = [x if is_absent(x) else jnp.zeros(0, jnp.float32) for x in flat.leaves]
-    numbers = [list(empty) for _ in range(call.numbers)]
+    numbers = [list(empty) for _ in range(call.count_of("number"))]
     for index, pieces in parts.items():
         views = [view for view, _ in pieces]
         dtype = flat.leaves[index].dtype

@@ -47,7 +47,7 @@ class Job(NamedTuple):
     @property
     def outputs(self) -> int:
         """Number of matrices that the kernel returns."""
-        return self.call.matrices
+        return self.call.count_of("matrix")
 
     @property
     def written(self) -> list[Shapes]:
@@ -100,7 +100,7 @@ def apply_at_owners(job: Job, stacks: Stacks, numbers: Stacks) -> tuple[Stacks, 
             deal.unpack(back, [job.outputs * size for (size,) in sizes]),
             [(size,) * job.outputs for size in sizes],
         )
-    if not job.call.numbers:
+    if "number" not in job.call.returns:
         return outs, [() for _ in stacks]
     everyone = all_gather(row[None], (*replicas, *shards))
     shapes = job.written

@@ -29,15 +29,9 @@ class Call(NamedTuple):
     kernel: Kernel
     returns: tuple[Result, ...]
 
-    @property
-    def matrices(self) -> int:
-        """Number of matrices that the kernel returns."""
-        return self.returns.count("matrix")
-
-    @property
-    def numbers(self) -> int:
-        """Number of numbers per matrix that the kernel returns."""
-        return self.returns.count("number")
+    def count_of(self, kind: Result) -> int:
+        """Number of results of this kind that the kernel returns for one matrix."""
+        return self.returns.count(kind)
 
     def run(
         self,
@@ -100,7 +94,7 @@ class Call(NamedTuple):
             matrices: `jax.ShapeDtypeStruct`s of one whole matrix of each tree.
             numbers: those of the numbers that it reads.
         """
-        if not self.numbers:
+        if "number" not in self.returns:
             return ()
         _, found = jax.eval_shape(self.run, tuple(matrices), tuple(numbers))
         return tuple(number.shape for number in found)

@@ -52,7 +52,8 @@ def run(call: Call, plan: Plan, blocks: Sequence[Operands]) -> list[Operands]:
         mesh=plan.placement.mesh,
         in_specs=(read,),
         out_specs=[
-            specs_of(index, call.matrices, call.numbers) for index in range(len(blocks))
+            specs_of(index, call.count_of("matrix"), call.count_of("number"))
+            for index in range(len(blocks))
         ],
         check_vma=False,
     )
@@ -93,7 +94,8 @@ def _run_group(
             matrices, own = arguments
             return apply_kernel(call, matrices, own, written, group.dtypes, turn=turn)
 
-        ys, new = over_stack(one, stacks, numbers, call.matrices, written, bytes_each)
+        outputs = call.count_of("matrix")
+        ys, new = over_stack(one, stacks, numbers, outputs, written, bytes_each)
     else:
         assert plan.placement is not None
         ys, new = apply_sliced(call, group, plan.placement, stacks, numbers)

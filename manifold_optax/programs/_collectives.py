@@ -269,7 +269,7 @@ def _flops(
     left = arrays(computation[instruction.operands[0]].result)[0]
     contracted = [int(axis) for axis in re.findall(r"\d+", axes[1] if axes else "")]
     # A library call returns its work space after the product.
-    entries = arrays(instruction.result)[0].count
+    entries = math.prod(arrays(instruction.result)[0].sizes)
     amount = 2 * entries * math.prod(left.sizes[axis] for axis in contracted)
     return {(_FLOPS, False): amount}
 

@@ -27,18 +27,13 @@ class ArrayType:
     sizes: tuple[int, ...]
 
     @property
-    def count(self) -> int:
-        """Number of entries."""
-        return math.prod(self.sizes)
-
-    @property
     def bytes(self) -> int:
         """Bytes of the array; types below eight bits are packed, a token has none."""
         # The width is the first number of the name: bf16, u16, f8e4m3fn, s4, c64. A
         # predicate is the one type without it that has data; XLA keeps a byte for it.
         width = re.match(r"[a-z]+(\d+)", self.dtype)
         bits = int(width[1]) if width else 8 * (self.dtype == "pred")
-        return math.ceil(self.count * bits / 8)
+        return math.ceil(math.prod(self.sizes) * bits / 8)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """QK-clip: query and key weights rescaled so that attention logits stay bounded."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,45 @@ _NO_LOGITS = (
     "integrations.flax.attention_fn records it and integrations.flax.gather collects "
     "it from the model."
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """The arguments of QK-clip, checked, and what they make of the logits."""
+
+    attention: Mapping[str, Attention]
+    threshold: Any
+    balance: Any
+    allow_missing: bool
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attention, Mapping) or not self.attention:
+            raise TypeError(
+                "attention must be a dict {path of an attention layer: "
+                f"mo.Attention(…)}} with at least one entry, got {self.attention!r}."
+            )
+        for path, spec in self.attention.items():
+            if not isinstance(path, str) or not isinstance(spec, Attention):
+                raise TypeError(
+                    "attention must map patterns of paths to mo.Attention(…), got "
+                    f"{path!r}: {spec!r}."
+                )
+            check_pattern("attention", path)
+        require_in_range("threshold", self.threshold, "(0, inf)")
+        require_in_range("balance", self.balance, "[0, 1]")
+        require_flag("allow_missing", self.allow_missing)
+
+    def rescalings(
+        self, params: ArrayTree, max_logits: Mapping[str, Any]
+    ) -> dict[str, Rescaling]:
+        """What each leaf is multiplied by, by path."""
+        return rescalings(
+            locate(self.attention, params),
+            max_logits,
+            threshold=self.threshold,
+            balance=self.balance,
+            allow_missing=self.allow_missing,
+        )
 
 
 def apply_qk_clip(
@@ -72,14 +112,8 @@ def apply_qk_clip(
         >>> clipped["query"][0, :, 0]
         Array([0.5, 1. ], dtype=float32)
     """
-    _check(attention, threshold, balance, allow_missing)
-    found = rescalings(
-        locate(attention, params),
-        max_logits,
-        threshold=threshold,
-        balance=balance,
-        allow_missing=allow_missing,
-    )
+    rule = _Rule(attention, threshold, balance, allow_missing)
+    found = rule.rescalings(params, max_logits)
 
     def rescale(keys: Any, leaf: Any) -> Any:
         rescaling = found.get(leaf_path(keys))
@@ -112,7 +146,7 @@ def qk_clip(
         tx.update(gradients, state, params, max_logits={"blocks/0/attention": …})
 
     Do not clip weights that a manifold constrains: rescaled, a Stiefel weight is off
-    its manifold. This transformation cannot see that; `muon_clip` refuses it.
+    its manifold, which this transformation cannot see.
 
     Args:
         attention: pattern of an attention layer's path (see `trees.matches`) → its
@@ -158,7 +192,7 @@ def qk_clip(
     algorithm 1, for multi-head and latent attention; the rule for shared keys is ours
     (each head lands on the threshold, none below it).
     """
-    _check(attention, threshold, balance, allow_missing)
+    rule = _Rule(attention, threshold, balance, allow_missing)
 
     def init_fn(params: ArrayTree) -> optax.EmptyState:
         # What does not fit is better said now; `optax.tree.map_params` gives no leaf.
@@ -180,13 +214,7 @@ def qk_clip(
         require_params(params, "qk_clip")
         if max_logits is None:
             raise TypeError(_NO_LOGITS)
-        found = rescalings(
-            locate(attention, params),
-            max_logits,
-            threshold=threshold,
-            balance=balance,
-            allow_missing=allow_missing,
-        )
+        found = rule.rescalings(params, max_logits)
 
         def clip(keys: Any, update: Any, param: Any) -> Any:
             path = leaf_path(keys)
@@ -217,21 +245,3 @@ def _clipped(update: Array, param: Array, rescaling: Rescaling) -> Array:
     delta = rescaling(point + update.astype(wide)) - point
     # Not left to the rounding of (param + update) - param.
     return jnp.where(rescaling.factor == 1, update.astype(dtype), delta.astype(dtype))
-
-
-def _check(attention: Any, threshold: Any, balance: Any, allow_missing: Any) -> None:
-    if not isinstance(attention, Mapping) or not attention:
-        raise TypeError(
-            "attention must be a dict {path of an attention layer: mo.Attention(…)} "
-            f"with at least one entry, got {attention!r}."
-        )
-    for path, spec in attention.items():
-        if not isinstance(path, str) or not isinstance(spec, Attention):
-            raise TypeError(
-                "attention must map patterns of paths to mo.Attention(…), got "
-                f"{path!r}: {spec!r}."
-            )
-        check_pattern("attention", path)
-    require_in_range("threshold", threshold, "(0, inf)")
-    require_in_range("balance", balance, "[0, 1]")
-    require_flag("allow_missing", allow_missing)

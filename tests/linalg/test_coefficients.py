@@ -31,31 +31,34 @@ def test_every_schedule_is_here():
     assert len(SCHEDULES) == 12
 
 
-# Computed once: the slopes and four decimals of the images (for POLAR_EXPRESS_FAST it
-# was 0.8466, which is the image of a value below 1e-3).
-@pytest.mark.parametrize(
-    ("name", "slope_at_zero", "from_1e_3", "from_1e_2"),
-    [
-        ("JORDAN", 484.9, (0.4705, 1.2024), (0.6818, 1.1344)),
-        ("DEEPSEEK", 7.9e4, (1.0, 1.0005), (1.0, 1.0005)),
-        ("YOU", 492.7, (0.4750, 1.1450), (0.9778, 1.0318)),
-        ("MODULA", 1137, (0.8663, 0.9993), (0.9956, 0.9993)),
-        ("POLAR_EXPRESS", 6363, (1.0, 1.0), (1.0, 1.0)),
-        ("POLAR_EXPRESS_WIDE", 803.9, (0.7290, 1.1236), (0.8461, 1.1236)),
-        ("POLAR_EXPRESS_FAST", 989.5, (0.8589, 1.1411), (0.8589, 1.1411)),
-        ("CANS", 1049, (0.8844, 1.1198), (0.8844, 1.1198)),
-        ("CUBIC", 119.3, (0.1191, 1.3000), (0.7741, 1.3000)),
-        ("SIMPLE", 4096, (1.0, 1.0), (1.0, 1.0)),
-        ("TAYLOR", 1888, (0.9808, 1.0), (1.0, 1.0)),
-        ("CLASSIC", 437.9, (0.4165, 1.0), (1.0, 1.0)),
-    ],
-)
-def test_published_slopes_and_images(name, slope_at_zero, from_1e_3, from_1e_2):
+# Schedule, slope at 0, images of [1e-3, 1] and of [1e-2, 1]: computed once, the images
+# to four decimals (for POLAR_EXPRESS_FAST it was 0.8466, which is the image of a value
+# below 1e-3).
+SLOPES_AND_IMAGES = """
+    JORDAN              484.9 0.4705  1.2024  0.6818  1.1344
+    DEEPSEEK            7.9e4 1.0     1.0005  1.0     1.0005
+    YOU                 492.7 0.4750  1.1450  0.9778  1.0318
+    MODULA               1137 0.8663  0.9993  0.9956  0.9993
+    POLAR_EXPRESS        6363 1.0     1.0     1.0     1.0
+    POLAR_EXPRESS_WIDE  803.9 0.7290  1.1236  0.8461  1.1236
+    POLAR_EXPRESS_FAST  989.5 0.8589  1.1411  0.8589  1.1411
+    CANS                 1049 0.8844  1.1198  0.8844  1.1198
+    CUBIC               119.3 0.1191  1.3000  0.7741  1.3000
+    SIMPLE               4096 1.0     1.0     1.0     1.0
+    TAYLOR               1888 0.9808  1.0     1.0     1.0
+    CLASSIC             437.9 0.4165  1.0     1.0     1.0
+"""
+
+
+@pytest.mark.parametrize("row", SLOPES_AND_IMAGES.strip().splitlines())
+def test_published_slopes_and_images(row):
+    name, *numbers = row.split()
+    slope_at_zero, *images = map(float, numbers)
     schedule = published(name)
     # "7.9e4" has two digits, the others four.
     digits = 5e-3 if name == "DEEPSEEK" else 5e-4
     assert slope(schedule) == pytest.approx(slope_at_zero, rel=digits)
-    for lowest, (low, high) in ((1e-3, from_1e_3), (1e-2, from_1e_2)):
+    for lowest, low, high in ((1e-3, *images[:2]), (1e-2, *images[2:])):
         image = oracles.schedule_image(schedule, np.geomspace(lowest, 1, 20001))
         assert image.min() == pytest.approx(low, abs=1e-4)
         assert image.max() == pytest.approx(high, abs=1e-4)

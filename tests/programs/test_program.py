@@ -17,20 +17,26 @@ class Text:
         return self.text
 
 
-GROUPS = {
-    "replica_groups={{0,1,2,3},{4,5,6,7}}": 4,
-    "replica_groups={{0,1},{2,3}}": 2,
-    "replica_groups={}": 8,
-    "replica_groups=[2,4]<=[8]": 4,
-    "replica_groups=[4,2]<=[2,4]T(1,0)": 2,
-    "replica_groups=mesh['x'=2,'y'=4] {'y'}": 4,
-    "replica_groups=mesh['x'=2,'y'=4] {'x','y'}": 8,
-    "replica_groups=mesh['x'=4,'y'=2], device_ids=([2,2,2]T(0,2,1)) {'x':(2)2}": 2,
-    "replica_groups=mesh['x'=4,'y'=2], device_ids=(4,5,6,7,0,1,2,3) {'x':(1)2,'y'}": 4,
-}
+def rows(table: str) -> list[tuple[int, str]]:
+    """Lines of a number and a piece of HLO."""
+    pairs = (line.split(maxsplit=1) for line in table.strip().splitlines())
+    return [(int(number), piece) for number, piece in pairs]
 
 
-@pytest.mark.parametrize(("groups", "size"), GROUPS.items())
+GROUPS = rows("""
+    4  replica_groups={{0,1,2,3},{4,5,6,7}}
+    2  replica_groups={{0,1},{2,3}}
+    8  replica_groups={}
+    4  replica_groups=[2,4]<=[8]
+    2  replica_groups=[4,2]<=[2,4]T(1,0)
+    4  replica_groups=mesh['x'=2,'y'=4] {'y'}
+    8  replica_groups=mesh['x'=2,'y'=4] {'x','y'}
+    2  replica_groups=mesh['x'=4,'y'=2], device_ids=([2,2,2]T(0,2,1)) {'x':(2)2}
+    4  replica_groups=mesh['x'=4,'y'=2], device_ids=(4,5,6,7,0,1,2,3) {'x':(1)2,'y'}
+""")
+
+
+@pytest.mark.parametrize(("size", "groups"), GROUPS)
 def test_every_way_of_writing_the_groups(groups: str, size: int) -> None:
     line = f"ROOT %a = f32[8]{{0}} all-reduce(%p), channel_id=1, {groups}, to_apply=%s"
     found = collectives(Text(line, header=", num_partitions=8, replica_count=1"))
@@ -38,23 +44,23 @@ def test_every_way_of_writing_the_groups(groups: str, size: int) -> None:
 
 
 # Element types and their bytes; XLA packs what is narrower than a byte.
-TYPES = {
-    "f64[8]": 64,
-    "f32[8]{0}": 32,
-    "bf16[4,2]{1,0:T(8,128)(2,1)S(1)}": 16,
-    "u16[8]": 16,
-    "c64[8]": 64,
-    "f8e4m3fn[8]": 8,
-    "s4[8]": 4,
-    "pred[8]": 8,
-    "f32[]": 4,
-    "s32[<=8]": 32,
-    "f32[0,8]": 0,
-    "(f32[8]{0}, (bf16[8]{0:T(8)}, /*index=2*/pred[]), token[])": 49,
-}
+TYPES = rows("""
+    64 f64[8]
+    32 f32[8]{0}
+    16 bf16[4,2]{1,0:T(8,128)(2,1)S(1)}
+    16 u16[8]
+    64 c64[8]
+    8  f8e4m3fn[8]
+    4  s4[8]
+    8  pred[8]
+    4  f32[]
+    32 s32[<=8]
+    0  f32[0,8]
+    49 (f32[8]{0}, (bf16[8]{0:T(8)}, /*index=2*/pred[]), token[])
+""")
 
 
-@pytest.mark.parametrize(("type_", "size"), TYPES.items())
+@pytest.mark.parametrize(("size", "type_"), TYPES)
 def test_every_element_type_has_its_bytes(type_: str, size: int) -> None:
     line = f"ROOT %a = {type_} collective-broadcast(%p), replica_groups={{{{0,1}}}}"
     assert collectives(Text(line)).wire("collective-broadcast") == size
@@ -62,19 +68,19 @@ def test_every_element_type_has_its_bytes(type_: str, size: int) -> None:
 
 # Result of the first half of an asynchronous pair, and the bytes sent in groups of two:
 # only that of an all-reduce does not repeat the operands.
-STARTS = {
-    "f32[8] all-reduce-start": 32,
-    "(f32[8], f32[4]) all-reduce-start": 48,
-    "(f32[8], f32[16]) all-gather-start": 32,
-    "((f32[8], f32[4]), (f32[16], f32[8])) all-gather-start": 48,
-    "((f32[8]), f32[4], u32[]) reduce-scatter-start": 16,
-    "((f32[8]{0:T(8,128)}), f32[8]{0:T(8,128)S(1)}, u32[]) all-to-all-start": 16,
-    "((f32[8], s32[2]), f32[8]) ragged-all-to-all-start": 16,
-    "(f32[8], f32[8], u32[], u32[]) collective-permute-start": 32,
-}
+STARTS = rows("""
+    32 f32[8] all-reduce-start
+    48 (f32[8], f32[4]) all-reduce-start
+    32 (f32[8], f32[16]) all-gather-start
+    48 ((f32[8], f32[4]), (f32[16], f32[8])) all-gather-start
+    16 ((f32[8]), f32[4], u32[]) reduce-scatter-start
+    16 ((f32[8]{0:T(8,128)}), f32[8]{0:T(8,128)S(1)}, u32[]) all-to-all-start
+    16 ((f32[8], s32[2]), f32[8]) ragged-all-to-all-start
+    32 (f32[8], f32[8], u32[], u32[]) collective-permute-start
+""")
 
 
-@pytest.mark.parametrize(("start", "wire"), STARTS.items())
+@pytest.mark.parametrize(("wire", "start"), STARTS)
 def test_of_an_asynchronous_pair_the_start_counts(start: str, wire: float) -> None:
     kind = start.rpartition(" ")[2].removesuffix("-start")
     groups = "replica_groups={{0,1}}, source_target_pairs={{0,1},{1,0}}"

@@ -8,69 +8,52 @@ from flax import linen, nnx
 import manifold_optax as mo
 from manifold_optax.roles import role_by_name
 
-KNOWN = {
+# Label and shape, and the paths whose names mean that label at that shape.
+NAMES = {
     # Hidden linear maps, as Flax, Haiku, Equinox, PyTorch and dictionaries name them.
-    "Dense_0/kernel": ((4, 6), "matrix"),
-    "layers/0/kernel": ((4, 6), "matrix"),
-    "mlp/~/linear_0/w": ((4, 6), "matrix"),
-    "mlp/fc1/weight": ((6, 4), "matrix"),
-    "attention/q_proj/weight": ((6, 4), "matrix"),
-    "attention/query/weight": ((6, 4), "matrix"),
-    "h/0/attn/c_attn/weight": ((6, 4), "matrix"),
-    "weight": ((6, 4), "matrix"),
-    "w": ((4, 6), "matrix"),
-    "w1": ((4, 6), "matrix"),
-    "w_gate": ((4, 6), "matrix"),
-    "attention/wq": ((4, 6), "matrix"),
-    "attention/out_proj/kernel": ((4, 6), "matrix"),
-    "multihead/kernel": ((4, 6), "matrix"),
-    "multi_head/kernel": ((4, 6), "matrix"),
-    "per_head/kernel": ((4, 6), "matrix"),
-    "header/kernel": ((4, 6), "matrix"),
-    "router/kernel": ((4, 6), "matrix"),
+    ("matrix", (4, 6)): """
+        Dense_0/kernel layers/0/kernel mlp/~/linear_0/w w w1 w_gate attention/wq
+        attention/out_proj/kernel multihead/kernel multi_head/kernel per_head/kernel
+        header/kernel router/kernel
+    """,
+    ("matrix", (6, 4)): """
+        mlp/fc1/weight attention/q_proj/weight attention/query/weight
+        h/0/attn/c_attn/weight weight
+    """,
     # Vectors and scalars, whatever their name.
-    "kernel": ((4,), "vector"),
-    "temperature": ((), "vector"),
-    "anything": ((7,), "vector"),
+    ("vector", (4,)): "kernel",
+    ("vector", ()): "temperature",
+    ("vector", (7,)): "anything",
     # Vectors of stacked layers.
-    "layers/bias": ((12, 4), "vector"),
-    "layers/up_bias": ((12, 4), "vector"),
-    "layers/norm/scale": ((12, 4), "vector"),
-    "layers/norm/gamma": ((12, 4), "vector"),
-    "layers/b1": ((12, 4), "vector"),
-    "layers/stack/bias": ((2, 12, 4), "vector"),
-    "layers/attn_ln/weight": ((12, 4), "vector"),
-    "layers/mlp_ln/kernel": ((12, 4), "vector"),
-    "layers/pre_ln/w": ((12, 4), "vector"),
-    "layers/rms/weight": ((12, 4), "vector"),
-    "layers/bn1/weight": ((12, 4), "vector"),
-    "layers/ls1/weight": ((12, 4), "vector"),
-    "layers/RMSNorm_0/weight": ((12, 4), "vector"),
+    ("vector", (12, 4)): """
+        layers/bias layers/up_bias layers/norm/scale layers/norm/gamma layers/b1
+        layers/attn_ln/weight layers/mlp_ln/kernel layers/pre_ln/w layers/rms/weight
+        layers/bn1/weight layers/ls1/weight layers/RMSNorm_0/weight
+    """,
+    ("vector", (2, 12, 4)): "layers/stack/bias",
     # Embeddings and readouts, whatever their rank.
-    "Embed_0/embedding": ((50, 4), "embedding"),
-    "token_embedder/kernel": ((50, 4), "embedding"),
-    "wte": ((50, 4), "embedding"),
-    "wpe/weight": ((50, 4), "embedding"),
-    "pos_embed": ((1, 50, 4), "embedding"),
-    "patch_embed/kernel": ((4, 4, 3, 8), "embedding"),
-    "shared/weight": ((50, 4), "embedding"),
-    "codebook/weight": ((50, 4), "embedding"),
-    "position_bias/weight": ((32, 4), "embedding"),
-    "relative_attention_bias/weight": ((32, 4), "embedding"),
-    "lm_head/kernel": ((4, 50), "readout"),
-    "mlm_head/kernel": ((4, 50), "readout"),
-    "vocab_head/weight": ((50, 4), "readout"),
-    "action_head/kernel": ((4, 5), "readout"),
-    "head/weight": ((50, 4), "readout"),
-    "score/weight": ((5, 4), "readout"),
-    "to_vocab/kernel": ((4, 50), "readout"),
-    "vocab_proj/kernel": ((4, 50), "readout"),
-    "logits_dense/kernel": ((4, 50), "readout"),
-    "unembed/w": ((4, 50), "readout"),
-    "LM_Head/kernel": ((4, 50), "readout"),
+    ("embedding", (50, 4)): """
+        Embed_0/embedding token_embedder/kernel wte wpe/weight shared/weight
+        codebook/weight
+    """,
+    ("embedding", (1, 50, 4)): "pos_embed",
+    ("embedding", (4, 4, 3, 8)): "patch_embed/kernel",
+    ("embedding", (32, 4)): "position_bias/weight relative_attention_bias/weight",
+    ("readout", (4, 50)): """
+        lm_head/kernel mlm_head/kernel to_vocab/kernel vocab_proj/kernel
+        logits_dense/kernel unembed/w LM_Head/kernel
+    """,
+    ("readout", (50, 4)): "vocab_head/weight head/weight",
+    ("readout", (4, 5)): "action_head/kernel",
+    ("readout", (5, 4)): "score/weight",
     # Single rows and columns.
-    "last/kernel": ((4, 1), "other"),
-    "first/kernel": ((1, 4), "other"),
+    ("other", (4, 1)): "last/kernel",
+    ("other", (1, 4)): "first/kernel",
+}
+KNOWN = {
+    path: (shape, label)
+    for (label, shape), paths in NAMES.items()
+    for path in paths.split()
 }
 
 UNKNOWN = {
