@@ -50,4 +50,5 @@ RETURNS = {
     stiefel_spectral: ("matrix", "number", "number"),
     reject: ("matrix", "number", "number"),
     rank_one_decay: ("matrix", "number"),
+    weigh: ("matrix", "number"),
 }

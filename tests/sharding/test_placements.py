@@ -30,8 +30,11 @@ pytestmark = pytest.mark.devices
 
 
 def case(name: str, rng: np.random.Generator) -> tuple[Any, Any, Any]:
-    """Kernel, input trees and trees of numbers."""
+    """Kernel, input trees and trees of numbers; of one leaf by `"kernel of leaf"`."""
     gradients, points = trees(rng)
+    name, _, leaf = name.partition(" of ")
+    if leaf:
+        gradients, points = ({leaf: tree[leaf]} for tree in (gradients, points))
     if name == "newton_schulz":
         return kernels.newton_schulz, (gradients,), ()
     if name in ("stiefel_spectral", "reject"):
@@ -42,7 +45,7 @@ def case(name: str, rng: np.random.Generator) -> tuple[Any, Any, Any]:
         )
         for key in SHAPES
     }
-    return kernels.rank_one_decay, (gradients,), (vectors,)
+    return getattr(kernels, name), (gradients,), (vectors,)
 
 
 def reduced_shapes(compiled: Any) -> set[tuple[int, ...]]:
@@ -75,6 +78,8 @@ def run(kernel: Any, inputs: Any, numbers: Any, placement: Any) -> Any:
 
 
 KERNELS = ("newton_schulz", "stiefel_spectral", "rank_one_decay")
+SOLVER = "stiefel_spectral of tall"
+"""By day on one shape, which compiles in a third of the time."""
 
 
 # The layout is the exchange's business: all of them with the cheapest kernel, and the
@@ -85,10 +90,14 @@ CASES = [("newton_schulz", layout) for layout in LAYOUTS] + [
     ("rank_one_decay", "two-dimensional turned"),
 ]
 NIGHTLY = [
-    # `test_exchange` has muon so, and the next test the second of these layouts.
+    # `test_exchange` has muon on rows and replicated, the next test two dimensions.
     ("newton_schulz", "rows"),
+    ("newton_schulz", "both axes on rows"),
     ("newton_schulz", "two-dimensional"),
     ("newton_schulz", "replicated"),
+    ("stiefel_spectral", "long side"),
+    # `test_every_transform` slices the decay that computes so.
+    ("rank_one_decay", "long side"),
     # What the solver needs is what `reject` needs; the vectors are in the next test.
     ("stiefel_spectral", "two-dimensional turned"),
     ("rank_one_decay", "two-dimensional turned"),
@@ -142,8 +151,9 @@ def test_owned_equals_one_device(name: str, layout: str, kind: AxisType) -> None
     "name",
     [
         "newton_schulz",
-        "rank_one_decay",
-        pytest.param("stiefel_spectral", marks=pytest.mark.slow),
+        "weigh",
+        pytest.param("rank_one_decay", marks=_SLOW),
+        pytest.param("stiefel_spectral", marks=_SLOW),
     ],
 )
 def test_all_stacks_travel_by_two_all_to_alls_together(
@@ -159,7 +169,7 @@ def test_all_stacks_travel_by_two_all_to_alls_together(
     assert counts_outside_loops(compiled) == {"all-to-all": 2, **gathered}
 
 
-@each_on_one_kind([(name, "long side") for name in KERNELS])
+@each_on_one_kind([(name, "long side") for name in (*KERNELS, "weigh", SOLVER)])
 def test_sliced_equals_one_device_and_reduces_small_arrays_only(
     name: str, layout: str, kind: AxisType
 ) -> None:
@@ -167,12 +177,13 @@ def test_sliced_equals_one_device_and_reduces_small_arrays_only(
     kernel, inputs, numbers, expected = on_one_device(name)
     # A square matrix is turned if need be, but not under a vector of its short side.
     specs = {
-        "square": P(None, "x") if name == "rank_one_decay" else P("x", None),
+        "square": P(None, "x") if numbers else P("x", None),
         "tall": P(("x", "y"), None),
         "wide": P(None, ("y", "x")),
         "batch": P(None, "y", None),
     }
     mesh = mesh_of(kind)
+    specs = {key: specs[key] for key in inputs[0]}
     sharded = tuple(
         {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()}
         for tree in inputs

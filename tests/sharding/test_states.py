@@ -314,7 +314,7 @@ def test_shapes_with_layouts_are_enough() -> None:
     )
     found = state_shardings(tx, described, mesh=mesh)
     assert found == state_shardings(tx, parameters(mesh))
-    with pytest.raises(ValueError, match="tell no mesh of devices; give mesh="):
+    with pytest.raises(ValueError, match="name no mesh of devices; give mesh="):
         state_shardings(tx, described)
 
 
@@ -330,5 +330,5 @@ def test_parameters_that_lie_on_no_common_mesh_are_refused() -> None:
     params["scale"] = jax.device_put(jnp.ones(3), NamedSharding(other, P()))
     with pytest.raises(ValueError, match=r"'scale' lies on a mesh {'x': 8}, but"):
         state_shardings(tx, params)
-    with pytest.raises(ValueError, match="tell no mesh of devices"):
+    with pytest.raises(ValueError, match="name no mesh of devices"):
         state_shardings(tx, {})
