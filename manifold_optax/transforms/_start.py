@@ -14,7 +14,7 @@ from manifold_optax.matrices import AxesLike, Placement
 from manifold_optax.matrices._plan import check_placement
 from manifold_optax.matrices._report import check_matrices, is_concrete
 from manifold_optax.matrices._view import check_axes_like
-from manifold_optax.trees import bare, is_absent, leaf_path
+from manifold_optax.trees import bare, leaf_path
 
 OFF_MANIFOLD = 0.1
 """Residual above which a weight counts as never projected. Weights stored in bfloat16
@@ -76,16 +76,18 @@ def _check_points(
     name: str, params: ArrayTree, manifold: Manifold, axes: AxesLike
 ) -> None:
     """Raises ValueError for a weight off its manifold, as far as weights are known."""
-    # Weights that a jitted function closes over are known while it is traced.
-    with jax.ensure_compile_time_eval():
-        known = jax.tree.map(_on_one_device, bare(params), is_leaf=is_absent)
-        found = residual(known, manifold, axes=axes)
-    for keys, numbers in jax.tree_util.tree_leaves_with_path(found):
-        worst = float(np.max(np.asarray(numbers), initial=0))
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(bare(params)):
+        path = leaf_path(keys)
+        # Weights that a jitted function closes over are known while it is traced. One
+        # at a time: together they may not fit on one device.
+        with jax.ensure_compile_time_eval():
+            here = {path: _on_one_device(leaf)}
+            found = residual(here, manifold, axes=axes)[path]
+        worst = 0.0 if found is None else float(np.max(np.asarray(found), initial=0))
         # Not finite weights are another fault, which the first update shows.
         if OFF_MANIFOLD < worst < float("inf"):
             raise ValueError(
-                f"The parameter {leaf_path(keys)!r} is not on {manifold}, which {name} "
+                f"The parameter {path!r} is not on {manifold}, which {name} "
                 f"needs: its residual is {worst:.2g}. Project the parameters first: "
                 f"params = mo.project(params, mo.{manifold}, axes=...). A zero matrix "
                 "(on mo.Stiefel, one of deficient rank) cannot be projected: "

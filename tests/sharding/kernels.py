@@ -1,7 +1,9 @@
-"""Three kernels of different needs, as transformations will hand them to the map."""
+"""Kernels of different needs, as transformations will hand them to the map."""
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax import linalg
@@ -27,8 +29,26 @@ def rank_one_decay(x: Array, right: Array, axis_name: Any = None) -> Any:
     return norm * left[:, None] * right[None, :], right
 
 
+def reject(gradient: Array, point: Array, axis_name: Any = None) -> Any:
+    """Needs what `stiefel_spectral` needs, and compiles at once: no solver."""
+    along, size = jnp.sum(gradient * point), jnp.sum(point**2)
+    if axis_name is not None:
+        along, size = jax.lax.psum((along, size), axis_name)
+    return gradient - along / size * point, along, size
+
+
+def weigh(x: Array, right: Array, axis_name: Any = None) -> Any:
+    """Needs what `rank_one_decay` needs, and compiles at once."""
+    moved = x.T @ (x @ right)
+    if axis_name is not None:
+        moved = jax.lax.psum(moved, axis_name)
+    return x * right[None, :], moved
+
+
 RETURNS = {
     newton_schulz: ("matrix",),
     stiefel_spectral: ("matrix", "number", "number"),
+    reject: ("matrix", "number", "number"),
     rank_one_decay: ("matrix", "number"),
+    weigh: ("matrix", "number"),
 }

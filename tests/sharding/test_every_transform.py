@@ -17,8 +17,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import manifold_optax as mo
 from conformance.case import Case
-from conformance.table import CASES, filled, on_manifold
-from sharding.layouts import mesh_of, TOLERANCE
+from conformance.table import CASES, filled
+from sharding.layouts import mesh_of, points_on, TOLERANCE
 
 pytestmark = pytest.mark.devices
 
@@ -42,13 +42,20 @@ LAYOUTS: dict[str, tuple[Callable[..., mo.sharding.Placement], dict[str, P]]] = 
 }
 
 FAST = {
-    ("muon", "two-dimensional"),
-    ("retract-Sphere-kept", "hybrid"),
-    ("add_spectral_weight_decay", "batch"),
-    ("scale_by_row_rms", "sliced"),
-    ("shrink_norm-RowRms", "auto"),
+    ("momentum", "two-dimensional"),
+    ("tangent_project-Sphere", "hybrid"),
+    ("scale_by_row_rms", "batch"),
+    ("shrink_norm-RowRms", "batch"),
+    ("add_spectral_weight_decay", "sliced"),
+    ("scale_by_size", "sliced"),
+    ("hyperspherical_descent", "auto"),
 }
-"""One of each layout and kind of kernel; all others are compiled nightly."""
+"""Each layout, and each transformation that no other test runs on a mesh by day.
+
+The last one retracts, too. `test_exchange` runs muon, `test_presets` manifold Muon and
+the dual ascent, `test_fused` the orthogonalization and the scales of shapes. Nightly
+all pairs run.
+"""
 
 
 def each_pair() -> pytest.MarkDecorator:
@@ -69,8 +76,7 @@ def each_pair() -> pytest.MarkDecorator:
 
 def inputs_of(case: Case) -> tuple[Any, list[Any]]:
     """Parameters on the manifold, and two gradients."""
-    points = filled(SHAPES, 0)
-    points = jax.tree.map(functools.partial(on_manifold, case.manifold), points)
+    points = points_on(case.manifold, filled(SHAPES, 0))
     return points, [filled(SHAPES, 1), filled(SHAPES, 2)]
 
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import manifold_optax as mo
 from manifold_optax.matrices import map_matrices
 from sharding import kernels
-from sharding.layouts import assert_close
+from sharding.layouts import assert_close, points_on
 
 pytestmark = pytest.mark.devices
 
@@ -71,7 +71,17 @@ def one_device() -> tuple[Any, Any, int]:
     return params, step(params, state, params)[0], mo.programs.dot_flops(step)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+# By day `test_placements` sends the first two, another test here the last one.
+NIGHTLY = ("columns", "two-dimensional", "hybrid")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in NIGHTLY else [])
+        for name in LAYOUTS
+    ],
+)
 def test_a_step_of_muon_sends_what_the_bound_asks_for(
     layout: str, one_device: tuple[Any, Any, int]
 ) -> None:
@@ -98,7 +108,7 @@ def test_a_step_of_muon_sends_what_the_bound_asks_for(
 def test_parameters_that_travel_along_cost_half_as_much_again(
     rng: np.random.Generator,
 ) -> None:
-    params = mo.project(transformer(rng, 4, 8), mo.Stiefel())
+    params = points_on(mo.Stiefel(), transformer(rng, 4, 8))
     put, placement = placed(params, "rows")
     tx = mo.retract_polar(placement=placement)
     compiled = jax.jit(tx.update).lower(put, optax.EmptyState(), put).compile()
@@ -127,7 +137,10 @@ def test_replicas_that_repeat_the_work_gather_nothing(
     assert ("repeated 8 times over data" in plan) == (layout == "replicated")
 
 
-@pytest.mark.parametrize("layout", ["two-dimensional", "hybrid"])
+# The hybrid has an all-gather besides.
+@pytest.mark.parametrize(
+    "layout", [pytest.param("two-dimensional", marks=pytest.mark.slow), "hybrid"]
+)
 def test_a_narrow_wire_halves_the_bytes(layout: str, rng: np.random.Generator) -> None:
     params = {f"w{i}": x for i, x in enumerate(rng.standard_normal((8, 32, 16)))}
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
@@ -177,7 +190,14 @@ UNEVEN = {
 }
 
 
-@pytest.mark.parametrize("shapes", UNEVEN)
+# Three are fewer matrices than devices as well as one is.
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "one" else [])
+        for name in UNEVEN
+    ],
+)
 def test_uneven_stacks(shapes: str, rng: np.random.Generator) -> None:
     trees = [
         {
@@ -200,7 +220,7 @@ def test_uneven_stacks(shapes: str, rng: np.random.Generator) -> None:
     def go(placement: Any) -> Any:
         return jax.jit(
             lambda x: map_matrices(
-                kernels.rank_one_decay,
+                kernels.weigh,
                 (x,),
                 (vectors,),
                 returns=("matrix", "number"),
@@ -241,7 +261,7 @@ def test_a_cut_of_the_short_side_is_moved_to_the_long_one(
     def go(placement: Any) -> Any:
         return jax.jit(
             lambda x, v: map_matrices(
-                kernels.rank_one_decay,
+                kernels.weigh,
                 (x,),
                 (v,),
                 returns=("matrix", "number"),

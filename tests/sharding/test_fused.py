@@ -34,8 +34,8 @@ def drawn(rng: np.random.Generator) -> list[Any]:
 @pytest.mark.parametrize(
     ("kind", "spec"),
     [
-        (AxisType.Auto, P("y", "x", None)),
         (AxisType.Explicit, P(None, "x")),
+        pytest.param(AxisType.Auto, P("y", "x", None), marks=pytest.mark.slow),
         pytest.param(AxisType.Auto, P(None, "x"), marks=pytest.mark.slow),
         pytest.param(AxisType.Explicit, P("y", "x", None), marks=pytest.mark.slow),
     ],

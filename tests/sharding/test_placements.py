@@ -18,6 +18,7 @@ from sharding.layouts import (
     counts_outside_loops,
     LAYOUTS,
     mesh_of,
+    points_on,
     replicate,
     SHAPES,
     shard,
@@ -29,19 +30,22 @@ pytestmark = pytest.mark.devices
 
 
 def case(name: str, rng: np.random.Generator) -> tuple[Any, Any, Any]:
-    """Kernel, input trees and trees of numbers."""
+    """Kernel, input trees and trees of numbers; of one leaf by `"kernel of leaf"`."""
     gradients, points = trees(rng)
+    name, _, leaf = name.partition(" of ")
+    if leaf:
+        gradients, points = ({leaf: tree[leaf]} for tree in (gradients, points))
     if name == "newton_schulz":
         return kernels.newton_schulz, (gradients,), ()
-    if name == "stiefel_spectral":
-        return kernels.stiefel_spectral, (gradients, points), ()
+    if name in ("stiefel_spectral", "reject"):
+        return getattr(kernels, name), (gradients, points), ()
     vectors = {
         key: jnp.asarray(
             rng.standard_normal((*SHAPES[key][:-2], min(SHAPES[key][-2:]))), jnp.float32
         )
         for key in SHAPES
     }
-    return kernels.rank_one_decay, (gradients,), (vectors,)
+    return getattr(kernels, name), (gradients,), (vectors,)
 
 
 def reduced_shapes(compiled: Any) -> set[tuple[int, ...]]:
@@ -74,14 +78,32 @@ def run(kernel: Any, inputs: Any, numbers: Any, placement: Any) -> Any:
 
 
 KERNELS = ("newton_schulz", "stiefel_spectral", "rank_one_decay")
+SOLVER = "stiefel_spectral of tall"
+"""By day on one shape, which compiles in a third of the time."""
 
 
 # The layout is the exchange's business: all of them with the cheapest kernel, and the
 # hardest one with the others.
 CASES = [("newton_schulz", layout) for layout in LAYOUTS] + [
+    ("reject", "two-dimensional turned"),
     ("stiefel_spectral", "two-dimensional turned"),
     ("rank_one_decay", "two-dimensional turned"),
 ]
+NIGHTLY = [
+    # `test_exchange` has muon on rows and replicated, the next test two dimensions.
+    ("newton_schulz", "rows"),
+    ("newton_schulz", "both axes on rows"),
+    ("newton_schulz", "two-dimensional"),
+    ("newton_schulz", "replicated"),
+    ("stiefel_spectral", "long side"),
+    # `test_every_transform` slices the decay that computes so.
+    ("rank_one_decay", "long side"),
+    # What the solver needs is what `reject` needs; the vectors are in the next test.
+    ("stiefel_spectral", "two-dimensional turned"),
+    ("rank_one_decay", "two-dimensional turned"),
+]
+"""Cases that another test measures by day."""
+_SLOW = pytest.mark.slow
 
 
 def each_on_one_kind(cases: list[tuple[str, str]]) -> pytest.MarkDecorator:
@@ -90,9 +112,13 @@ def each_on_one_kind(cases: list[tuple[str, str]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         ("name", "layout", "kind"),
         [
-            pytest.param(*case, kind, marks=() if fast else pytest.mark.slow)
+            pytest.param(
+                *case,
+                kind,
+                marks=() if turn % 2 == index and case not in NIGHTLY else _SLOW,
+            )
             for turn, case in enumerate(cases)
-            for kind, fast in zip(kinds, (turn % 2 == 0, turn % 2 == 1), strict=True)
+            for index, kind in enumerate(kinds)
         ],
     )
 
@@ -125,23 +151,25 @@ def test_owned_equals_one_device(name: str, layout: str, kind: AxisType) -> None
     "name",
     [
         "newton_schulz",
-        "rank_one_decay",
-        pytest.param("stiefel_spectral", marks=pytest.mark.slow),
+        "weigh",
+        pytest.param("rank_one_decay", marks=_SLOW),
+        pytest.param("stiefel_spectral", marks=_SLOW),
     ],
 )
 def test_all_stacks_travel_by_two_all_to_alls_together(
-    name: str, rng: np.random.Generator
+    name: str,
 ) -> None:
-    kernel, inputs, numbers = case(name, rng)
+    kernel, inputs, numbers, expected = on_one_device(name)
     mesh = mesh_of(AxisType.Explicit)
     sharded = shard(inputs, mesh, LAYOUTS["two-dimensional"])
-    _, compiled = run(kernel, sharded, replicate(numbers, mesh), None)
+    actual, compiled = run(kernel, sharded, replicate(numbers, mesh), None)
+    assert_close(actual, expected)
     # Numbers per matrix come back by a small one of their own.
     gathered = {"all-gather": 1} if "number" in kernels.RETURNS[kernel] else {}
     assert counts_outside_loops(compiled) == {"all-to-all": 2, **gathered}
 
 
-@each_on_one_kind([(name, "long side") for name in KERNELS])
+@each_on_one_kind([(name, "long side") for name in (*KERNELS, "weigh", SOLVER)])
 def test_sliced_equals_one_device_and_reduces_small_arrays_only(
     name: str, layout: str, kind: AxisType
 ) -> None:
@@ -149,12 +177,13 @@ def test_sliced_equals_one_device_and_reduces_small_arrays_only(
     kernel, inputs, numbers, expected = on_one_device(name)
     # A square matrix is turned if need be, but not under a vector of its short side.
     specs = {
-        "square": P(None, "x") if name == "rank_one_decay" else P("x", None),
+        "square": P(None, "x") if numbers else P("x", None),
         "tall": P(("x", "y"), None),
         "wide": P(None, ("y", "x")),
         "batch": P(None, "y", None),
     }
     mesh = mesh_of(kind)
+    specs = {key: specs[key] for key in inputs[0]}
     sharded = tuple(
         {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()}
         for tree in inputs
@@ -177,22 +206,28 @@ def test_sliced_equals_one_device_and_reduces_small_arrays_only(
 
 
 @pytest.mark.parametrize(
-    "kind", [AxisType.Explicit, pytest.param(AxisType.Auto, marks=pytest.mark.slow)]
+    ("kernel", "kind"),
+    [
+        # Two of each, and numbers per matrix.
+        pytest.param(kernels.stiefel_spectral, AxisType.Explicit, marks=_SLOW),
+        pytest.param(kernels.stiefel_spectral, AxisType.Auto, marks=_SLOW),
+        (kernels.reject, AxisType.Explicit),
+    ],
 )
 def test_batch_sharded_matrices_stay_where_they_are(
-    kind: AxisType, rng: np.random.Generator
+    kernel: Any, kind: AxisType, rng: np.random.Generator
 ) -> None:
     mesh = mesh_of(kind)
     x = jnp.asarray(rng.standard_normal((8, 24, 12)), jnp.float32)
-    points = mo.project({"experts": x}, mo.Stiefel(), axes=mo.STACKED)
+    points = points_on(mo.Stiefel(), {"experts": x})
     spec = P(("x", "y"), None, None)
-    expected = mapped(kernels.stiefel_spectral, ({"experts": x}, points), ())
+    expected = mapped(kernel, ({"experts": x}, points), ())
     put = lambda tree, spec: jax.tree.map(
         lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), tree
     )
     specs = {"experts": spec} if kind == AxisType.Auto else None
     actual, compiled = run(
-        kernels.stiefel_spectral,
+        kernel,
         (put({"experts": x}, spec), put(points, spec)),
         (),
         mo.sharding.owned(mesh, specs),

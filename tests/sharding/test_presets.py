@@ -15,6 +15,7 @@ from sharding.layouts import (
     assert_close,
     LAYOUTS,
     mesh_of,
+    points_on,
     shard,
     spec_for,
     TOLERANCE,
@@ -34,7 +35,8 @@ pytestmark = pytest.mark.devices
         # A whole model trains with muon in `test_train_step`.
         pytest.param(mo.muon, mo.Euclidean(), marks=pytest.mark.slow),
         (mo.manifold_muon, mo.Stiefel()),
-        (mo.hyperspherical_descent, mo.Sphere()),
+        # By day in `test_every_transform`.
+        pytest.param(mo.hyperspherical_descent, mo.Sphere(), marks=pytest.mark.slow),
     ],
 )
 def test_presets_train_sharded(
@@ -44,7 +46,7 @@ def test_presets_train_sharded(
     gradients, points = (
         {name: tree[name] for name in ("tall", "batch")} for tree in trees(rng)
     )
-    points = mo.project(points, manifold, axes=mo.STACKED)
+    points = points_on(manifold, points)
     layout = LAYOUTS["two-dimensional"]
     mesh = mesh_of(kind)
     specs = jax.tree.map(lambda x: spec_for(layout, x), points)
@@ -74,8 +76,10 @@ def test_numbers_of_batch_sharded_matrices_start_replicated(
     spec: P, rng: np.random.Generator
 ) -> None:
     mesh = mesh_of(AxisType.Explicit)
-    point = mo.initializers.stiefel()(jax.random.key(0), (2, 16, 8))
-    gradient = jnp.asarray(rng.standard_normal((2, 16, 8)), jnp.float32)
+    point, gradient = (
+        jnp.asarray(rng.standard_normal((2, 16, 8)), jnp.float32) for _ in "pg"
+    )
+    point = points_on(mo.Stiefel(), point)
     tx = mo.dual_ascent_spectral(certify=True, axes=mo.STACKED)
     alone = {"w": point}
     expected = jax.jit(tx.update)({"w": gradient}, tx.init(alone), alone)

@@ -80,8 +80,15 @@ def test_one_all_reduce_is_as_accurate_as_one_device(name: str, bound: float) ->
     np.testing.assert_allclose(compiled(x), whole, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("preconditioner", ["frobenius", "schatten"])
-@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(
+    ("preconditioner", "stacked"),
+    [
+        ("frobenius", False),
+        ("schatten", True),
+        pytest.param("frobenius", True, marks=pytest.mark.slow),
+        pytest.param("schatten", False, marks=pytest.mark.slow),
+    ],
+)
 def test_scale_zero_and_bad_entries(preconditioner: str, stacked: bool) -> None:
     x = matrix("gauss")
     bad = np.where(x == x[0, 0], np.nan, x), np.where(x == x[-1, 3], -np.inf, x)

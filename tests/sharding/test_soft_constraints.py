@@ -46,13 +46,17 @@ MAKERS = {
 @pytest.mark.parametrize(
     "name",
     [
-        # The decay carries vectors, the rows have no placement; the others do no more
-        # than the transforms of `test_placements`.
-        "add_spectral_weight_decay",
+        # The rows have no placement. The others do no more than the transforms of
+        # `test_placements`; `test_every_transform` slices the decay by day.
         "scale_by_row_rms",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("shrink_norm", "momentum", "retract")
+            for name in (
+                "add_spectral_weight_decay",
+                "shrink_norm",
+                "momentum",
+                "retract",
+            )
         ),
     ],
 )

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import manifold_optax as mo
 from conformance.table import CASES, on_manifold
 from manifold_optax.integrations.flax import module_list
-from sharding.layouts import assert_close
+from sharding.layouts import assert_close, points_on
 
 pytestmark = pytest.mark.devices
 
@@ -238,7 +238,7 @@ def test_scanned_layers_equal_those_of_one_device(kind: AxisType) -> None:
 def update_once(make: Callable[..., Any], mesh: Any, spec: P, *shape: int) -> Any:
     """The compiled update of `[batch, fan_in, fan_out]`, checked with one device."""
     keys = jax.random.split(jax.random.key(0))
-    point = mo.initializers.stiefel()(keys[0], shape)
+    point = points_on(mo.Stiefel(), jax.random.normal(keys[0], shape))
     gradient = jax.random.normal(keys[1], shape)
     placement = None
     if AxisType.Auto in mesh.axis_types:
