@@ -10,7 +10,8 @@ from jaxtyping import Array
 from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Manifold, Sphere, Stiefel
 from manifold_optax.matrices import AxesLike
-from manifold_optax.matrices._view import check_axes_like, views_of
+from manifold_optax.matrices._axes import check_axes_like
+from manifold_optax.matrices._view import views_of
 from manifold_optax.transforms import project
 
 __all__ = ("on_manifold", "sphere", "stiefel")

@@ -45,7 +45,7 @@ class Rescaling(NamedTuple):
     """What happens to one leaf: `(leaf + offset) * factor - offset`."""
 
     factor: Array
-    """To broadcast with the leaf."""
+    """Factor of each entry, to broadcast with the leaf."""
     offset: float
     """1 for a gain that is stored as its difference from 1."""
 
@@ -109,7 +109,7 @@ def rescalings(
 
 
 def _replicated(numbers: Array) -> Array:
-    """On Explicit meshes whole on every device: heads of one key may lie on several."""
+    """`numbers`, whole on every device of an Explicit mesh."""
     mesh = jax.typeof(numbers).sharding.mesh
     if jax.sharding.AxisType.Explicit not in mesh.axis_types:
         return numbers

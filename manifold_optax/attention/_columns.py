@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from manifold_optax.attention._beside import is_vector
 from manifold_optax.attention._spec import Attention, HeadPart, SIDES
 from manifold_optax.matrices import Split
-from manifold_optax.matrices._view import normalized_axis, split_axis
+from manifold_optax.matrices._axes import normalized_axis, split_axis
 
 
 def layer_axes(

@@ -1,4 +1,4 @@
-"""By what the weights of each head are multiplied: the rule of QK-clip."""
+"""QK-clip's rule: the factor for each head's weights."""
 
 from typing import Any
 
@@ -11,11 +11,12 @@ from manifold_optax.attention._spec import Attention
 def logit_factors(
     max_logits: Float[Array, "*batch heads"], threshold: Any
 ) -> Float[Array, "*batch heads"]:
-    """By what each head's logits must shrink: `threshold / S` where `S` exceeds it.
+    """Factor by which each head's logits must shrink.
 
-    1 elsewhere: also where `S` is negative, -inf (a head that saw nothing), nan or inf
-    (there is no factor for it, and 0 would destroy the head for good), and for a traced
-    threshold that is not positive.
+    It is `threshold / S` where the largest logit `S` exceeds the threshold, and 1
+    elsewhere. It is also 1 where `S` is negative, -inf (a head that saw nothing), nan
+    or inf (there is no factor for it, and 0 would destroy the head for good), and for a
+    traced threshold that is not positive.
     """
     exceeds = jnp.isfinite(max_logits) & (max_logits > threshold) & (threshold > 0)
     # The division is safe where it is not taken; a subnormal quotient would be 0.

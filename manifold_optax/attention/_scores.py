@@ -49,7 +49,7 @@ class Scores:
     chunk: int = CHUNK
     """How many queries are handled at a time, ≥ 1."""
     precision: jax.lax.PrecisionLike = None
-    """Of the products; `None`: JAX's default."""
+    """Precision of the products; `None`: JAX's default."""
 
     def __post_init__(self) -> None:
         if isinstance(self.chunk, bool) or not isinstance(self.chunk, int):

@@ -1,4 +1,4 @@
-"""What the state of an optimizer tells about its last step."""
+"""What the state of an optimizer holds about its last step."""
 
 from typing import Any
 

@@ -10,13 +10,8 @@ from manifold_optax._checks import require_instance
 from manifold_optax._typing import ArrayTree
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike
-from manifold_optax.matrices._view import (
-    axes_at,
-    check_axes_like,
-    joined_numbers,
-    View,
-    views_of,
-)
+from manifold_optax.matrices._axes import axes_at, check_axes_like
+from manifold_optax.matrices._view import joined_numbers, View, views_of
 from manifold_optax.trees import bare, is_absent, leaf_path
 
 

@@ -19,7 +19,7 @@ from manifold_optax.linalg._reductions import (
 )
 
 _BISECTIONS = 40
-"""From the widest bracket, 4, to 4e-12: below rounding in float32, near it in 64."""
+"""Steps from the widest bracket, 4, to 4e-12, which is below rounding in float32."""
 
 
 @dataclasses.dataclass(frozen=True)

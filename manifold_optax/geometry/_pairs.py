@@ -68,7 +68,7 @@ class Pair(NamedTuple):
     stops: bool = False
     """Whether it can stop at a tolerance."""
     where: Callable[[Any, Any], bool] | None = None
-    """Of these classes, which manifold with which norm; `None`: each with each."""
+    """Which manifold of these classes goes with which norm; `None`: each with each."""
     words: tuple[str, str] = ("", "")
     """Manifold and norm as the tables show them, in place of the class names."""
 

@@ -70,7 +70,7 @@ def stiefel_spectral_direction(
 
     Args:
         point: `[m, n]` with orthonormal columns to 1e-6, `m ≥ n`, at least float32. Off
-            the manifold the direction is neither tangent nor bounded; `tangency` tells.
+            the manifold the direction is neither tangent nor bounded; see `tangency`.
         gradient: `[m, n]`, any scale.
         steps: majorise-minimise steps, ≥ 0. `None`: 2 to 8 by shape and backend. With a
             `tolerance` the largest number, `None`: 256. Square matrices and single

@@ -60,7 +60,7 @@ class Backend(NamedTuple):
 
 
 class Direction(NamedTuple):
-    """Blocks of `W·tangent + G⊥·mixing·restᵀ`, and what tells how good it is."""
+    """Blocks of `W·tangent + G⊥·mixing·restᵀ`, and the measures of how good it is."""
 
     tangent: Array
     mixing: Array

@@ -39,7 +39,7 @@ module_list: Callable[[Iterable[nnx.Module]], Any] = getattr(nnx, "List", list)
 
 
 def attention_fn(*, absolute: bool = False, chunk: int = 128) -> Callable[..., Array]:
-    """Attention for `nnx.MultiHeadAttention(attention_fn=...)` that tells its logits.
+    """Returns an `attention_fn` for `nnx.MultiHeadAttention` that records its logits.
 
     It computes what `nnx.dot_product_attention` computes. Flax hands it the module only
     when that is called with `sow_weights=True`: it then sows the largest logit of each

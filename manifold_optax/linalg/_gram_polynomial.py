@@ -67,7 +67,7 @@ def relative_cost(narrow: bool, *, on_cpu: bool) -> float:
 def flops(
     joined: tuple[Schedule, ...], short: int, long: int, *, small_cost: float = 1.0
 ) -> float:
-    """Of all rows, with a Gram product of the long side for each of `joined`."""
+    """FLOPs of all rows, with a Gram product of the long side for each of `joined`."""
     squares = sum(1 for rows in joined for row in rows if row[2])
     others = 3 * sum(len(rows) - 1 for rows in joined)
     # In the direct form there are no small products between two long ones.

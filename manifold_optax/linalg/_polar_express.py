@@ -47,8 +47,8 @@ def polar_express(
 
     Returns:
         `steps` rows `(a, b, c)`, computed in float64. The division happens inside the
-        generation, so that each row knows of those before it: `POLAR_EXPRESS` has rows
-        that were divided afterwards, and differs.
+        generation, so that each row accounts for those before it. `POLAR_EXPRESS` has
+        rows that were divided afterwards, and differs.
 
     Raises:
         ValueError: for an argument out of its range.

@@ -5,11 +5,7 @@ leaf is a batch of matrices, in `_view`, `_blocks` and `_map.map_views`, is for 
 floors above alone.
 """
 
-from manifold_optax.matrices._kernel import Result
-from manifold_optax.matrices._map import map_matrices, plan_matrices
-from manifold_optax.matrices._per_matrix import per_matrix
-from manifold_optax.matrices._plan import Orientation, Placement, Plan
-from manifold_optax.matrices._view import (
+from manifold_optax.matrices._axes import (
     Axes,
     AxesByPath,
     AxesLike,
@@ -20,6 +16,10 @@ from manifold_optax.matrices._view import (
     Split,
     STACKED,
 )
+from manifold_optax.matrices._kernel import Result
+from manifold_optax.matrices._map import map_matrices, plan_matrices
+from manifold_optax.matrices._per_matrix import per_matrix
+from manifold_optax.matrices._plan import Orientation, Placement, Plan
 
 __all__ = (
     "CONV",

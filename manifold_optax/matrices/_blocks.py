@@ -15,10 +15,10 @@ from manifold_optax._checks import (
     require_same_shapes,
 )
 from manifold_optax._typing import ArrayTree
+from manifold_optax.matrices._axes import AxesLike
 from manifold_optax.matrices._kernel import Call
 from manifold_optax.matrices._stack import Operands
 from manifold_optax.matrices._view import (
-    AxesLike,
     joined,
     joined_numbers,
     numbers_of,

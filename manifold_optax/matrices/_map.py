@@ -14,6 +14,7 @@ import jax
 
 from manifold_optax._checks import require_compute_dtype, require_one_of
 from manifold_optax._typing import ArrayTree, Kernel
+from manifold_optax.matrices._axes import AxesLike, check_axes_like
 from manifold_optax.matrices._blocks import (
     Block,
     blocks_of,
@@ -34,7 +35,6 @@ from manifold_optax.matrices._plan import (
 )
 from manifold_optax.matrices._recipes import Facts, make_plan
 from manifold_optax.matrices._stack import run
-from manifold_optax.matrices._view import AxesLike, check_axes_like
 
 
 def map_matrices(

@@ -11,12 +11,8 @@ from jaxtyping import Array
 
 from manifold_optax._checks import require_floating
 from manifold_optax._typing import ArrayTree
-from manifold_optax.matrices._view import (
-    AxesLike,
-    per_matrix_shape,
-    View,
-    views_of,
-)
+from manifold_optax.matrices._axes import AxesLike
+from manifold_optax.matrices._view import per_matrix_shape, View, views_of
 from manifold_optax.trees import bare, leaf_path
 
 

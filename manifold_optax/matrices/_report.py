@@ -8,8 +8,9 @@ from jax.core import Tracer
 
 from manifold_optax._reports import report
 from manifold_optax._typing import ArrayTree
+from manifold_optax.matrices._axes import AxesLike
 from manifold_optax.matrices._plan import Placement
-from manifold_optax.matrices._view import AxesLike, View, views_of
+from manifold_optax.matrices._view import View, views_of
 from manifold_optax.trees import is_absent, leaf_path
 
 

@@ -117,7 +117,7 @@ def collectives(compiled: Any) -> Collectives:
 
     Raises:
         TypeError: for a lowered program, which shows no collectives yet.
-        ValueError: for text that is not one HLO module.
+        ValueError: for text other than one HLO module.
 
     Example:
         >>> compiled = jax.jit(jnp.sin).lower(1.0).compile()

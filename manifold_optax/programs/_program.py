@@ -90,7 +90,7 @@ def read(compiled: Any) -> Program:
 
     Raises:
         TypeError: for a lowered program, and for anything without `as_text()`.
-        ValueError: for text that is not one HLO module.
+        ValueError: for text other than one HLO module.
     """
     if isinstance(compiled, jax.stages.Lowered):
         raise TypeError(
@@ -109,7 +109,7 @@ def parse(text: str) -> Program:
     """Computations of the text of one HLO module.
 
     Raises:
-        ValueError: for text that is not one HLO module, or a line that is not HLO.
+        ValueError: for text other than one HLO module, or a line that is not HLO.
     """
     computations: dict[str, dict[str, Instruction]] = {}
     entries: list[str] = []

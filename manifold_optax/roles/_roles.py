@@ -9,7 +9,7 @@ import optax
 
 from manifold_optax._typing import ArrayTree
 from manifold_optax.matrices import Axes, STACKED
-from manifold_optax.matrices._view import check_axes
+from manifold_optax.matrices._axes import check_axes
 from manifold_optax.roles._names import role_by_name
 from manifold_optax.roles._role import MATRIX, NOT_MATRICES, Role
 from manifold_optax.roles._unknown import unknown_parameters

@@ -156,7 +156,7 @@ def shrink_norm(
     decoupled decay does.
 
     Args:
-        norm: whose ball; one that `Ball` knows.
+        norm: a norm whose ball has a projection: any `BallNorm`.
         rate: number in [0, 1), or an Optax schedule `count -> rate`; usually learning
             rate times weight decay. May be traced.
         axes: which axes of a leaf are the matrix; all others are batch axes.

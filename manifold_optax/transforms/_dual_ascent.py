@@ -97,14 +97,9 @@ def dual_ascent_spectral(
 
     Source: J. Bernstein, "Modular Manifolds", Thinking Machines Lab (2025).
     """
-    require_static_steps("steps", steps)
-    require_flag("certify", certify)
-    require_in_range("tolerance", tolerance, "(0, 1)", optional=True)
-    if backend is not None:
-        require_one_of("backend", backend, BACKENDS)
     manifold = Stiefel() if manifold is None else manifold
     require_instance("manifold of dual_ascent_spectral", manifold, Stiefel)
-
+    _check_solver(steps, tolerance, backend, certify=certify)
     solve = functools.partial(
         stiefel_spectral_direction,
         steps=steps,
@@ -117,9 +112,8 @@ def dual_ascent_spectral(
         update: Matrix, point: Matrix, axis_name: AxisName = None
     ) -> tuple[Array, ...]:
         found = solve(point, update, axis_name=axis_name)
-        assert found.gap is not None or not certify
         assert found.tangency is not None
-        gap = (found.gap,) if found.gap is not None and certify else ()
+        gap = (found.gap,) if certify and found.gap is not None else ()
         return found.direction, *gap, found.tangency
 
     solve_all = unit_map(
@@ -145,18 +139,22 @@ def dual_ascent_spectral(
     )
 
     def update_fn(
-        updates: ArrayTree,
-        state: Any,
-        params: Any = None,
-        **extra_args: Any,
+        updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[ArrayTree, DualAscentState]:
         del extra_args
         require_params(params, "dual_ascent_spectral")
-        found, *numbers = solve_all((updates,), (params,), like=updates)
-        *gap, tangency = numbers
+        found, *gap, tangency = solve_all((updates,), (params,), like=updates)
         return found, DualAscentState(
             fill_absent(gap[0], state.gap) if gap else None,
             fill_absent(tangency, state.tangency),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_solver(steps: Any, tolerance: Any, backend: Any, *, certify: Any) -> None:
+    require_static_steps("steps", steps)
+    require_flag("certify", certify)
+    require_in_range("tolerance", tolerance, "(0, 1)", optional=True)
+    if backend is not None:
+        require_one_of("backend", backend, BACKENDS)

@@ -103,11 +103,7 @@ def momentum(
     def init_fn(params: ArrayTree) -> MomentumState:
         if carrier is not None:
             carrier.init(params)
-        average = map_leaves(
-            lambda _, p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)),
-            params,
-        )
-        return MomentumState(jnp.zeros((), jnp.int32), average)
+        return MomentumState(jnp.zeros((), jnp.int32), map_leaves(_zeros, params))
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
@@ -143,6 +139,11 @@ def momentum(
         return map_leaves(read, updates, average), MomentumState(count, average)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _zeros(path: str, param: Array) -> Array:
+    del path
+    return jnp.zeros_like(param, jnp.promote_types(param.dtype, jnp.float32))
 
 
 def _second_present(path: str, update: Array, average: Any) -> Array:

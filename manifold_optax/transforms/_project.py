@@ -8,7 +8,7 @@ from manifold_optax._checks import require_instance
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike, Placement
-from manifold_optax.matrices._view import axes_at
+from manifold_optax.matrices._axes import axes_at
 from manifold_optax.transforms._leaves import unit_map
 from manifold_optax.transforms._start import check_layout
 from manifold_optax.trees import fill_absent, is_absent, leaf_path

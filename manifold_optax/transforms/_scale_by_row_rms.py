@@ -75,21 +75,12 @@ def scale_by_row_rms(
     require_in_range("decay", decay, "[0, 1)")
     require_in_range("eps", eps, "(0, inf)")
 
-    def zeros(params: ArrayTree) -> RowRmsState:
-        def of_leaf(path: str, leaf: Array) -> Array:
-            views = views_of(leaf, path, axes)
-            wide = jnp.promote_types(leaf.dtype, jnp.float32)
-            blank = [jnp.zeros_like(view.block(leaf), wide) for view in views]
-            # Sums, not zeros of the right shape: so they are sharded as the rows are.
-            rows = [
-                jnp.sum(x, axis=view.in_axes, keepdims=True)
-                for x, view in zip(blank, views, strict=True)
-            ]
-            return joined(views, rows)
-
-        return RowRmsState(map_leaves(of_leaf, bare(params)))
-
-    init_fn = start("scale_by_row_rms", axes, planned=False, state=zeros)
+    init_fn = start(
+        "scale_by_row_rms",
+        axes,
+        planned=False,
+        state=lambda params: RowRmsState(_zero_rows(params, axes)),
+    )
 
     def advance(path: str, update: Array, average: Any, of_leaf: Views) -> Array:
         require_present(average, path)
@@ -145,3 +136,20 @@ def _rows_of(average: Array, view: View, position: int) -> Array:
     if axis in view.in_axes:
         start, stop = position, position + 1
     return jax.lax.slice_in_dim(view.folded(average), start, stop, axis=axis)
+
+
+def _zero_rows(params: ArrayTree, axes: AxesLike) -> ArrayTree:
+    """Zeros for each row of each matrix, in at least float32."""
+
+    def of_leaf(path: str, leaf: Array) -> Array:
+        views = views_of(leaf, path, axes)
+        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        blank = [jnp.zeros_like(view.block(leaf), wide) for view in views]
+        # Sums, not zeros of the right shape: so they are sharded as the rows are.
+        rows = [
+            jnp.sum(x, axis=view.in_axes, keepdims=True)
+            for x, view in zip(blank, views, strict=True)
+        ]
+        return joined(views, rows)
+
+    return map_leaves(of_leaf, bare(params))

@@ -11,9 +11,9 @@ from manifold_optax._typing import ArrayTree
 from manifold_optax.diagnostics import residual
 from manifold_optax.geometry import Ball, Band, Euclidean, Manifold
 from manifold_optax.matrices import AxesLike, Placement
+from manifold_optax.matrices._axes import check_axes_like
 from manifold_optax.matrices._plan import check_placement
 from manifold_optax.matrices._report import check_matrices, is_concrete
-from manifold_optax.matrices._view import check_axes_like
 from manifold_optax.trees import bare, leaf_path
 
 OFF_MANIFOLD = 0.1

@@ -1,5 +1,6 @@
 """The steepest direction of a manifold and a norm, as a transformation."""
 
+import functools
 from typing import Any, NamedTuple
 
 import optax
@@ -82,11 +83,7 @@ def steepest(
     Source: the table of J. Bernstein, "Modular Manifolds", Thinking Machines Lab
     (2025).
     """
-    require_instance("manifold of steepest", manifold, Manifold)
-    require_instance("norm of steepest", norm, Norm)
     check_layout(axes, placement)
-    require_flag("certify", certify)
-    require_in_range("tolerance", tolerance, "(0, 1)", optional=True)
     direction = _direction(manifold, norm, tolerance, certify=certify)
     flat = isinstance(manifold, Euclidean)
     if placement is not None and needs_whole(manifold, norm):
@@ -107,6 +104,14 @@ def steepest(
         returns=returns,
     )
 
+    map_flat = functools.partial(
+        map_matrices,
+        kernel,
+        axes=axes,
+        orientation=orientation,
+        placement=placement,
+    )
+
     def state_of(params: ArrayTree) -> Any:
         if not certify:
             return optax.EmptyState()
@@ -121,14 +126,7 @@ def steepest(
     ) -> tuple[ArrayTree, Any]:
         del extra_args
         if flat:
-            found = map_matrices(
-                kernel,
-                (updates,),
-                axes=axes,
-                orientation=orientation,
-                placement=placement,
-            )
-            return found, state
+            return map_flat((updates,)), state
         require_params(params, f"steepest({manifold}, {norm})")
         found = steepest_all((updates,), (params,), like=updates)
         if not certify:
@@ -141,7 +139,11 @@ def steepest(
 def _direction(
     manifold: Manifold, norm: Norm, tolerance: float | None, *, certify: bool
 ) -> Any:
-    """The pure direction, `(direction, gap)` where it is certified."""
+    """The pure direction of checked arguments, `(direction, gap)` under `certify`."""
+    require_instance("manifold of steepest", manifold, Manifold)
+    require_instance("norm of steepest", norm, Norm)
+    require_flag("certify", certify)
+    require_in_range("tolerance", tolerance, "(0, 1)", optional=True)
     if not certify and tolerance is None:
         return steepest_direction(manifold, norm)
     solve = certified_direction(manifold, norm, tolerance=tolerance)

@@ -30,7 +30,11 @@ TAKE_A_PLACEMENT = {
 }
 
 
-@pytest.mark.parametrize("placement", ["owned", MESH, mo.sharding.owned], ids=str)
+# A function prints with its address, which differs between processes.
+KINDS = ["string", "mesh", "function"]
+
+
+@pytest.mark.parametrize("placement", ["owned", MESH, mo.sharding.owned], ids=KINDS)
 @pytest.mark.parametrize("name", TAKE_A_PLACEMENT)
 def test_a_placement_of_another_kind_is_an_error(name, placement):
     with pytest.raises(TypeError, match=r"placement must be None or made by mo\.shard"):
