@@ -1,6 +1,7 @@
 """Manifold Muon's direction: Stiefel under the spectral norm, solved on its dual."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import optax
@@ -17,6 +18,7 @@ from manifold_optax._checks import (
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import (
     BACKENDS,
+    CertifiedDirection,
     Stiefel,
     stiefel_spectral_direction,
 )
@@ -99,14 +101,7 @@ def dual_ascent_spectral(
     """
     manifold = Stiefel() if manifold is None else manifold
     require_instance("manifold of dual_ascent_spectral", manifold, Stiefel)
-    _check_solver(steps, tolerance, backend, certify=certify)
-    solve = functools.partial(
-        stiefel_spectral_direction,
-        steps=steps,
-        tolerance=tolerance,
-        backend=backend,
-        certify=certify,
-    )
+    solve = _solver(steps, tolerance, backend, certify=certify)
 
     def kernel(
         update: Matrix, point: Matrix, axis_name: AxisName = None
@@ -152,9 +147,23 @@ def dual_ascent_spectral(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _check_solver(steps: Any, tolerance: Any, backend: Any, *, certify: Any) -> None:
+def _solver(
+    steps: int | None,
+    tolerance: float | None,
+    backend: Literal["eigh", "products", "products64"] | None,
+    *,
+    certify: bool,
+) -> Callable[..., CertifiedDirection]:
+    """The solver of checked arguments."""
     require_static_steps("steps", steps)
     require_flag("certify", certify)
     require_in_range("tolerance", tolerance, "(0, 1)", optional=True)
     if backend is not None:
         require_one_of("backend", backend, BACKENDS)
+    return functools.partial(
+        stiefel_spectral_direction,
+        steps=steps,
+        tolerance=tolerance,
+        backend=backend,
+        certify=certify,
+    )
