@@ -294,11 +294,11 @@ def test_work_of_several_exchanges_is_spread_over_all_devices() -> None:
     alone = str(mo.plan_matrices({"w": tree["w0"]}))
     busiest = [text.splitlines()[-1].split()[2] for text in (str(plan), alone)]
     assert busiest[0] == busiest[1]
-    expected = jax.jit(lambda x: map_matrices(kernels.newton_schulz, (x,)))(tree)
-    found = jax.jit(
-        lambda x: map_matrices(kernels.newton_schulz, (x,), placement=placement)
-    )(put)
-    assert_close(found, expected)
+    # Only the way there and back matters here.
+    square = lambda x, axis_name=None: x * x
+    found = jax.jit(lambda x: map_matrices(square, (x,), placement=placement))(put)
+    for name, x in found.items():
+        np.testing.assert_array_equal(x, tree[name] ** 2)
 
 
 def test_auto_slices_long_matrices_and_deals_out_the_others() -> None:

@@ -54,6 +54,9 @@ def test_presets_train_sharded(
 
     def three_steps(tx: Any, params: Any, gradients: Any) -> Any:
         state = tx.init(params)
+        if params["tall"].sharding.num_devices > 1:
+            # Numbers per matrix start replicated, which would be a second program.
+            state = jax.device_put(state, mo.sharding.state_shardings(tx, params))
         for _ in range(3):
             updates, state = jax.jit(tx.update)(gradients, state, params)
             params = jax.tree.map(lambda p, u: p + u, params, updates)

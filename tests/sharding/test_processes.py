@@ -37,7 +37,7 @@ def require_own_name() -> None:
         pytest.skip(f"this machine's own name does not resolve: {error}")
 
 
-def run_processes(count: int, directory: pathlib.Path) -> pathlib.Path:
+def run_processes(count: int, directory: pathlib.Path, name: str) -> pathlib.Path:
     """Runs the worker as so many processes; fails with their output if one fails.
 
     Returns:
@@ -52,7 +52,14 @@ def run_processes(count: int, directory: pathlib.Path) -> pathlib.Path:
     processes = []
     try:
         for identity, log in enumerate(logs):
-            words = [worker.__file__, str(identity), str(count), str(port), str(out)]
+            words = [
+                worker.__file__,
+                str(identity),
+                str(count),
+                str(port),
+                str(out),
+                name,
+            ]
             with log.open("w") as sink:
                 process = subprocess.Popen(
                     [sys.executable, "-P", *words],
@@ -79,10 +86,14 @@ def run_processes(count: int, directory: pathlib.Path) -> pathlib.Path:
     return out
 
 
-def test_two_processes_equal_one_bitwise(tmp_path: pathlib.Path) -> None:
+# Both send the same; manifold Muon also sends the points.
+@pytest.mark.parametrize(
+    "name", ["manifold_muon", pytest.param("muon", marks=pytest.mark.slow)]
+)
+def test_two_processes_equal_one_bitwise(name: str, tmp_path: pathlib.Path) -> None:
     require_own_name()
-    written = run_processes(2, tmp_path)
-    expected = worker.train_all()
+    written = run_processes(2, tmp_path, name)
+    expected = worker.train(name)
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, expected)
     with worker.open_checkpoint(written) as manager:
         actual = manager.restore(0, args=ocp.args.StandardRestore(like))

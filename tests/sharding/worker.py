@@ -1,7 +1,8 @@
-"""A few sharded steps in one process, or one of several: `worker.py ID COUNT PORT OUT`.
+"""A few sharded steps in one process, or one of several.
 
-Each process has its own CPU devices; together they make one mesh of eight. They write
-the parameters as one checkpoint to the directory `OUT`.
+`worker.py ID COUNT PORT OUT NAME`: each process has its own CPU devices; together they
+make one mesh of eight. They write the parameters that the optimizer `NAME` gives as one
+checkpoint to the directory `OUT`.
 """
 
 import functools
@@ -53,8 +54,9 @@ def random_tree(mesh: jax.sharding.Mesh, seed: int) -> Any:
     return jax.tree.map(leaf, SPECS, SHAPES)
 
 
-def train(name: str, mesh: jax.sharding.Mesh) -> Any:
+def train(name: str) -> Any:
     """Parameters after three steps towards a target."""
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     tx = optimizers(mo.sharding.owned(mesh, SPECS))[name]
     target = random_tree(mesh, 1)
 
@@ -75,18 +77,13 @@ def train(name: str, mesh: jax.sharding.Mesh) -> Any:
     return params
 
 
-def train_all() -> dict[str, Any]:
-    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
-    return {name: train(name, mesh) for name in optimizers(None)}
-
-
 def open_checkpoint(directory: pathlib.Path) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     return ocp.CheckpointManager(directory, options=options)
 
 
 def main() -> None:
-    identity, count, port, out = sys.argv[1:]
+    identity, count, port, out, name = sys.argv[1:]
     # XLA's own collectives of the CPU stay inside one process.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
@@ -99,7 +96,7 @@ def main() -> None:
         initialization_timeout=60,
     )
     with open_checkpoint(pathlib.Path(out)) as manager:
-        manager.save(0, args=ocp.args.StandardSave(train_all()))
+        manager.save(0, args=ocp.args.StandardSave(train(name)))
 
 
 if __name__ == "__main__":
