@@ -99,7 +99,7 @@ def test_the_step_lands_on_the_clipped_weights(params: Any, grads: Any) -> None:
 def test_leaves_that_no_spec_names_are_the_same_objects(
     params: Any, grads: Any
 ) -> None:
-    tx = mo.qk_clip(SPEC)
+    tx: Any = mo.qk_clip(SPEC)
     updates, _ = tx.update(grads, tx.init(params), params, max_logits=LARGEST)
     assert updates["head"]["kernel"] is grads["head"]["kernel"]
 

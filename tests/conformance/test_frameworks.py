@@ -105,7 +105,7 @@ def test_a_linen_train_state_trains_with_hybrid(name: str, key: jax.Array) -> No
 def test_hybrid_gives_each_leaf_to_its_own_optimizer(key: jax.Array) -> None:
     model = LinenModel()
     params = model.init(key, jnp.ones((1, 6)))["params"]
-    tx = mo.hybrid(mo.muon(0.02), others=optax.sgd(1.0))
+    tx: Any = mo.hybrid(mo.muon(0.02), others=optax.sgd(1.0))
     gradient = jax.tree.map(lambda leaf: 1e-3 * jnp.ones_like(leaf), params)
     updates, _ = tx.update(gradient, tx.init(params), params)
     muon = mo.muon(0.02)

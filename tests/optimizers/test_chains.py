@@ -1,6 +1,7 @@
 """What the presets promise as chains: names, states, schedules, errors."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +144,7 @@ def test_learning_rate_schedules(name):
 
 def test_a_step_on_the_sphere_turns_by_the_angle():
     params = point()
-    tx = mo.hyperspherical_descent(optax.linear_schedule(0.4, 0.0, 4))
+    tx: Any = mo.hyperspherical_descent(optax.linear_schedule(0.4, 0.0, 4))
     state, update = tx.init(params), jax.jit(tx.update)
     for step in range(4):
         updates, state = update(gradient(), state, params)

@@ -1,5 +1,7 @@
 """hybrid is the drop-in for optax.contrib.muon, without guessing by rank."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -86,7 +88,9 @@ def test_others_are_left_to_adamw():
 @pytest.mark.slow
 def test_a_manifold_for_the_matrices():
     labels = mo.roles({r"^layers/\d/kernel$": "matrix"}, default="other")
-    tx = mo.hybrid(mo.manifold_muon(0.1, manifold=mo.Stiefel("rms")), labels=labels)
+    tx: Any = mo.hybrid(
+        mo.manifold_muon(0.1, manifold=mo.Stiefel("rms")), labels=labels
+    )
     start = gaussian(0)
     roles = mo.roles({r"^layers/\d/kernel$": mo.STACKED}, default="other")
     start = mo.project(start, mo.Stiefel("rms"), axes=roles)
@@ -141,7 +145,7 @@ def test_a_mapping_gives_each_label_its_own_optimizer():
     gradient["out"] = gradient["out"].reshape(8, 8)
     gradient["bias"] = jnp.ones(3)
     per_head = mo.muon(0.02, axes=Axes(0, 2))
-    tx = mo.hybrid(
+    tx: Any = mo.hybrid(
         {"heads": per_head, "matrix": mo.muon(0.02)},
         others=optax.sgd(1.0),
         labels=mo.roles({"query": "heads", "out": "matrix"}, default="other"),

@@ -30,7 +30,9 @@ def params(rng: np.random.Generator) -> Any:
 def test_it_is_muon_with_adamw_beside_it_and_the_clip_at_the_end(params: Any) -> None:
     grads = jax.tree.map(jnp.cos, params)
     options = {"momentum": 0.9, "weight_decay": 0.2}
-    tx = mo.muon_clip(0.01, SPEC, threshold=10.0, balance=0.3, roles=ROLES, **options)
+    tx: Any = mo.muon_clip(
+        0.01, SPEC, threshold=10.0, balance=0.3, roles=ROLES, **options
+    )
     state = tx.init(params)
     assert list(state) == ["model", "qk_clip"]
     assert set(state["model"].inner_states) == {"matrix", "other"}
@@ -82,7 +84,7 @@ def test_a_manifold_beside_clipped_heads_is_chained_by_hand(params: Any) -> None
         {"matrix": mo.muon(0.1, axes=known), "mlp": mo.manifold_muon(0.1, axes=known)},
         labels=known,
     )
-    tx = optax.named_chain(("model", model), ("qk_clip", mo.qk_clip(SPEC)))
+    tx: Any = optax.named_chain(("model", model), ("qk_clip", mo.qk_clip(SPEC)))
     updates, _ = jax.jit(tx.update)(
         jax.tree.map(jnp.cos, params), tx.init(params), params, max_logits=LARGEST
     )
@@ -102,7 +104,7 @@ def test_what_is_labelled_other_goes_to_adamw(params: Any) -> None:
 
 def test_no_decay_and_schedules(params: Any) -> None:
     rate = optax.linear_schedule(0.1, 0.0, 10)
-    tx = mo.muon_clip(rate, SPEC, weight_decay=None, roles=ROLES)
+    tx: Any = mo.muon_clip(rate, SPEC, weight_decay=None, roles=ROLES)
     links = tx.init(params)["model"].inner_states["matrix"].inner_state
     assert "weight_decay" not in links
 

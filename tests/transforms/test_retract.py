@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -138,7 +139,7 @@ def test_double_precision_parameters_stay_to_double_precision(rng, x64, updates_
 
 
 def test_a_thousand_steps_do_not_drift(rng):
-    tx = mo.retract_polar()
+    tx: Any = mo.retract_polar()
     point, _ = draw_pair(rng, mo.Stiefel(), (6, 3))
     taken = 0.1 * draw(rng, 1000, 6, 3)
 
@@ -199,7 +200,7 @@ def test_project_puts_every_matrix_on_the_manifold(rng, manifold):
 
 
 def test_every_other_update_passes(rng):
-    tx = mo.retract(mo.Sphere(2.0), every=2)
+    tx: Any = mo.retract(mo.Sphere(2.0), every=2)
     point, gradients = draw(rng, 6, 3), draw(rng, 4, 6, 3)
     params = mo.project({"w": point}, mo.Sphere(2.0))
     state, update = tx.init(params), jax.jit(tx.update)
@@ -228,7 +229,7 @@ def test_between_two_retractions_nothing_is_computed(rng):
 
 def test_a_schedule_moves_the_bound(rng):
     factor = optax.linear_schedule(1.0, 3.0, 2)
-    tx = mo.retract(Ball(mo.Spectral(), 0.5), factor=factor)
+    tx: Any = mo.retract(Ball(mo.Spectral(), 0.5), factor=factor)
     params = {"w": draw(rng, 6, 3)}
     state, update = tx.init(params), jax.jit(tx.update)
     for count in range(3):

@@ -49,7 +49,7 @@ def oracle(load, rule):
 
 def alone(load, **options):
     """The update of the bias of a model that is one router."""
-    tx = mo.balance_router_bias({"": "bias"}, rate=1.0, **options)
+    tx: Any = mo.balance_router_bias({"": "bias"}, rate=1.0, **options)
     params = {"bias": jnp.zeros(np.shape(load))}
     update = tx.update(params, tx.init(params), params, expert_load={"": load})
     return np.asarray(update[0]["bias"])
@@ -99,7 +99,7 @@ def test_a_load_that_is_not_finite_leaves_its_own_layer_alone(rule, bad):
 
 def test_whatever_came_is_replaced_and_all_else_is_the_same_object():
     params = jax.tree.map(lambda leaf: leaf + 1.0, model())
-    tx = mo.balance_router_bias(ROUTERS, rate=0.5)
+    tx: Any = mo.balance_router_bias(ROUTERS, rate=0.5)
     load = loads([1, 2, 3, 6], [9, 1, 1, 1])
     updates, state = tx.update(params, tx.init(params), params, expert_load=load)
     first, second = biases_of(updates)
@@ -158,7 +158,7 @@ def test_the_last_link_after_hybrid_and_with_an_injected_rate():
 
 def test_vmap_and_dtypes():
     params = {"bias": jnp.zeros((3,), jnp.bfloat16)}
-    tx = mo.balance_router_bias({"": "bias"}, rate=1.0)
+    tx: Any = mo.balance_router_bias({"": "bias"}, rate=1.0)
     load = jnp.asarray([[1, 2, 6], [7, 7, 1]])
 
     def update(load, gradient):
@@ -270,7 +270,7 @@ def test_a_bias_of_integers_is_refused_by_name(unhooked):
 
 @pytest.mark.parametrize("rule", ["sign", "rms"])
 def test_loads_near_the_largest_number(rule: str) -> None:
-    tx = mo.balance_router_bias({"": "bias"}, rate=1.0, rule=rule)
+    tx: Any = mo.balance_router_bias({"": "bias"}, rate=1.0, rule=rule)
     params = {"bias": jnp.zeros(4)}
     load = {"": jnp.array([3e38, 0.0, 0.0, 0.0])}
     updates, _ = tx.update(params, tx.init(params), params, expert_load=load)

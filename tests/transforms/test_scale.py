@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ FACTORS = [
 
 
 def scaled(rule, leaf, axes=mo.STACKED):
-    tx = mo.scale_by_shape(rule, axes=axes)
+    tx: Any = mo.scale_by_shape(rule, axes=axes)
     updates, _ = tx.update({"w": leaf}, tx.init({"w": leaf}))
     return updates["w"]
 

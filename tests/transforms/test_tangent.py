@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -72,7 +74,7 @@ def test_updates_keep_their_dtype(rng):
 
 def test_after_momentum_it_transports_the_average(rng):
     manifold = mo.Stiefel()
-    tx = optax.chain(mo.momentum(0.9), mo.tangent_project(manifold))
+    tx: Any = optax.chain(mo.momentum(0.9), mo.tangent_project(manifold))
     point, update = draw_pair(rng, manifold, (6, 3))
     params = {"w": point}
     _, state = tx.update({"w": update}, tx.init(params), params)
