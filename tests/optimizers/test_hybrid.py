@@ -45,7 +45,8 @@ def dimension_numbers():
 
 
 def run(tx, steps=5, start=None):
-    params, updates = gaussian(0) if start is None else start, None
+    params: Any = gaussian(0) if start is None else start
+    updates: Any = None
     state, update = tx.init(params), jax.jit(tx.update)
     for seed in range(1, steps + 1):
         updates, state = update(gaussian(seed), state, params)
@@ -169,6 +170,6 @@ def test_a_mapping_must_have_labels_and_not_that_of_the_others(matrices):
 
 def test_what_is_no_transformation_is_an_error_that_names_its_label(unhooked):
     with pytest.raises(TypeError, match="the label 'heads' must be an optax"):
-        mo.hybrid({"heads": mo.muon})
+        mo.hybrid({"heads": mo.muon})  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="the label 'other' must be an optax"):
-        mo.hybrid(mo.muon(0.02), others=3e-4)
+        mo.hybrid(mo.muon(0.02), others=3e-4)  # pyright: ignore[reportArgumentType]

@@ -152,7 +152,7 @@ def test_hyperball_takes_any_inner_transformation():
     sphere, taken = mo.Sphere(3.0), taken_gradients()
     project = jax.jit(lambda tree: mo.project(tree, sphere))
     params = project(float32(gaussian(SHAPES, 0)))
-    adam = optax.scale_by_adam()
+    adam: Any = optax.scale_by_adam()
     tx: Any = mo.hyperball(RATE, inner=adam, momentum=None, manifold=sphere)
     assert list(tx.init(params)) == [
         "inner",
@@ -288,7 +288,7 @@ def test_the_spectral_norm_is_bounded_by_scale_over_decay(rank, soft):
     def step(carry, _):
         params, state = carry
         updates, state = tx.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
+        params: Any = optax.apply_updates(params, updates)
         return (params, state), params["w"]
 
     for size in (0.1, 3.0):

@@ -27,7 +27,8 @@ def float32(tree):
 
 def one_step(tx, params, grads):
     updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
-    return updates, optax.apply_updates(params, updates)
+    moved: Any = optax.apply_updates(params, updates)
+    return updates, moved
 
 
 def on_stiefel(shapes, seed=0):
@@ -91,7 +92,7 @@ def test_one_step_of_hyperspherical_descent(radius):
     points, grads = gaussian(shapes, 0), gaussian(shapes, 1)
 
     def radius_at(w):
-        return np.linalg.norm(w) if radius == "kept" else radius
+        return float(np.linalg.norm(w)) if radius == "kept" else radius
 
     def on_sphere(w):
         return w * radius_at(w) / np.linalg.norm(w)
@@ -139,7 +140,7 @@ def test_two_hundred_steps_stay_on_the_manifold(preset, manifold):
     def step(carry, grads):
         params, state = carry
         updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params: Any = optax.apply_updates(params, updates)
         return (params, state), params
 
     params = float32(start)
@@ -205,7 +206,7 @@ def test_batch_axes_stand_anywhere(make):
 
 def test_zero_gradients_and_storage_in_bfloat16():
     start = on_stiefel({"w": (16, 16)})["w"]
-    params = {"w": jnp.asarray(start, jnp.bfloat16)}
+    params: Any = {"w": jnp.asarray(start, jnp.bfloat16)}
     tx: Any = mo.manifold_muon(0.1)
     state, update = tx.init(params), jax.jit(tx.update)
     updates, _ = update({"w": jnp.zeros((16, 16))}, state, params)

@@ -17,7 +17,7 @@ FACTORS = [
 ]
 
 
-def scaled(rule, leaf, axes=mo.STACKED):
+def scaled(rule, leaf, axes: Any = mo.STACKED):
     tx: Any = mo.scale_by_shape(rule, axes=axes)
     updates, _ = tx.update({"w": leaf}, tx.init({"w": leaf}))
     return updates["w"]
@@ -69,7 +69,7 @@ def test_the_dtype_is_kept(dtype, axes):
 
 def test_an_unknown_rule_is_an_error_that_lists_the_known():
     with pytest.raises(ValueError, match=r"'none', 'width', 'spectral', 'rms'; got 'w"):
-        mo.scale_by_shape("wide")
+        mo.scale_by_shape("wide")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_split_that_does_not_add_up_names_the_leaf(unhooked):

@@ -22,7 +22,7 @@ def row_normalised(taken, decay, eps=1e-8):
     return made
 
 
-def run(tx, taken):
+def run(tx, taken) -> tuple[list[Any], Any]:
     state, update = tx.init({"w": taken[0]}), jax.jit(tx.update)
     made = []
     for leaf in taken:

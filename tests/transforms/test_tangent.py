@@ -17,7 +17,7 @@ MANIFOLDS += [mo.Sphere("rms"), mo.Sphere("kept"), mo.Euclidean()]
 SHAPES = [(6, 3), (2, 3, 6)]
 
 
-def tangent(manifold, point, update, axes=mo.STACKED):
+def tangent(manifold, point, update, axes: Any = mo.STACKED):
     return apply(mo.tangent_project, manifold, point=point, update=update, axes=axes)
 
 
