@@ -299,7 +299,7 @@ def momentum_gradients(
     momenta = [np.zeros(shape) for shape in shapes]
     for step in range(steps):
         batch = rng.choice(len(inputs), size=128, replace=False)
-        grads = _mlp_gradients(kernels, inputs[batch], targets[batch])
+        grads = mlp_gradients(kernels, inputs[batch], targets[batch])
         pairs = zip(momenta, grads, strict=True)
         momenta = [0.95 * m + 0.05 * g for m, g in pairs]
         if step < steps - 1:
@@ -309,7 +309,7 @@ def momentum_gradients(
     return list(zip(names, kernels, momenta, strict=True))
 
 
-def _mlp_gradients(kernels: list[Array], x: Array, targets: Array) -> list[Array]:
+def mlp_gradients(kernels: list[Array], x: Array, targets: Array) -> list[Array]:
     """Gradients of the mean softmax cross-entropy of a ReLU network without bias."""
     activations = [x]
     for kernel in kernels[:-1]:

@@ -19,6 +19,8 @@ BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 
 def load(name):
     spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +94,7 @@ def test_vectors_are_refused_by_name_of_the_remedy(key, unhooked):
 
 def test_flax_takes_an_initializer(key):
     layer = linen.Dense(3, kernel_init=stiefel("rms"))
-    kernel = layer.init(key, jnp.ones((1, 6)))["params"]["kernel"]
+    variables: Any = layer.init(key, jnp.ones((1, 6)))
+    kernel = variables["params"]["kernel"]
     # Rows mean fan-out for a manifold; a Flax kernel is [fan_in, fan_out].
     assert mo.Stiefel("rms").residual(kernel.T) < FLOORS["float32"]

@@ -296,7 +296,7 @@ def test_mlp_gradients_agree_with_differences(rng):
         logits = hidden @ moved[2]
         return np.mean(special.logsumexp(logits, axis=1) - (logits * targets).sum(1))
 
-    grads = oracles._mlp_gradients(kernels, x, targets)
+    grads = oracles.mlp_gradients(kernels, x, targets)
     slope = sum(np.sum(g * v) for g, v in zip(grads, tangents, strict=True))
     difference = (loss(1e-5) - loss(-1e-5)) / 2e-5
     # Central differences: the step and the rounding cost some 1e-10 (seen: 4e-10).

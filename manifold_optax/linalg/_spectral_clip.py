@@ -12,7 +12,7 @@ from manifold_optax.linalg._inputs import require_matrices
 from manifold_optax.linalg._polar import modulus, polar
 from manifold_optax.linalg._reductions import gram, inner, matmul, symmetric
 
-_SOFT_CAP = 0.1886313457133954
+SOFT_CAP = 0.1886313457133954
 """The `a` for which `s − a·s³` and then `s + a·s³` send 1.2 to 1.
 
 The smallest root ≥ 0 of `−k⁹a⁴ + 3k⁷a³ − 3k⁵a² + k − 1` at `k = 1.2`, the largest input
@@ -131,7 +131,7 @@ def soft_cap(
     scale = _of_each(bound, y)
     y = (y if tall else y.mT) / scale
     for sign in (-1, 1):
-        y = y + sign * _SOFT_CAP * matmul(y, gram(y, axis_name))
+        y = y + sign * SOFT_CAP * matmul(y, gram(y, axis_name))
     return (scale * (y if tall else y.mT)).astype(x.dtype)
 
 

@@ -88,12 +88,12 @@ def test_output_gradient_and_statistic(case: str) -> None:
     @jax.jit
     def both(*arrays: jax.Array) -> Any:
         output, back, largest = jax.vjp(
-            lambda *x: attention.attend(*x, scores), *arrays, has_aux=True
+            lambda *x: attention.attend(*x, scores=scores), *arrays, has_aux=True
         )
         return output, back(cotangent), largest
 
     output, gradient, largest = both(*arrays)
-    exact = oracle(*arrays, cotangent, **options)
+    exact = oracle(*arrays, cotangent=cotangent, **options)
     np.testing.assert_allclose(output, exact.output, atol=CLOSE)
     for ours, wanted in zip(gradient, exact.gradient, strict=True):
         np.testing.assert_allclose(ours, wanted, atol=CLOSE)
@@ -113,13 +113,14 @@ def test_the_statistic_alone(case: str) -> None:
 
 def test_output_and_gradient_are_those_of_jax_and_that_of_a_bias_too() -> None:
     *arrays, cotangent = inputs()
-    options = {"mask": random_mask(1, 4, 11, 11), "is_causal": True}
+    options: dict[str, Any] = {"mask": random_mask(1, 4, 11, 11), "is_causal": True}
+    scores = lambda bias: Scores(bias=bias, chunk=4, **options)
 
     def ours(bias: jax.Array, *arrays: jax.Array) -> jax.Array:
-        return attention.attend(*arrays, Scores(bias=bias, chunk=4, **options))[0]
+        return attention.attend(*arrays, scores=scores(bias))[0]
 
     def theirs(bias: jax.Array, *arrays: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(*arrays, bias, **options)
+        return jax.nn.dot_product_attention(*arrays, bias=bias, **options)
 
     @jax.jit
     def pair(*arrays: jax.Array) -> Any:
@@ -155,7 +156,7 @@ def test_a_batch_of_any_rank_and_vmap() -> None:
 def test_bfloat16_has_float32_logits() -> None:
     *arrays, cotangent = (x.astype(jnp.bfloat16) for x in inputs())
     output, largest = attend(*arrays)
-    exact = oracle(*arrays, cotangent)
+    exact = oracle(*arrays, cotangent=cotangent)
     assert (output.dtype, largest.dtype) == (jnp.bfloat16, jnp.float32)
     # The weights and the output are rounded to 8 bits; the logits are not.
     np.testing.assert_allclose(output.astype(float), exact.output, atol=2**-6)
@@ -266,7 +267,7 @@ def test_dropout_is_the_same_in_the_backward_pass() -> None:
 def temporary(function: Any, length: int) -> int:
     """Bytes of the compiled program beside its inputs and outputs, for 2 heads."""
     shape = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
-    compiled = jax.jit(function).lower(shape, shape, shape).compile()
+    compiled: Any = jax.jit(function).lower(shape, shape, shape).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
@@ -319,13 +320,13 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_errors(case: str, unhooked: None) -> None:
     changed, kind, message = WRONG[case]
     query, key, value, _ = inputs()
-    arguments = {"query": query, "key": key, "value": value} | changed
+    arguments: dict[str, Any] = {"query": query, "key": key, "value": value} | changed
     with pytest.raises(kind, match=message):
         attention.dot_product_attention(**arguments)
 
 
 def test_a_rate_of_dropout_out_of_range() -> None:
+    query, key, value, _ = inputs()
+    dropout = Dropout(jax.random.key(0), 1.0)
     with pytest.raises(ValueError, match="rate of dropout"):
-        attention.attend(
-            *inputs()[:3], Scores(), dropout=Dropout(jax.random.key(0), 1.0)
-        )
+        attention.attend(query, key, value, Scores(), dropout=dropout)

@@ -86,7 +86,7 @@ def test_the_same_in_float32(rng: np.random.Generator, name: str) -> None:
     params = as_float32(params)
     before = layout.largest(params, x)
     threshold = median_threshold(before)
-    clipped = clip(layout, params, np.float32(before), threshold=threshold)
+    clipped = clip(layout, params, before.astype(np.float32), threshold=threshold)
     after = layout.largest(clipped, x)
     wanted = np.minimum(before, threshold)
     # 1e-6 of the threshold: each weight is rounded to 6e-8 of itself, the factors to
@@ -114,7 +114,9 @@ def test_stacked_layers_have_a_statistic_each_in_float32(
     def part(path: str) -> mo.HeadPart:
         return mo.HeadPart(path, layers=axis if path.endswith("kernel") else 0)
 
-    both = {n: [part(f"{n}/{k}") for k in ("kernel", "bias")] for n in ("query", "key")}
+    both: dict[str, Any] = {
+        n: [part(f"{n}/{k}") for k in ("kernel", "bias")] for n in ("query", "key")
+    }
     leaves = {
         name: np.moveaxis(leaf, 0, axis) if name.endswith("kernel") else leaf
         for name, leaf in stacked.items()
@@ -145,7 +147,7 @@ def grouped(rng: np.random.Generator) -> tuple[Layout, Any, np.ndarray, np.ndarr
     layout = BY_NAME["grouped-query"]
     params = as_float32(layout.draw(rng))
     x = rng.standard_normal((TOKENS, EMBED))
-    largest = np.float32([40.0, 5.0, 20.0, 9.0, 10.0, 1.0, -3.0, 2.0])
+    largest = np.array([40.0, 5.0, 20.0, 9.0, 10.0, 1.0, -3.0, 2.0], np.float32)
     return layout, params, x, largest
 
 

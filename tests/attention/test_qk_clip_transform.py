@@ -99,7 +99,7 @@ def test_the_step_lands_on_the_clipped_weights(params: Any, grads: Any) -> None:
 def test_leaves_that_no_spec_names_are_the_same_objects(
     params: Any, grads: Any
 ) -> None:
-    tx = mo.qk_clip(SPEC)
+    tx: Any = mo.qk_clip(SPEC)
     updates, _ = tx.update(grads, tx.init(params), params, max_logits=LARGEST)
     assert updates["head"]["kernel"] is grads["head"]["kernel"]
 
@@ -190,12 +190,13 @@ FLAX = {
 
 def test_nnx_optimizer() -> None:
     model = Model(nnx.Rngs(0))
-    before = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
+    before: Any = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
     tx = optax.chain(optax.sgd(0.0), mo.qk_clip(FLAX, threshold=10.0))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     grads = jax.tree.map(jnp.zeros_like, before)
     nnx.jit(lambda m, o: o.update(m, grads, max_logits=LARGEST))(model, optimizer)
-    old, new = (tree["blocks"][0]["attention"] for tree in (before, nnx.state(model)))
+    after: Any = nnx.state(model)
+    old, new = (tree["blocks"][0]["attention"] for tree in (before, after))
     scale = jnp.array([0.5, 1.0, 1.0, 1.0])[None, :, None]
     np.testing.assert_allclose(
         new["key"]["kernel"][...], scale * old["key"]["kernel"][...], rtol=1e-6
@@ -211,7 +212,7 @@ def test_train_state_by_four_lines(params: Any, grads: Any) -> None:
     state = TrainState.create(apply_fn=None, params=params, tx=tx)
 
     @jax.jit
-    def step(state: TrainState, grads: Any, max_logits: Any) -> TrainState:
+    def step(state: Any, grads: Any, max_logits: Any) -> TrainState:
         updates, opt_state = state.tx.update(
             grads, state.opt_state, state.params, max_logits=max_logits
         )

@@ -39,8 +39,8 @@ def raises(error: Exception) -> Any:
         (lambda: Attention(0, query="q", key="k"), ValueError, "heads must be"),
         (lambda: Attention(6, 4, query="q", key="k"), ValueError, "must divide heads"),
         (lambda: Attention(4, query=(), key="k"), ValueError, "query side, got none"),
-        (lambda: Attention(4, query=3, key="k"), TypeError, "must hold paths"),
-        (lambda: Attention(4, query=(3,), key="k"), TypeError, "must hold paths"),
+        (lambda: Attention(4, query=3, key="k"), TypeError, "must hold paths"),  # pyright: ignore[reportArgumentType]
+        (lambda: Attention(4, query=(3,), key="k"), TypeError, "must hold paths"),  # pyright: ignore[reportArgumentType]
         (
             lambda: Attention(
                 4, query="q", key="k", query_rope=HeadPart("q", axis=None)
@@ -49,11 +49,11 @@ def raises(error: Exception) -> Any:
             "query_rope must name leaves that hold each head",
         ),
         (lambda: mo.qk_clip({}), TypeError, "at least one entry"),
-        (lambda: mo.qk_clip({"a": "query"}), TypeError, "mo.Attention"),
-        (lambda: mo.qk_clip(ONE), TypeError, "must be a dict"),
+        (lambda: mo.qk_clip({"a": "query"}), TypeError, "mo.Attention"),  # pyright: ignore[reportArgumentType]
+        (lambda: mo.qk_clip(ONE), TypeError, "must be a dict"),  # pyright: ignore[reportArgumentType]
         (lambda: mo.qk_clip({"a": ONE}, threshold=0.0), ValueError, r"in \(0, inf\)"),
         (lambda: mo.qk_clip({"a": ONE}, threshold=-1.0), ValueError, "threshold"),
-        (lambda: mo.qk_clip({"a": ONE}, threshold="3"), TypeError, "threshold"),
+        (lambda: mo.qk_clip({"a": ONE}, threshold="3"), TypeError, "threshold"),  # pyright: ignore[reportArgumentType]
         (lambda: mo.qk_clip({"a": ONE}, balance=1.1), ValueError, "balance"),
         (lambda: mo.qk_clip({"a": ONE}, balance=float("nan")), ValueError, "balance"),
     ],
@@ -203,19 +203,19 @@ def test_a_path_matches_in_full_and_per_layer() -> None:
     ("part", "error"),
     [
         (HeadPart("key", axis=()), ValueError("must name an axis, got ()")),
-        (HeadPart("key", axis=[]), ValueError("must name an axis, got []")),
-        (HeadPart("key", axis="1"), TypeError("axis of 'key' must be an int")),
+        (HeadPart("key", axis=[]), ValueError("must name an axis, got []")),  # pyright: ignore[reportArgumentType]
+        (HeadPart("key", axis="1"), TypeError("axis of 'key' must be an int")),  # pyright: ignore[reportArgumentType]
         (HeadPart("key", offset=float("nan")), ValueError("must be finite")),
-        (HeadPart("key", axis=1.0), TypeError("axis of 'key' must be an int")),
-        (HeadPart("key", layers="0"), TypeError("layers of 'key' must be an int")),
+        (HeadPart("key", axis=1.0), TypeError("axis of 'key' must be an int")),  # pyright: ignore[reportArgumentType]
+        (HeadPart("key", layers="0"), TypeError("layers of 'key' must be an int")),  # pyright: ignore[reportArgumentType]
         (HeadPart("key", block=1), ValueError("needs split=")),
-        (HeadPart("key", split=(1, 2)), TypeError("must be a mo.Split")),
+        (HeadPart("key", split=(1, 2)), TypeError("must be a mo.Split")),  # pyright: ignore[reportArgumentType]
         (
-            HeadPart("key", split=mo.Split((1, 2)), block=None),
+            HeadPart("key", split=mo.Split((1, 2)), block=None),  # pyright: ignore[reportArgumentType]
             TypeError("block of 'key'"),
         ),
-        (HeadPart("key", offset="1"), TypeError("offset of 'key' must be a number")),
-        (HeadPart(3), TypeError("path of a leaf must be a string")),
+        (HeadPart("key", offset="1"), TypeError("offset of 'key' must be a number")),  # pyright: ignore[reportArgumentType]
+        (HeadPart(3), TypeError("path of a leaf must be a string")),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_parts_that_mean_nothing(part: HeadPart, error: Exception) -> None:
@@ -251,7 +251,7 @@ def test_patterns_thresholds_and_updates_that_are_none(unhooked: None) -> None:
     with pytest.raises(ValueError, match=r"threshold must be in \(0, inf\)"):
         mo.qk_clip({"attention": ONE}, threshold=jnp.float32(0))
     with pytest.raises(TypeError, match="balance must be a number, got None"):
-        mo.qk_clip({"attention": ONE}, balance=None)
+        mo.qk_clip({"attention": ONE}, balance=None)  # pyright: ignore[reportArgumentType]
     tx = mo.qk_clip({"attention": ONE})
     updates = {"attention": {**PARAMS["attention"], "key": jnp.ones((1, 2, 3))}}
     with pytest.raises(ValueError, match="'attention/key' differ in shape"):

@@ -79,13 +79,13 @@ def _retract(
     name: str, manifold: mo.Manifold, start: mo.Manifold, **times: Any
 ) -> Case:
     arguments = {"manifold": manifold} | times
-    facts = {"retracts": True, "covered": manifold != mo.Sphere("kept")}
+    facts: dict[str, Any] = {"retracts": True, "covered": manifold != mo.Sphere("kept")}
     return Case(name, mo.retract, arguments, manifold=start, **facts)
 
 
 def _shrink(norm: mo.Norm) -> Case:
     name = f"shrink_norm-{type(norm).__name__}"
-    facts = {"decays": True, "covered": norm != mo.Spectral()}
+    facts: dict[str, Any] = {"decays": True, "covered": norm != mo.Spectral()}
     return Case(name, mo.shrink_norm, {"norm": norm}, {"rate": 0.1}, **facts)
 
 

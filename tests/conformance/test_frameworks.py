@@ -88,7 +88,8 @@ def test_a_linen_train_state_trains_with_hybrid(name: str, key: jax.Array) -> No
     @jax.jit
     def step(state: TrainState) -> tuple[TrainState, jax.Array]:
         def loss(params: Any) -> jax.Array:
-            return loss_of(model.apply({"params": params}, x), y)
+            predicted: Any = model.apply({"params": params}, x)
+            return loss_of(predicted, y)
 
         value, gradient = jax.value_and_grad(loss)(state.params)
         return state.apply_gradients(grads=gradient), value
@@ -105,10 +106,10 @@ def test_a_linen_train_state_trains_with_hybrid(name: str, key: jax.Array) -> No
 def test_hybrid_gives_each_leaf_to_its_own_optimizer(key: jax.Array) -> None:
     model = LinenModel()
     params = model.init(key, jnp.ones((1, 6)))["params"]
-    tx = mo.hybrid(mo.muon(0.02), others=optax.sgd(1.0))
+    tx: Any = mo.hybrid(mo.muon(0.02), others=optax.sgd(1.0))
     gradient = jax.tree.map(lambda leaf: 1e-3 * jnp.ones_like(leaf), params)
     updates, _ = tx.update(gradient, tx.init(params), params)
-    muon = mo.muon(0.02)
+    muon: Any = mo.muon(0.02)
     for layer, leaves in params.items():
         chex.assert_trees_all_equal(updates[layer]["bias"], -gradient[layer]["bias"])
         kernel = {"w": leaves["kernel"]}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -88,7 +89,7 @@ def test_multi_steps_emit_nothing_and_then_the_mean(case: Case) -> None:
 
 @each_case(compiles=True)
 def test_apply_if_finite_protects_the_state(case: Case) -> None:
-    tx = optax.apply_if_finite(case.make(), max_consecutive_errors=3)
+    tx: Any = optax.apply_if_finite(case.make(), max_consecutive_errors=3)
     update = jax.jit(tx.update)
     params, good = parameters(case), gradients(case)
     bad = good | {"first": {"kernel": good["first"]["kernel"].at[1, 1].set(jnp.nan)}}

@@ -137,9 +137,9 @@ def test_random_points():
 
 def test_what_is_refused(unhooked):
     with pytest.raises(ValueError, match=r"norm must be one of .*Frobenius.*got L1"):
-        Ball(L1())
+        Ball(L1())  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="radius must be a number > 0, got 'rms'"):
-        Ball(Max(), "rms")
+        Ball(Max(), "rms")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"low must be from 0 to 0\.99.*Stiefel"):
         Band(1.0, 1.0)
 

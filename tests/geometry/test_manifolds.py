@@ -88,7 +88,7 @@ def draw(manifold, shape, seed):
     """Three Gaussian arrays, and the results for them as NumPy arrays."""
     x, y, z = np.random.default_rng(seed).standard_normal((3, *shape))
     results = compiled(manifold, jnp.asarray(x), jnp.asarray(y), jnp.asarray(z))
-    return x, y, z, Results(*map(np.asarray, results))
+    return x, y, z, jax.tree.map(np.asarray, results)
 
 
 def each(*arrays):

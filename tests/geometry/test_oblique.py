@@ -94,8 +94,8 @@ def test_random_point_and_static_facts(unhooked):
     assert manifold.unit() == Oblique(of="columns")
     assert not manifold.transposable
     with pytest.raises(ValueError, match='of must be "rows" or "columns", got 0'):
-        Oblique(of=0)
+        Oblique(of=0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="radius must be a number > 0, got 'rms'"):
-        Oblique("rms")
+        Oblique("rms")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="radius must be > 0 and finite, got 0"):
         Oblique(0)

@@ -1,6 +1,7 @@
 """The sphere of a p-norm, against SciPy."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,8 @@ def test_direction_attains_the_dual_bound(p):
         normal = power(point, p - 1)
         # min over lambda of the q-norm of g + lambda n bounds every feasible direction.
         along = functools.partial(shifted_norm, v, normal, q)
-        bound = optimize.minimize_scalar(along).fun
+        least: Any = optimize.minimize_scalar(along)
+        bound = least.fun
         assert p_norm(a, p) == pytest.approx(1, abs=32 * EPS)
         assert abs(np.sum(a * normal)) <= 32 * EPS
         value = np.sum(a * v)

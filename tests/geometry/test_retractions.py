@@ -1,6 +1,7 @@
 """Retractions other than the projection, against their definitions in float64."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,8 @@ def by_matrix(function, *arrays):
 
 
 def orthonormal_columns(x):
-    q, r = linalg.qr(x, mode="economic")
+    factors: Any = linalg.qr(x, mode="economic")
+    q, r = factors
     return q * np.sign(np.diagonal(r))
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def run(w, g, dtype=jnp.float32, **options):
     return solver(**options)(jnp.asarray(w, dtype), jnp.asarray(g, dtype))
 
 
-def lowered(**options):
+def lowered(**options) -> Any:
     w, g = (jnp.asarray(a, jnp.float32) for a in problem("gaussian", 24, 16))
     direction = functools.partial(geometry.stiefel_spectral_direction, **options)
     return jax.jit(direction).lower(w, g)
@@ -158,7 +159,7 @@ def test_a_tolerance_fills_the_gap():
 )
 def test_steps_by_shape(shape, steps):
     # By day 128 x 64 alone would not show a border that moved: eight steps pass too.
-    assert default_steps(*shape, "eigh") == steps
+    assert default_steps(*shape, backend="eigh") == steps
 
 
 @pytest.mark.slow

@@ -132,7 +132,8 @@ def test_a_layer_gives_what_it_gives_with_flax(kind: str) -> None:
     assert outputs[0].dtype == outputs[1].dtype
     # Outputs near 1 of 8 bits, and of 24.
     tolerance = 2**-6 if kind == "bfloat16" else CLOSE
-    np.testing.assert_allclose(*(np.asarray(x, float) for x in outputs), atol=tolerance)
+    ours, theirs = (np.asarray(x, float) for x in outputs)
+    np.testing.assert_allclose(ours, theirs, atol=tolerance)
 
 
 @grouped
@@ -142,14 +143,14 @@ def test_grouped_queries_and_causality() -> None:
         layer(attention_fn=function, num_kv_heads=2)(X, is_causal=True)
         for function in (attention_fn(chunk=3), nnx.dot_product_attention)
     ]
-    np.testing.assert_allclose(*outputs, atol=CLOSE)
+    np.testing.assert_allclose(outputs[0], outputs[1], atol=CLOSE)
 
 
 @pytest.mark.slow
 def test_dropout_is_on_only_in_training() -> None:
     module = layer(attention_fn=attention_fn(), dropout_rate=0.5)
     still = [module(X, deterministic=True) for _ in range(2)]
-    np.testing.assert_array_equal(*still)
+    np.testing.assert_array_equal(still[0], still[1])
     moving = [module(X, deterministic=False, rngs=nnx.Rngs(i)) for i in range(2)]
     assert jnp.any(moving[0] != moving[1])
     with pytest.raises(ValueError, match="needs dropout_rng"):

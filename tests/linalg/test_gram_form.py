@@ -1,6 +1,7 @@
 """The Gram form of newton_schulz, its restarts, and the Schatten preconditioner."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -212,5 +213,6 @@ def test_schatten_is_the_smaller_norm():
 
 @pytest.mark.parametrize("option", ["form", "preconditioner"])
 def test_unknown_choices_are_refused(option, unhooked):
+    unknown: dict[str, Any] = {option: "fast"}
     with pytest.raises(ValueError, match=f"{option} must be one of .*; got 'fast'"):
-        linalg.newton_schulz(jnp.ones((4, 2)), **{option: "fast"})
+        linalg.newton_schulz(jnp.ones((4, 2)), **unknown)

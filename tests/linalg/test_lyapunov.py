@@ -87,7 +87,8 @@ def test_a_batch_is_its_slices():
 
 def test_in_basis_is_the_same_equation():
     a, b = float32(definite(8), gaussian((8, 8)))
-    found = solve_lyapunov_in_basis(*jnp.linalg.eigh(a), b)
+    values, vectors = jnp.linalg.eigh(a)
+    found = solve_lyapunov_in_basis(values, vectors, b)
     # The same operations, jitted or not.
     np.testing.assert_allclose(found, solve(a, b), atol=8 * EPS)
 

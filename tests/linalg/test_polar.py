@@ -94,7 +94,7 @@ def test_diagonal_gives_signs_and_a_column_its_direction(name):
 
 @pytest.mark.parametrize("shape", [(128, 32), (200, 3)])
 def test_the_reference_drops_no_more_than_polar_does(shape):
-    x = with_values(*shape, np.geomspace(1, 1e-4, shape[1])).astype(np.float32)
+    x = with_values(*shape, values=np.geomspace(1, 1e-4, shape[1])).astype(np.float32)
     # The condition times the rounding of an SVD in float32 (seen: 2.3e-4); 1 is a
     # singular value that is dropped.
     error = np.linalg.norm(BOTH["polar_svd"](x) - oracles.polar(x), 2)
@@ -105,7 +105,7 @@ def test_the_reference_drops_no_more_than_polar_does(shape):
 @pytest.mark.parametrize("shape", [(24, 8), (16, 16), (64, 64)])
 def test_ill_conditioned_matrices_become_orthonormal(shape, cond):
     values = np.geomspace(1, 1 / cond, shape[1])
-    x = with_values(*shape, values).astype(np.float32)
+    x = with_values(*shape, values=values).astype(np.float32)
     q = np.asarray(polar(jnp.asarray(x)), np.float64)
     # The promised rounding of the last product, whatever the condition (seen: 6.8e-7
     # at 64 x 64).

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 import oracles
 from manifold_optax import linalg
 from manifold_optax.linalg._contraction import contraction
-from manifold_optax.linalg._spectral_clip import _SOFT_CAP as COEFFICIENT
+from manifold_optax.linalg._spectral_clip import SOFT_CAP as COEFFICIENT
 
 EPS = float(np.finfo(np.float32).eps)
 SHAPES = ((24, 8), (8, 24), (8, 8))
@@ -33,7 +33,7 @@ def check_clip(found, x, high, low=0.0):
     expected = by_svd(x, lambda s: np.clip(s, low, high))
     # The rounding of the polar factors and of the sum, relative to the largest number
     # in it (seen: 8 eps).
-    scale = max(np.linalg.norm(np.asarray(x, np.float64), 2), high)
+    scale = max(float(np.linalg.norm(np.asarray(x, np.float64), 2)), high)
     np.testing.assert_allclose(found, expected, rtol=0, atol=64 * EPS * scale)
 
 

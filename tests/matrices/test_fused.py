@@ -201,10 +201,8 @@ def lines_of(axes, columns):
     params = {"w": jnp.ones((8, columns))}
     tx = mo.muon(0.1, axes=axes)
     traced = jax.jit(tx.update).trace(params, tx.init(params), params)
-    return [
-        text.count("\n")
-        for text in (traced.lower().compile().as_text(), str(traced.jaxpr))
-    ]
+    compiled: Any = traced.lower().compile()
+    return [text.count("\n") for text in (compiled.as_text(), str(traced.jaxpr))]
 
 
 @pytest.mark.slow
@@ -218,7 +216,7 @@ def test_a_split_that_repeats_costs_one_period():
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_factor_of_each_block_is_that_of_its_own_fans(name):
     layout = LAYOUTS[name]
-    tx = mo.scale_by_shape("spectral", axes=layout.axes)
+    tx: Any = mo.scale_by_shape("spectral", axes=layout.axes)
     found, _ = tx.update(jnp.ones(layout.shape), optax.EmptyState())
     (expected,) = by_matrix(
         layout,

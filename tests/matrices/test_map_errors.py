@@ -98,7 +98,7 @@ def test_numbers_that_are_integers_are_an_error():
 
 def test_an_unknown_orientation_is_an_error(unhooked):
     with pytest.raises(ValueError, match="orientation must be one of 'tall', 'either'"):
-        mo.map_matrices(identity, (X,), orientation="wide")
+        mo.map_matrices(identity, (X,), orientation="wide")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_numpy_leaf_is_as_good_as_any(unhooked):

@@ -1,6 +1,7 @@
 """`map_matrices` inside the transformations of JAX, and the programs it makes."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +118,7 @@ def instructions(make, matrices):
         updates, state = tx.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
-    compiled = jax.jit(step).lower(params, tx.init(params), params).compile()
+    compiled: Any = jax.jit(step).lower(params, tx.init(params), params).compile()
     return sum(" = " in line for line in compiled.as_text().splitlines())
 
 

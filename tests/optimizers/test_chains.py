@@ -1,6 +1,7 @@
 """What the presets promise as chains: names, states, schedules, errors."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,11 +144,11 @@ def test_learning_rate_schedules(name):
 
 def test_a_step_on_the_sphere_turns_by_the_angle():
     params = point()
-    tx = mo.hyperspherical_descent(optax.linear_schedule(0.4, 0.0, 4))
+    tx: Any = mo.hyperspherical_descent(optax.linear_schedule(0.4, 0.0, 4))
     state, update = tx.init(params), jax.jit(tx.update)
     for step in range(4):
         updates, state = update(gradient(), state, params)
-        moved = optax.apply_updates(params, updates)
+        moved: Any = optax.apply_updates(params, updates)
         cosine = float(jnp.sum(moved["w"] * params["w"]))
         expected = np.arctan(0.4 - 0.1 * step)
         # arccos magnifies the rounding of the cosine by 1/sin(0.1) (seen: 4e-7).
@@ -192,7 +193,7 @@ def test_a_transformation_may_take_the_place_of_the_momentum(unhooked, name):
 
 def test_unknown_scale_names_the_choices():
     with pytest.raises(ValueError, match=r"'none', 'width', 'spectral', 'rms'.*'muP'"):
-        mo.muon(0.1, scale="muP")
+        mo.muon(0.1, scale="muP")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Thousands of steps at falling learning rates: nobody leaves the manifold."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,9 @@ def residual(manifold, start, last):
     for name, leaf in last.items():
         x = np.asarray(leaf, np.float64)
         fan_in, fan_out = x.shape
-        size = (fan_out / fan_in) ** 0.5 if manifold.size == "rms" else manifold.size
+        size: Any = manifold.size
+        if size == "rms":
+            size = (fan_out / fan_in) ** 0.5
         if manifold == KEPT:
             size = np.linalg.norm(np.asarray(start[name], np.float64))
         if isinstance(manifold, mo.Stiefel):

@@ -1,5 +1,7 @@
 """hybrid is the drop-in for optax.contrib.muon, without guessing by rank."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -43,7 +45,8 @@ def dimension_numbers():
 
 
 def run(tx, steps=5, start=None):
-    params, updates = gaussian(0) if start is None else start, None
+    params: Any = gaussian(0) if start is None else start
+    updates: Any = None
     state, update = tx.init(params), jax.jit(tx.update)
     for seed in range(1, steps + 1):
         updates, state = update(gaussian(seed), state, params)
@@ -86,7 +89,9 @@ def test_others_are_left_to_adamw():
 @pytest.mark.slow
 def test_a_manifold_for_the_matrices():
     labels = mo.roles({r"^layers/\d/kernel$": "matrix"}, default="other")
-    tx = mo.hybrid(mo.manifold_muon(0.1, manifold=mo.Stiefel("rms")), labels=labels)
+    tx: Any = mo.hybrid(
+        mo.manifold_muon(0.1, manifold=mo.Stiefel("rms")), labels=labels
+    )
     start = gaussian(0)
     roles = mo.roles({r"^layers/\d/kernel$": mo.STACKED}, default="other")
     start = mo.project(start, mo.Stiefel("rms"), axes=roles)
@@ -141,7 +146,7 @@ def test_a_mapping_gives_each_label_its_own_optimizer():
     gradient["out"] = gradient["out"].reshape(8, 8)
     gradient["bias"] = jnp.ones(3)
     per_head = mo.muon(0.02, axes=Axes(0, 2))
-    tx = mo.hybrid(
+    tx: Any = mo.hybrid(
         {"heads": per_head, "matrix": mo.muon(0.02)},
         others=optax.sgd(1.0),
         labels=mo.roles({"query": "heads", "out": "matrix"}, default="other"),
@@ -165,6 +170,6 @@ def test_a_mapping_must_have_labels_and_not_that_of_the_others(matrices):
 
 def test_what_is_no_transformation_is_an_error_that_names_its_label(unhooked):
     with pytest.raises(TypeError, match="the label 'heads' must be an optax"):
-        mo.hybrid({"heads": mo.muon})
+        mo.hybrid({"heads": mo.muon})  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="the label 'other' must be an optax"):
-        mo.hybrid(mo.muon(0.02), others=3e-4)
+        mo.hybrid(mo.muon(0.02), others=3e-4)  # pyright: ignore[reportArgumentType]

@@ -1,5 +1,7 @@
 """spel, spectral_sphere, hyperball, scion, normuon: float64 oracles and bounds."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,8 +152,8 @@ def test_hyperball_takes_any_inner_transformation():
     sphere, taken = mo.Sphere(3.0), taken_gradients()
     project = jax.jit(lambda tree: mo.project(tree, sphere))
     params = project(float32(gaussian(SHAPES, 0)))
-    adam = optax.scale_by_adam()
-    tx = mo.hyperball(RATE, inner=adam, momentum=None, manifold=sphere)
+    adam: Any = optax.scale_by_adam()
+    tx: Any = mo.hyperball(RATE, inner=adam, momentum=None, manifold=sphere)
     assert list(tx.init(params)) == [
         "inner",
         "direction",
@@ -233,7 +235,7 @@ def test_constrained_scion_stays_in_the_ball(norm):
 
 def test_scion_has_a_norm_per_role():
     params = float32({"hidden": np.ones((4, 4)), "head": np.ones((4, 2))})
-    tx = optax.partition(
+    tx: Any = optax.partition(
         {"inside": mo.scion(0.1), "last": mo.scion(1.0, norm=mo.Max())},
         mo.roles({"head": "last"}, default="inside"),
     )
@@ -274,7 +276,7 @@ def test_the_spectral_norm_is_bounded_by_scale_over_decay(rank, soft):
     gradient = {"w": jnp.asarray(factors["left"] @ factors["right"], jnp.float32)}
     lam, rate = 2.0, 0.05
     direction = mo.steepest(mo.Euclidean(), mo.Spectral())
-    tx = {
+    tx: Any = {
         "decay": optax.chain(
             direction, optax.add_decayed_weights(lam), optax.sgd(rate)
         ),
@@ -286,7 +288,7 @@ def test_the_spectral_norm_is_bounded_by_scale_over_decay(rank, soft):
     def step(carry, _):
         params, state = carry
         updates, state = tx.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
+        params: Any = optax.apply_updates(params, updates)
         return (params, state), params["w"]
 
     for size in (0.1, 3.0):

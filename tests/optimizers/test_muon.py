@@ -1,5 +1,7 @@
 """muon gives the updates of optax.contrib.muon; sign_descent is what it says."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,7 +97,7 @@ def test_one_step_against_the_oracle(rule, shape, factor):
     rng = np.random.default_rng(0)
     w, g = rng.standard_normal((2, *shape))
     params = {"w": jnp.asarray(w, jnp.float32)}
-    tx = mo.muon(0.1, scale=rule, weight_decay=0.5)
+    tx: Any = mo.muon(0.1, scale=rule, weight_decay=0.5)
     updates, _ = tx.update({"w": jnp.asarray(g, jnp.float32)}, tx.init(params), params)
     direction = factor * oracles.newton_schulz(g, mo.linalg.JORDAN)
     # As newton_schulz against its oracle, times 0.1 (seen: 2e-7).
@@ -137,7 +139,7 @@ def test_sign_descent(momentum):
     rng = np.random.default_rng(0)
     w, grads = rng.standard_normal((4, 3)), list(rng.standard_normal((5, 4, 3)))
     grads[2][1] = 0
-    tx = mo.sign_descent(0.125, momentum=momentum, weight_decay=0.5)
+    tx: Any = mo.sign_descent(0.125, momentum=momentum, weight_decay=0.5)
     params = {"w": jnp.asarray(w, jnp.float32)}
     state = tx.init(params)
     averages = grads

@@ -29,8 +29,10 @@ def params(rng: np.random.Generator) -> Any:
 
 def test_it_is_muon_with_adamw_beside_it_and_the_clip_at_the_end(params: Any) -> None:
     grads = jax.tree.map(jnp.cos, params)
-    options = {"momentum": 0.9, "weight_decay": 0.2}
-    tx = mo.muon_clip(0.01, SPEC, threshold=10.0, balance=0.3, roles=ROLES, **options)
+    options: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.2}
+    tx: Any = mo.muon_clip(
+        0.01, SPEC, threshold=10.0, balance=0.3, roles=ROLES, **options
+    )
     state = tx.init(params)
     assert list(state) == ["model", "qk_clip"]
     assert set(state["model"].inner_states) == {"matrix", "other"}
@@ -82,11 +84,11 @@ def test_a_manifold_beside_clipped_heads_is_chained_by_hand(params: Any) -> None
         {"matrix": mo.muon(0.1, axes=known), "mlp": mo.manifold_muon(0.1, axes=known)},
         labels=known,
     )
-    tx = optax.named_chain(("model", model), ("qk_clip", mo.qk_clip(SPEC)))
+    tx: Any = optax.named_chain(("model", model), ("qk_clip", mo.qk_clip(SPEC)))
     updates, _ = jax.jit(tx.update)(
         jax.tree.map(jnp.cos, params), tx.init(params), params, max_logits=LARGEST
     )
-    stepped = optax.apply_updates(params, updates)
+    stepped: Any = optax.apply_updates(params, updates)
     assert stiefel.residual(stepped["mlp"]["kernel"]) < 1e-6
     assert not np.allclose(stepped["mlp"]["kernel"], params["mlp"]["kernel"])
     assert np.isfinite(stepped["attention"]["key"]["kernel"]).all()
@@ -94,7 +96,7 @@ def test_a_manifold_beside_clipped_heads_is_chained_by_hand(params: Any) -> None
 
 def test_what_is_labelled_other_goes_to_adamw(params: Any) -> None:
     known = mo.roles({"attention": mo.HEADS, "mlp/kernel": "router"})
-    state = mo.muon_clip(0.1, SPEC, roles=known).init(params)
+    state: Any = mo.muon_clip(0.1, SPEC, roles=known).init(params)
     inner = state["model"].inner_states
     moments = optax.tree.get(inner["other"].inner_state, "mu")
     assert moments["mlp"]["kernel"].shape == (6, 9)
@@ -102,7 +104,7 @@ def test_what_is_labelled_other_goes_to_adamw(params: Any) -> None:
 
 def test_no_decay_and_schedules(params: Any) -> None:
     rate = optax.linear_schedule(0.1, 0.0, 10)
-    tx = mo.muon_clip(rate, SPEC, weight_decay=None, roles=ROLES)
+    tx: Any = mo.muon_clip(rate, SPEC, weight_decay=None, roles=ROLES)
     links = tx.init(params)["model"].inner_states["matrix"].inner_state
     assert "weight_decay" not in links
 

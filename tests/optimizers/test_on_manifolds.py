@@ -1,5 +1,7 @@
 """manifold_muon and hyperspherical_descent: single steps, long runs, layouts."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,8 @@ def float32(tree):
 
 def one_step(tx, params, grads):
     updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
-    return updates, optax.apply_updates(params, updates)
+    moved: Any = optax.apply_updates(params, updates)
+    return updates, moved
 
 
 def on_stiefel(shapes, seed=0):
@@ -89,14 +92,14 @@ def test_one_step_of_hyperspherical_descent(radius):
     points, grads = gaussian(shapes, 0), gaussian(shapes, 1)
 
     def radius_at(w):
-        return np.linalg.norm(w) if radius == "kept" else radius
+        return float(np.linalg.norm(w)) if radius == "kept" else radius
 
     def on_sphere(w):
         return w * radius_at(w) / np.linalg.norm(w)
 
     points["w"] = on_sphere(points["w"])
     points["layers"] = np.stack([on_sphere(w) for w in points["layers"]])
-    tx = mo.hyperspherical_descent(lr, manifold=mo.Sphere(radius), axes=mo.STACKED)
+    tx: Any = mo.hyperspherical_descent(lr, manifold=mo.Sphere(radius), axes=mo.STACKED)
     _, moved = one_step(tx, float32(points), float32(grads))
 
     def step(w, g):
@@ -132,12 +135,12 @@ def test_two_hundred_steps_stay_on_the_manifold(preset, manifold):
         left, _, right = np.linalg.svd(x, full_matrices=False)
         on_unit = left @ right if preset is mo.manifold_muon else x / norms
         start[name] = sizes[name] * on_unit
-    tx = preset(0.1, manifold=manifold, momentum=0.9, axes=mo.STACKED)
+    tx: Any = preset(0.1, manifold=manifold, momentum=0.9, axes=mo.STACKED)
 
     def step(carry, grads):
         params, state = carry
         updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params: Any = optax.apply_updates(params, updates)
         return (params, state), params
 
     params = float32(start)
@@ -203,8 +206,8 @@ def test_batch_axes_stand_anywhere(make):
 
 def test_zero_gradients_and_storage_in_bfloat16():
     start = on_stiefel({"w": (16, 16)})["w"]
-    params = {"w": jnp.asarray(start, jnp.bfloat16)}
-    tx = mo.manifold_muon(0.1)
+    params: Any = {"w": jnp.asarray(start, jnp.bfloat16)}
+    tx: Any = mo.manifold_muon(0.1)
     state, update = tx.init(params), jax.jit(tx.update)
     updates, _ = update({"w": jnp.zeros((16, 16))}, state, params)
     # Back from rounding to the manifold, and rounded again: 2^-8 of entries below 1.

@@ -1,7 +1,7 @@
 """Matrices whose rows are sliced: few messages, none in a loop, at full accuracy."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,9 @@ def test_one_all_reduce_is_as_accurate_as_one_device(name: str, bound: float) ->
         pytest.param("schatten", False, marks=pytest.mark.slow),
     ],
 )
-def test_scale_zero_and_bad_entries(preconditioner: str, stacked: bool) -> None:
+def test_scale_zero_and_bad_entries(
+    preconditioner: Literal["frobenius", "schatten"], stacked: bool
+) -> None:
     x = matrix("gauss")
     bad = np.where(x == x[0, 0], np.nan, x), np.where(x == x[-1, 3], -np.inf, x)
     stack = np.stack([x, 1e30 * x, 1e-30 * x, 0 * x, *bad]).astype(np.float32)
@@ -176,7 +178,8 @@ def test_polar_of_a_stack_of_all_kinds() -> None:
 
 
 def test_spectral_norm_sums_its_gram_matrix_once() -> None:
-    out = linalg.SpectralNorm(P(), P(("x", "y")), P())
+    specs: Any = P(), P(("x", "y")), P()
+    out = linalg.SpectralNorm(*specs)
     x = jnp.asarray(matrix("1e2"))
     compiled = on_devices(linalg.spectral_norm, out=out).lower(x).compile()
     # The scale, the Gram matrix and the last norm.

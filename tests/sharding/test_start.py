@@ -70,7 +70,8 @@ def test_variables_of_nnx_are_checked(kind: AxisType, hybrid: bool) -> None:
             kernel_metadata={"out_sharding": tuple(spec)},
             rngs=nnx.Rngs(0),
         )
-        assert model.kernel[...].sharding.spec == spec
+        placed: Any = model.kernel[...].sharding
+        assert placed.spec == spec
         return nnx.Optimizer(model, tx, wrt=nnx.Param)
 
     with jax.set_mesh(mesh):

@@ -1,5 +1,6 @@
 """States laid out as their parameters are, from `init` on and after every step."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -57,7 +58,7 @@ def short_manifold_muon(mesh: Any) -> optax.GradientTransformation:
 
 
 def by_group(mesh: Any) -> optax.GradientTransformation:
-    groups = {
+    groups: dict[Hashable, optax.GradientTransformation] = {
         "matrix": optax.chain(optax.clip_by_global_norm(1.0), optax.trace(0.9)),
         "vector": optax.adamw(1e-2),
     }
@@ -165,14 +166,14 @@ def test_specs_with_trailing_nones_keep_one_program() -> None:
     shardings = state_shardings(tx, params)
     state = jax.jit(tx.init, out_shardings=shardings)(params)
 
-    @jax.jit
     def step(state: Any, params: Any) -> tuple[Any, Any]:
         updates, state = tx.update(params, state, params)
         return state, optax.apply_updates(params, updates)
 
+    jitted: Any = jax.jit(step)
     for _ in range(3):
-        state, params = step(state, params)
-    assert step._cache_size() == 1
+        state, params = jitted(state, params)
+    assert jitted._cache_size() == 1
 
 
 PRESETS = (
@@ -255,7 +256,10 @@ def from_shapes() -> optax.GradientTransformation:
             "other": jnp.zeros((16, 32)),
         }
 
-    return optax.GradientTransformation(init, lambda u, s, p=None: (u, s))
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return updates, state
+
+    return optax.GradientTransformation(init, update)
 
 
 @pytest.mark.parametrize("kind", KINDS)

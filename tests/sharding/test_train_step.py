@@ -86,7 +86,7 @@ class Model(nnx.Module):
                 out_axes=0,
                 transform_metadata={nnx.PARTITION_NAME: None},
             )
-            self.blocks = nnx.split_rngs(splits=LAYERS)(make)(rngs)
+            self.blocks: Any = nnx.split_rngs(splits=LAYERS)(make)(rngs)
         else:
             self.blocks = module_list([Block(rngs, **options) for _ in range(LAYERS)])
         self.stacked = stacked

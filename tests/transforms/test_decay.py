@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,11 +69,11 @@ def test_only_the_largest_singular_value_decays():
         (mo.add_spectral_weight_decay(0.5, steps=10), [2.85, 2.0, 1.0]),
         (optax.add_decayed_weights(0.5), [2.85, 1.9, 0.95]),
     ):
-        tx = optax.chain(decay, optax.sgd(0.1))
+        tx: Any = optax.chain(decay, optax.sgd(0.1))
         updates, _ = jax.jit(tx.update)(zero, tx.init(params), params)
-        moved = optax.apply_updates(params, updates)["w"]
+        moved: Any = optax.apply_updates(params, updates)
         # Ten steps at the ratio 2/3 leave (2/3)^20 = 3e-4 of the angle, times 0.05·3.
-        np.testing.assert_allclose(moved, np.diag(expected), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(moved["w"], np.diag(expected), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -91,15 +93,16 @@ def test_the_decay_takes_any_scale(rng, scale):
 
 def test_a_warm_start_needs_one_step_per_update(rng):
     params = {"tall": draw(rng, 6, 3), "wide": draw(rng, 2, 3, 6)}
-    tx = mo.add_spectral_weight_decay(0.5, steps=1, axes=mo.STACKED)
+    tx: Any = mo.add_spectral_weight_decay(0.5, steps=1, axes=mo.STACKED)
     state = tx.init(params)
     assert {name: leaf.shape for name, leaf in state.right.items()} == {
         "tall": (3,),
         "wide": (2, 3),
     }
-    update = jax.jit(tx.update)
+    update, zero = jax.jit(tx.update), jax.tree.map(jnp.zeros_like, params)
+    updates = zero
     for _ in range(64):
-        updates, state = update(jax.tree.map(jnp.zeros_like, params), state, params)
+        updates, state = update(zero, state, params)
     for name, point in params.items():
         expected = 0.5 * rank_one(point)
         # As after 64 steps at once.
@@ -108,7 +111,7 @@ def test_a_warm_start_needs_one_step_per_update(rng):
 
 def test_blocks_of_unequal_sizes_have_their_own_vectors(rng):
     params = {"w": draw(rng, 2, 4, 8)}
-    tx = mo.add_spectral_weight_decay(1.0, steps=64, axes=mo.Split((5, 1, 2)))
+    tx: Any = mo.add_spectral_weight_decay(1.0, steps=64, axes=mo.Split((5, 1, 2)))
     state = tx.init(params)
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, new = jax.jit(tx.update)(zero, state, params)
@@ -207,7 +210,7 @@ def test_a_rate_of_zero_changes_nothing(rng):
 def test_a_scheduled_and_a_traced_rate(rng):
     params = {"w": draw(rng, 6, 3)}
     zero = jax.tree.map(jnp.zeros_like, params)
-    tx = mo.shrink_norm(mo.Frobenius(), optax.linear_schedule(0.2, 0.0, 2))
+    tx: Any = mo.shrink_norm(mo.Frobenius(), optax.linear_schedule(0.2, 0.0, 2))
     state, update = tx.init(params), jax.jit(tx.update)
     assert mo.shrink_norm(mo.Frobenius(), 0.1).init(params) == optax.EmptyState()
     for rate in (0.2, 0.1, 0.0):
@@ -219,7 +222,7 @@ def test_a_scheduled_and_a_traced_rate(rng):
 
     @jax.jit
     def at(rate):
-        tx = mo.shrink_norm(mo.Frobenius(), rate)
+        tx: Any = mo.shrink_norm(mo.Frobenius(), rate)
         return tx.update(zero, tx.init(params), params)[0]["w"]
 
     np.testing.assert_allclose(at(0.1), -0.1 * params["w"], rtol=0, atol=1e-6)
@@ -233,9 +236,9 @@ def test_a_rate_out_of_range_is_an_error(rate):
 
 def test_a_norm_is_needed(unhooked):
     with pytest.raises(TypeError, match=r"norm .* must be a BallNorm, got 2"):
-        mo.shrink_norm(2, 0.1)
+        mo.shrink_norm(2, 0.1)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="must be a BallNorm, got L1"):
-        mo.shrink_norm(L1(), 0.1)
+        mo.shrink_norm(L1(), 0.1)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

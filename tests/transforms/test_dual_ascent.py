@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ def tall(leaf):
 @functools.cache
 def solver(**options):
     """Compiled once per set of options and shape, for all tests."""
-    tx = mo.dual_ascent_spectral(**({"axes": mo.STACKED} | options))
+    arguments: dict[str, Any] = {"axes": mo.STACKED} | options
+    tx: Any = mo.dual_ascent_spectral(**arguments)
 
     def solve(point, gradient):
         params = {"w": point}

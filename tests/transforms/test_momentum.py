@@ -1,3 +1,5 @@
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ def run(tx, taken):
 def test_the_average_is_the_documented_formula(rng, nesterov, debias, decay):
     taken = list(rng.standard_normal((4, 3, 2)).astype(np.float32))
     expected = oracles.muon_momentum(taken, decay, nesterov, debias)
-    tx = mo.momentum(decay, nesterov=nesterov, debias=debias)
+    tx: Any = mo.momentum(decay, nesterov=nesterov, debias=debias)
     found, state = run(tx, [jnp.asarray(gradient) for gradient in taken])
     # 1 - β^t in float32 loses up to 1/(1 - β) of its digits: 100 · 6e-8 for β = 0.99.
     tolerance = 2e-5 if debias else 1e-6
@@ -51,7 +53,7 @@ def test_debias_with_nesterov_is_the_average_of_optax(rng):
 @pytest.mark.parametrize(("nesterov", "debias"), CELLS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_updates_keep_their_dtype_and_the_average_is_float32(dtype, nesterov, debias):
-    tx = mo.momentum(0.9, nesterov=nesterov, debias=debias)
+    tx: Any = mo.momentum(0.9, nesterov=nesterov, debias=debias)
     params = {"w": jnp.ones(3, dtype)}
     start = tx.init(params)
     updates, state = tx.update(params, start)
@@ -62,14 +64,14 @@ def test_updates_keep_their_dtype_and_the_average_is_float32(dtype, nesterov, de
 
 def test_double_precision_stays_double(x64):
     params = {"w": jnp.full(3, 1 / 3, jnp.float64)}
-    tx = mo.momentum(0.5, nesterov=False)
+    tx: Any = mo.momentum(0.5, nesterov=False)
     updates, state = tx.update(params, tx.init(params))
     assert updates["w"].dtype == state.average["w"].dtype == jnp.float64
     assert float(updates["w"][0]) == (1 / 3) / 2
 
 
 def test_bfloat16_gradients_do_not_stall_the_average():
-    tx = mo.momentum(0.99, nesterov=False)
+    tx: Any = mo.momentum(0.99, nesterov=False)
     params = {"w": jnp.ones(1, jnp.bfloat16)}
     update = jax.jit(tx.update)
     state = tx.init(params)
@@ -82,7 +84,7 @@ def test_bfloat16_gradients_do_not_stall_the_average():
 
 def test_a_leaf_without_update_keeps_its_average():
     params = {"a": jnp.ones(2), "b": jnp.ones(2)}
-    tx = mo.momentum(0.5)
+    tx: Any = mo.momentum(0.5)
     _, state = tx.update(params, tx.init(params))
     updates, new = tx.update({"a": params["a"], "b": None}, state)
     assert updates["b"] is None
@@ -93,14 +95,14 @@ def test_a_leaf_without_update_keeps_its_average():
 
 def test_masked_leaves_have_no_average():
     params = {"a": jnp.ones(2), "b": optax.MaskedNode()}
-    tx = mo.momentum(0.5)
+    tx: Any = mo.momentum(0.5)
     updates, state = tx.update(params, tx.init(params))
     assert updates["b"] == state.average["b"] == optax.MaskedNode()
 
 
 def test_the_count_does_not_overflow():
     params = {"w": jnp.ones(2)}
-    tx = mo.momentum(0.5, debias=True)
+    tx: Any = mo.momentum(0.5, debias=True)
     largest = jnp.asarray(np.iinfo(np.int32).max, jnp.int32)
     state = tx.init(params)._replace(count=largest)
     updates, state = tx.update(params, state)

@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,5 +87,6 @@ def test_form_and_preconditioner_reach_the_iteration(rng):
 
 @pytest.mark.parametrize("option", ["form", "preconditioner"])
 def test_unknown_choices_are_refused_before_the_first_update(option, unhooked):
+    unknown: dict[str, Any] = {option: "fast"}
     with pytest.raises(ValueError, match=f"{option} must be one of .*; got 'fast'"):
-        mo.orthogonalize_via_newton_schulz(**{option: "fast"})
+        mo.orthogonalize_via_newton_schulz(**unknown)

@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -138,7 +139,7 @@ def test_double_precision_parameters_stay_to_double_precision(rng, x64, updates_
 
 
 def test_a_thousand_steps_do_not_drift(rng):
-    tx = mo.retract_polar()
+    tx: Any = mo.retract_polar()
     point, _ = draw_pair(rng, mo.Stiefel(), (6, 3))
     taken = 0.1 * draw(rng, 1000, 6, 3)
 
@@ -180,7 +181,7 @@ def test_retract_polar_is_retract_of_stiefel(rng):
 
 def test_retract_polar_of_another_manifold_is_an_error(unhooked):
     with pytest.raises(TypeError, match=r"retract_polar must be a Stiefel, got Sphere"):
-        mo.retract_polar(mo.Sphere())
+        mo.retract_polar(mo.Sphere())  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -199,11 +200,11 @@ def test_project_puts_every_matrix_on_the_manifold(rng, manifold):
 
 
 def test_every_other_update_passes(rng):
-    tx = mo.retract(mo.Sphere(2.0), every=2)
+    tx: Any = mo.retract(mo.Sphere(2.0), every=2)
     point, gradients = draw(rng, 6, 3), draw(rng, 4, 6, 3)
-    params = mo.project({"w": point}, mo.Sphere(2.0))
+    params: Any = mo.project({"w": point}, mo.Sphere(2.0))
     state, update = tx.init(params), jax.jit(tx.update)
-    assert jax.tree.map(jnp.shape, state) == mo.RetractState(())
+    assert jax.tree.map(jnp.shape, state) == mo.RetractState(())  # pyright: ignore[reportArgumentType]
     for number, gradient in enumerate(gradients, start=1):
         updates, state = update({"w": gradient.astype(jnp.bfloat16)}, state, params)
         assert updates["w"].dtype == jnp.float32
@@ -228,8 +229,8 @@ def test_between_two_retractions_nothing_is_computed(rng):
 
 def test_a_schedule_moves_the_bound(rng):
     factor = optax.linear_schedule(1.0, 3.0, 2)
-    tx = mo.retract(Ball(mo.Spectral(), 0.5), factor=factor)
-    params = {"w": draw(rng, 6, 3)}
+    tx: Any = mo.retract(Ball(mo.Spectral(), 0.5), factor=factor)
+    params: Any = {"w": draw(rng, 6, 3)}
     state, update = tx.init(params), jax.jit(tx.update)
     for count in range(3):
         updates, state = update({"w": 9 * draw(rng, 6, 3)}, state, params)
@@ -294,6 +295,6 @@ def test_wrong_times_are_errors(unhooked, options, error, message):
 
 
 def test_an_update_without_a_parameter_is_an_error_that_names_it(unhooked):
-    tx = mo.retract(mo.Sphere())
+    tx: Any = mo.retract(mo.Sphere())
     with pytest.raises(ValueError, match=r"an update for 'layer/w', but the parameter"):
         tx.update({"layer": {"w": jnp.eye(3)}}, tx.init({}), {"layer": {"w": None}})

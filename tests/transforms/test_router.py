@@ -1,6 +1,7 @@
 """Biases of routers move against the load of their experts, and nothing else does."""
 
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def oracle(load, rule):
 
 def alone(load, **options):
     """The update of the bias of a model that is one router."""
-    tx = mo.balance_router_bias({"": "bias"}, rate=1.0, **options)
+    tx: Any = mo.balance_router_bias({"": "bias"}, rate=1.0, **options)
     params = {"bias": jnp.zeros(np.shape(load))}
     update = tx.update(params, tx.init(params), params, expert_load={"": load})
     return np.asarray(update[0]["bias"])
@@ -99,7 +100,7 @@ def test_a_load_that_is_not_finite_leaves_its_own_layer_alone(rule, bad):
 
 def test_whatever_came_is_replaced_and_all_else_is_the_same_object():
     params = jax.tree.map(lambda leaf: leaf + 1.0, model())
-    tx = mo.balance_router_bias(ROUTERS, rate=0.5)
+    tx: Any = mo.balance_router_bias(ROUTERS, rate=0.5)
     load = loads([1, 2, 3, 6], [9, 1, 1, 1])
     updates, state = tx.update(params, tx.init(params), params, expert_load=load)
     first, second = biases_of(updates)
@@ -126,6 +127,7 @@ def test_it_balances_a_skewed_router():
         return optax.apply_updates(params, updates), load
 
     params, first = step(params)
+    load = first
     for _ in range(60):
         params, load = step(params)
     assert int(first[0]) > 256
@@ -158,7 +160,7 @@ def test_the_last_link_after_hybrid_and_with_an_injected_rate():
 
 def test_vmap_and_dtypes():
     params = {"bias": jnp.zeros((3,), jnp.bfloat16)}
-    tx = mo.balance_router_bias({"": "bias"}, rate=1.0)
+    tx: Any = mo.balance_router_bias({"": "bias"}, rate=1.0)
     load = jnp.asarray([[1, 2, 6], [7, 7, 1]])
 
     def update(load, gradient):
@@ -244,7 +246,10 @@ def test_an_absent_bias_is_an_error_that_says_where_to_chain(absent):
 def test_inside_partition_it_says_that_it_belongs_after():
     labels = mo.roles({"kernel": "rest"}, default="router")
     swapped = mo.roles({"kernel": "router"}, default="rest")
-    parts = {"router": mo.balance_router_bias(ROUTERS), "rest": optax.sgd(1.0)}
+    parts: dict[Hashable, optax.GradientTransformation] = {
+        "router": mo.balance_router_bias(ROUTERS),
+        "rest": optax.sgd(1.0),
+    }
     with pytest.raises(ValueError, match=r"chain it after optax\.partition"):
         optax.partition(parts, swapped).init(model())
     # Where the group happens to hold the biases it works.
@@ -255,11 +260,11 @@ def test_wrong_arguments_are_errors_at_once(unhooked):
     with pytest.raises(ValueError, match="at least one router"):
         mo.balance_router_bias({})
     with pytest.raises(ValueError, match="rule must be one of 'sign', 'rms'"):
-        mo.balance_router_bias(ROUTERS, rule="linear")
+        mo.balance_router_bias(ROUTERS, rule="linear")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="rate must be in"):
         mo.balance_router_bias(ROUTERS, rate=-1.0)
     with pytest.raises(TypeError, match="inject_hyperparams"):
-        mo.balance_router_bias(ROUTERS, rate=optax.constant_schedule(0.1))
+        mo.balance_router_bias(ROUTERS, rate=optax.constant_schedule(0.1))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_bias_of_integers_is_refused_by_name(unhooked):
@@ -269,8 +274,8 @@ def test_a_bias_of_integers_is_refused_by_name(unhooked):
 
 
 @pytest.mark.parametrize("rule", ["sign", "rms"])
-def test_loads_near_the_largest_number(rule: str) -> None:
-    tx = mo.balance_router_bias({"": "bias"}, rate=1.0, rule=rule)
+def test_loads_near_the_largest_number(rule: Literal["sign", "rms"]) -> None:
+    tx: Any = mo.balance_router_bias({"": "bias"}, rate=1.0, rule=rule)
     params = {"bias": jnp.zeros(4)}
     load = {"": jnp.array([3e38, 0.0, 0.0, 0.0])}
     updates, _ = tx.update(params, tx.init(params), params, expert_load=load)

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +17,8 @@ FACTORS = [
 ]
 
 
-def scaled(rule, leaf, axes=mo.STACKED):
-    tx = mo.scale_by_shape(rule, axes=axes)
+def scaled(rule, leaf, axes: Any = mo.STACKED):
+    tx: Any = mo.scale_by_shape(rule, axes=axes)
     updates, _ = tx.update({"w": leaf}, tx.init({"w": leaf}))
     return updates["w"]
 
@@ -68,7 +69,7 @@ def test_the_dtype_is_kept(dtype, axes):
 
 def test_an_unknown_rule_is_an_error_that_lists_the_known():
     with pytest.raises(ValueError, match=r"'none', 'width', 'spectral', 'rms'; got 'w"):
-        mo.scale_by_shape("wide")
+        mo.scale_by_shape("wide")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_split_that_does_not_add_up_names_the_leaf(unhooked):

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ def row_normalised(taken, decay, eps=1e-8):
     return made
 
 
-def run(tx, taken):
+def run(tx, taken) -> tuple[list[Any], Any]:
     state, update = tx.init({"w": taken[0]}), jax.jit(tx.update)
     made = []
     for leaf in taken:
@@ -87,7 +89,7 @@ def test_zero_rows_and_matrices_stay_zero(rng):
 
 def test_low_precision_updates_have_float32_averages(rng):
     update = {"w": draw(rng, 4, 3).astype(jnp.bfloat16)}
-    tx = mo.scale_by_row_rms()
+    tx: Any = mo.scale_by_row_rms()
     found, state = tx.update(update, tx.init(update))
     assert found["w"].dtype == jnp.bfloat16
     assert state.mean_square["w"].dtype == jnp.float32

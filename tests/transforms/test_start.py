@@ -148,6 +148,7 @@ class Model(nnx.Module):
         self.up = nnx.Linear(4, 6, rngs=rngs)
         self.norm = nnx.LayerNorm(6, rngs=rngs)
         self.heads = nnx.LinearGeneral(6, (2, 3), rngs=rngs)
+        assert self.up.bias is not None
         self.up.bias[...] += 1
 
 
@@ -172,6 +173,7 @@ def test_project_with_roles_leaves_alone_what_is_no_matrix() -> None:
         values = np.linalg.svd(matrix, compute_uv=False)
         # Float32 rounding of one polar factor.
         np.testing.assert_allclose(values, 1, atol=1e-6)
+    assert model.up.bias is not None
     np.testing.assert_array_equal(model.up.bias[...], 1)
 
 

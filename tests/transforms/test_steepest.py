@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +106,9 @@ CERTIFIED = {
 @pytest.mark.parametrize("name", CERTIFIED)
 def test_a_certificate_bounds_what_the_direction_loses(rng, name):
     manifold, options = CERTIFIED[name]
-    tx = mo.steepest(manifold, mo.Spectral(), certify=True, axes=mo.STACKED, **options)
+    tx: Any = mo.steepest(
+        manifold, mo.Spectral(), certify=True, axes=mo.STACKED, **options
+    )
     points = {"w": on_manifold(manifold, draw(rng, 3, 6, 4))}
     gradients = {"w": draw(rng, 3, 6, 4)}
     state = tx.init(points)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -15,7 +17,7 @@ MANIFOLDS += [mo.Sphere("rms"), mo.Sphere("kept"), mo.Euclidean()]
 SHAPES = [(6, 3), (2, 3, 6)]
 
 
-def tangent(manifold, point, update, axes=mo.STACKED):
+def tangent(manifold, point, update, axes: Any = mo.STACKED):
     return apply(mo.tangent_project, manifold, point=point, update=update, axes=axes)
 
 
@@ -72,7 +74,7 @@ def test_updates_keep_their_dtype(rng):
 
 def test_after_momentum_it_transports_the_average(rng):
     manifold = mo.Stiefel()
-    tx = optax.chain(mo.momentum(0.9), mo.tangent_project(manifold))
+    tx: Any = optax.chain(mo.momentum(0.9), mo.tangent_project(manifold))
     point, update = draw_pair(rng, manifold, (6, 3))
     params = {"w": point}
     _, state = tx.update({"w": update}, tx.init(params), params)
