@@ -184,7 +184,7 @@ def test_a_negative_weight_decay_is_refused(preset):
 
 @pytest.mark.parametrize("preset", PRESETS, ids=PRESET_IDS)
 def test_a_momentum_out_of_range_is_refused(preset):
-    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1.5"):
+    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\), got 1.5"):
         preset(0.1, momentum=1.5)
 
 
