@@ -14,15 +14,19 @@ needs-test := -e '.[experiments]' --group test
 needs-check := -e '.[experiments]' --group dev
 needs-fix := -e . --group lint
 
+# Half of the time of the tests is LLVM, so it compiles them with little effort here;
+# what XLA fuses and calls is the same. Nightly and in CI's matrix they run as users do.
+LITTLE_EFFORT := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1
+
 # The tests measure on the CPU; those that need an accelerator are marked `gpu`.
-PYTEST := JAX_PLATFORMS=cpu $(BIN)/pytest
+PYTEST := JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS $(LITTLE_EFFORT)" $(BIN)/pytest
+PYTEST_DEVICES := JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS $(LITTLE_EFFORT) --xla_force_host_platform_device_count=8" $(BIN)/pytest
 # One test of each floor that is quick to compile; `make test` has all of them.
 QUICK := tests/trees tests/roles tests/test_checks.py tests/test_public_api.py \
   tests/linalg/test_coefficients.py tests/linalg/test_polar.py tests/geometry/test_norms.py \
   tests/matrices/test_views.py tests/matrices/test_map_errors.py tests/attention/test_specs.py \
   tests/conformance/test_completeness.py tests/optimizers/test_chains.py
 
-FAKE_DEVICES := --xla_force_host_platform_device_count=8
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -44,7 +48,7 @@ test-one-device: $(VENV)/.ready-test
 	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not devices"
 
 test-devices: $(VENV)/.ready-test
-	XLA_FLAGS="$$XLA_FLAGS $(FAKE_DEVICES)" $(PYTEST) -n $(WORKERS) --dist loadfile -m "devices and not slow and not gpu" tests/sharding tests/programs
+	$(PYTEST_DEVICES) -n $(WORKERS) --dist loadfile -m "devices and not slow and not gpu" tests/sharding tests/programs
 
 check: lint test ## lint, layers, types, then the tests
 

@@ -191,8 +191,11 @@ def test_a_transformation_may_take_the_place_of_the_momentum(unhooked, name):
     assert isinstance(state["momentum"], type(average.init(point())))
 
 
-def test_unknown_scale_names_the_choices():
-    with pytest.raises(ValueError, match=r"scale must be one of 'none', 'width', 'spectral', 'rms'; got 'muP'"):
+def test_unknown_scale_names_the_choices(unhooked):
+    with pytest.raises(
+        ValueError,
+        match=r"scale must be one of 'none', 'width', 'spectral', 'rms'; got 'muP'",
+    ):
         mo.muon(0.1, scale="muP")  # pyright: ignore[reportArgumentType]
 
 

@@ -67,7 +67,7 @@ def test_the_dtype_is_kept(dtype, axes):
     assert scaled("rms", jnp.ones((2, 8), dtype), axes).dtype == dtype
 
 
-def test_an_unknown_rule_is_an_error_that_lists_the_known():
+def test_an_unknown_rule_is_an_error_that_lists_the_known(unhooked):
     with pytest.raises(ValueError, match=r"'none', 'width', 'spectral', 'rms'; got 'w"):
         mo.scale_by_shape("wide")  # pyright: ignore[reportArgumentType]
 
