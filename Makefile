@@ -27,7 +27,6 @@ QUICK := tests/trees tests/roles tests/test_checks.py tests/test_public_api.py \
   tests/matrices/test_views.py tests/matrices/test_map_errors.py tests/attention/test_specs.py \
   tests/conformance/test_completeness.py tests/optimizers/test_chains.py
 
-
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:

@@ -192,10 +192,8 @@ def test_a_transformation_may_take_the_place_of_the_momentum(unhooked, name):
 
 
 def test_unknown_scale_names_the_choices(unhooked):
-    with pytest.raises(
-        ValueError,
-        match=r"scale must be one of 'none', 'width', 'spectral', 'rms'; got 'muP'",
-    ):
+    message = r"scale must be one of 'none', 'width', 'spectral', 'rms'; got 'muP'"
+    with pytest.raises(ValueError, match=message):
         mo.muon(0.1, scale="muP")  # pyright: ignore[reportArgumentType]
 
 
