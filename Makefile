@@ -44,10 +44,10 @@ quick: $(VENV)/.ready-test ## a verdict in 90 seconds: names, checks, views, rol
 	$(PYTEST) -n $(WORKERS) --dist load -m "not slow and not gpu and not devices" $(QUICK)
 
 test-one-device: $(VENV)/.ready-test
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not devices"
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not devices"
 
 test-devices: $(VENV)/.ready-test
-	$(PYTEST_DEVICES) -n $(WORKERS) --dist loadfile -m "devices and not slow and not gpu" tests/sharding tests/programs
+	$(PYTEST_DEVICES) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "devices and not slow and not gpu" tests/sharding tests/programs
 
 check: lint test ## lint, layers, types, then the tests
 

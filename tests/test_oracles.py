@@ -178,7 +178,9 @@ def test_bracket_is_tight_for_every_kind(kind, shape, seed):
     assert optimum.gap <= 1e-5
 
 
-@pytest.mark.parametrize("kind", ["low_rank_noise", "rank_deficient"])
+@pytest.mark.parametrize(
+    "kind", ["low_rank_noise", pytest.param("rank_deficient", marks=pytest.mark.slow)]
+)
 def test_bracket_of_the_hardest_cases(kind):
     w, g = problem(kind, 0, 72, 64)
     optimum = oracles.stiefel_spectral_optimum(w, g)

@@ -32,7 +32,7 @@ def collect(state: ArrayTree) -> dict[str, dict[str, Array]]:
         >>> tx = optax.chain(dual_ascent_spectral(certify=True), optax.sgd(0.1))
         >>> params = {"w": jnp.eye(4, 2)}
         >>> gradient = {"w": jnp.arange(8.0).reshape(4, 2)}
-        >>> _, state = tx.update(gradient, tx.init(params), params)
+        >>> _, state = jax.jit(tx.update)(gradient, tx.init(params), params)
         >>> float(diagnostics.collect(state)["gap"]["w"]) < 1e-3
         True
     """

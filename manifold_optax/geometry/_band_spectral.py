@@ -67,7 +67,8 @@ def band_spectral_direction(
 
     Example:
         >>> edge, gradient = jnp.eye(2), jnp.diag(jnp.array([-2.0, 1.0]))
-        >>> band_spectral_direction(edge, gradient, (0.0, 1.0)).direction.round(3)
+        >>> solve = jax.jit(band_spectral_direction, static_argnums=2)
+        >>> solve(edge, gradient, (0.0, 1.0)).direction.round(3)
         Array([[0., 0.],
                [0., 1.]], dtype=float32)
 

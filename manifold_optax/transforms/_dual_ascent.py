@@ -93,7 +93,7 @@ def dual_ascent_spectral(
         >>> tx = dual_ascent_spectral(certify=True)
         >>> params = {"w": jnp.eye(4, 2)}
         >>> gradient = {"w": jnp.arange(8.0).reshape(4, 2)}
-        >>> _, state = tx.update(gradient, tx.init(params), params)
+        >>> _, state = jax.jit(tx.update)(gradient, tx.init(params), params)
         >>> bool(state.gap["w"] < 1e-2)
         True
 
