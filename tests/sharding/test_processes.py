@@ -44,9 +44,12 @@ def run_processes(count: int, directory: pathlib.Path, name: str) -> pathlib.Pat
         The directory of the checkpoint that they wrote.
     """
     out, port = directory / "checkpoint", free_port()
+    # The last flag counts; the others must be those of this process, for equal bits.
+    flags = os.environ.get("XLA_FLAGS", "")
+    devices = f"--xla_force_host_platform_device_count={8 // count}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
+        "XLA_FLAGS": f"{flags} {devices}",
     }
     logs = [directory / f"{identity}.log" for identity in range(count)]
     processes = []
