@@ -22,9 +22,9 @@ BY_DAY = {
     (96, 64): ("power", "low_rank_noise", "rank_one"),
     (72, 64): (),
     (66, 64): ("power",),
-    (64, 64): ALL,
+    (64, 64): ("power", "low_rank_noise", "rank_one"),
     (65, 65): (),
-    (512, 128): ("low_rank_noise",),
+    (512, 128): (),
     (3072, 128): (),
 }
 CASES = [
