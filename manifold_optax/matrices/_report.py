@@ -18,7 +18,7 @@ class MatrixReport(NamedTuple):
     """The leaves that one transformation changes, and how it reads them."""
 
     name: str
-    """Of the transformation: `"orthogonalize_via_newton_schulz"`."""
+    """Name of the transformation: `"orthogonalize_via_newton_schulz"`."""
     views: Mapping[str, tuple[View, ...]]
     """Path of each leaf → its batches of matrices."""
     axes: AxesLike

@@ -103,7 +103,7 @@ class Roles:
         raise ValueError(
             f"The parameter {path!r} of shape {shape} has the label {role.label!r}, "
             "but nothing says which of its axes are the matrix: give its rule "
-            f"mo.Role({role.label!r}, axes), or a label of mo.roles.NOT_MATRICES."
+            f"mo.Role({role.label!r}, axes), or one of the labels {NOT_MATRICES}."
         )
 
     def only(self, *labels: str) -> "Roles":

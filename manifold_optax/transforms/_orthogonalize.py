@@ -7,7 +7,7 @@ import optax
 from jax.typing import DTypeLike
 
 from manifold_optax._checks import require_compute_dtype, require_one_of
-from manifold_optax._typing import ArrayTree, AxisName, Matrix, Schedule
+from manifold_optax._typing import ArrayTree, Schedule
 from manifold_optax.linalg import JORDAN, newton_schulz
 from manifold_optax.linalg._options import (
     check_schedule,
@@ -67,16 +67,13 @@ def orthogonalize_via_newton_schulz(
     require_one_of("form", form, FORMS)
     require_one_of("preconditioner", preconditioner, PRECONDITIONERS)
     require_compute_dtype("compute_dtype", compute_dtype)
-    orthogonalize = functools.partial(
+    kernel = functools.partial(
         newton_schulz,
         schedule=schedule,
         form=form,
         preconditioner=preconditioner,
         compute_dtype=compute_dtype,
     )
-
-    def kernel(x: Matrix, axis_name: AxisName = None) -> Matrix:
-        return orthogonalize(x, axis_name=axis_name)
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
