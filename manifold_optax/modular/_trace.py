@@ -1,0 +1,151 @@
+"""From a JAX function to its graph: calls are entered, loops keep their bodies."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jax_core
+import numpy as np
+
+from manifold_optax.modular._declare import declaration
+from manifold_optax.modular._graph import constant, Graph, made_by, Value
+from manifold_optax.trees import leaf_path
+
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "remat2": "jaxpr",
+    "remat": "jaxpr",
+    "checkpoint": "jaxpr",
+    "shard_map": "jaxpr",
+}
+"""Primitives that call one function once, and the parameter that holds it."""
+
+_ALIKE = frozenset(
+    "add sub mul div max min pow rem atan2 nextafter select_n clamp and or xor not "
+    "eq ne lt le gt ge add_any".split()
+)
+"""Primitives whose operands have one shape, up to axes of size 1, which some jaxprs
+leave to be broadcast."""
+
+
+def trace(
+    function: Callable[..., Any], params: Any, *inputs: Any
+) -> tuple[Graph, tuple[str, ...], tuple[str, ...]]:
+    """The graph of `function(params, *inputs)`; nothing is computed.
+
+    Returns:
+        The graph, whose inputs are the leaves of `params` and then those of `inputs`;
+        the paths of the parameters; the paths of the outputs.
+    """
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(params, *inputs)
+    arguments = tuple(_unknown(var.aval) for var in closed.jaxpr.invars)
+    outputs = _interpret(closed.jaxpr, closed.consts, arguments)
+    return Graph(arguments, outputs), _paths(params), _paths(shapes)
+
+
+def _paths(tree: Any) -> tuple[str, ...]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return tuple(leaf_path(keys) for keys, _ in leaves)
+
+
+def _unknown(aval: Any) -> Value:
+    return Value(tuple(aval.shape), aval.dtype)
+
+
+def _interpret(
+    jaxpr: jax_core.Jaxpr,
+    consts: Sequence[Any],
+    arguments: Sequence[Value],
+    around: tuple[Any, ...] = (),
+) -> tuple[Value, ...]:
+    """The outputs of a jaxpr, applied to values; `around`: where its calls stand."""
+    known: dict[Any, Value] = dict(zip(jaxpr.invars, arguments, strict=True))
+    known.update(zip(jaxpr.constvars, map(constant, consts), strict=True))
+
+    def read(atom: Any) -> Value:
+        if isinstance(atom, jax_core.Literal):
+            return constant(np.asarray(atom.val, atom.aval.dtype))
+        return known[atom]
+
+    for equation in jaxpr.eqns:
+        results = _apply(equation, [read(atom) for atom in equation.invars], around)
+        known.update(zip(equation.outvars, results, strict=True))
+    return tuple(read(atom) for atom in jaxpr.outvars)
+
+
+def _apply(
+    equation: jax_core.JaxprEqn, operands: list[Value], around: tuple[Any, ...]
+) -> Sequence[Value]:
+    """The results of one equation: of its body for a call, of an operation else."""
+    name = equation.primitive.name
+    sources = (equation.source_info, *around)
+    if name in _CALLS and declaration(equation.params.get("name")) is None:
+        if name != "shard_map" or _is_whole(equation):
+            return _interpret(*_body(equation.params[_CALLS[name]]), operands, sources)
+    if name in _CALLS:
+        name = "declared" if name != "shard_map" else name
+    shapes = [(var.aval.shape, var.aval.dtype) for var in equation.outvars]
+    if name in _ALIKE:
+        operands = [_broadcast(x, shapes[0][0], sources) for x in operands]
+    return made_by(
+        name,
+        operands,
+        equation.params,
+        shapes,
+        bodies=tuple(_graphs(name, equation.params, sources)),
+        primitive=equation.primitive,
+        sources=sources,
+    )
+
+
+def _body(jaxpr: Any) -> tuple[jax_core.Jaxpr, Sequence[Any]]:
+    """A jaxpr, open or closed, and its constants."""
+    if isinstance(jaxpr, jax_core.ClosedJaxpr):
+        return jaxpr.jaxpr, jaxpr.consts
+    return jaxpr, ()
+
+
+def _is_whole(equation: jax_core.JaxprEqn) -> bool:
+    """Whether each device of a `shard_map` sees whole arrays."""
+    jaxpr, _ = _body(equation.params["jaxpr"])
+    return all(
+        inner.aval.shape == outer.aval.shape
+        for inner, outer in zip(jaxpr.invars, equation.invars, strict=True)
+    )
+
+
+def _graphs(name: str, params: Any, around: tuple[Any, ...]) -> list[Graph]:
+    """The graphs of the functions that a loop or a branch calls."""
+    held = {
+        "scan": lambda: [params["jaxpr"]],
+        "cond": lambda: params["branches"],
+        "while": lambda: [params["cond_jaxpr"], params["body_jaxpr"]],
+        "shard_map": lambda: [params["jaxpr"]],
+    }
+    graphs = []
+    for jaxpr in held.get(name, list)():
+        body, consts = _body(jaxpr)
+        arguments = tuple(_unknown(var.aval) for var in body.invars)
+        graphs.append(Graph(arguments, _interpret(body, consts, arguments, around)))
+    return graphs
+
+
+def _broadcast(x: Value, shape: tuple[int, ...], sources: tuple[Any, ...]) -> Value:
+    """`x` in the shape of the result, by an operation of its own where it differs."""
+    if x.shape == shape or x.shape == ():
+        return x
+    (wide,) = made_by(
+        "broadcast_in_dim",
+        (x,),
+        {"shape": shape, "broadcast_dimensions": tuple(range(len(shape)))},
+        [(shape, x.dtype)],
+        primitive=jax.lax.broadcast_in_dim_p,
+        sources=sources,
+    )
+    return wide
