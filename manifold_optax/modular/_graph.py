@@ -47,6 +47,7 @@ class Operation:
         bodies: graphs of the functions that it calls: of `scan`, `while`, `cond`.
         primitive: the primitive, to compute constants with; `None` for a pattern.
         sources: where the user wrote it, and then the calls around it; see `line`.
+        calls: the names of the functions around it, such as `"relu"`, inner first.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Operation:
     bodies: "tuple[Graph, ...]" = ()
     primitive: jax_core.Primitive | None = None
     sources: tuple[Any, ...] = ()
+    calls: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:

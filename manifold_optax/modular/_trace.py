@@ -1,12 +1,13 @@
 """From a JAX function to its graph: calls are entered, loops keep their bodies."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jax_core
 import numpy as np
 
+from manifold_optax.modular._constants import is_constant
 from manifold_optax.modular._declare import declaration
 from manifold_optax.modular._graph import constant, Graph, made_by, Value
 from manifold_optax.trees import leaf_path
@@ -32,6 +33,22 @@ _ALIKE = frozenset(
 )
 """Primitives whose operands have one shape, up to axes of size 1, which some jaxprs
 leave to be broadcast."""
+
+
+class _Around(NamedTuple):
+    """The calls around an equation, inner first: where they stand, and their names."""
+
+    sources: tuple[Any, ...] = ()
+    calls: tuple[str, ...] = ()
+
+    def entered(self, equation: Any) -> "_Around":
+        """Inside of a call."""
+        name = equation.params.get("name")
+        names = (name, *self.calls) if isinstance(name, str) else self.calls
+        return _Around((equation.source_info, *self.sources), names)
+
+
+_OUTSIDE = _Around()
 
 
 def trace(
@@ -62,9 +79,9 @@ def _interpret(
     jaxpr: jax_core.Jaxpr,
     consts: Sequence[Any],
     arguments: Sequence[Value],
-    around: tuple[Any, ...] = (),
+    around: "_Around" = _OUTSIDE,
 ) -> tuple[Value, ...]:
-    """The outputs of a jaxpr, applied to values; `around`: where its calls stand."""
+    """The outputs of a jaxpr, applied to values."""
     known: dict[Any, Value] = dict(zip(jaxpr.invars, arguments, strict=True))
     known.update(zip(jaxpr.constvars, map(constant, consts), strict=True))
 
@@ -80,11 +97,12 @@ def _interpret(
 
 
 def _apply(
-    equation: jax_core.JaxprEqn, operands: list[Value], around: tuple[Any, ...]
+    equation: jax_core.JaxprEqn, operands: list[Value], around: "_Around"
 ) -> Sequence[Value]:
     """The results of one equation: of its body for a call, of an operation else."""
     name = equation.primitive.name
-    sources = (equation.source_info, *around)
+    inside = around.entered(equation)
+    sources = inside.sources
     if name in _CALLS and declaration(equation.params.get("name")) is None:
         if name != "shard_map" or _is_whole(equation):
             return _interpret(*_body(equation.params[_CALLS[name]]), operands, sources)
@@ -98,9 +116,10 @@ def _apply(
         operands,
         equation.params,
         shapes,
-        bodies=tuple(_graphs(name, equation.params, sources)),
+        bodies=tuple(_graphs(name, equation.params, operands, inside)),
         primitive=equation.primitive,
         sources=sources,
+        calls=around.calls,
     )
 
 
@@ -120,20 +139,42 @@ def _is_whole(equation: jax_core.JaxprEqn) -> bool:
     )
 
 
-def _graphs(name: str, params: Any, around: tuple[Any, ...]) -> list[Graph]:
-    """The graphs of the functions that a loop or a branch calls."""
-    held = {
-        "scan": lambda: [params["jaxpr"]],
-        "cond": lambda: params["branches"],
-        "while": lambda: [params["cond_jaxpr"], params["body_jaxpr"]],
-        "shard_map": lambda: [params["jaxpr"]],
-    }
+def _graphs(
+    name: str, params: Any, operands: list[Value], around: "_Around"
+) -> list[Graph]:
+    """The graphs of the functions that a loop or a branch calls.
+
+    A constant that is handed in from outside is a constant inside, too.
+    """
     graphs = []
-    for jaxpr in held.get(name, list)():
+    for jaxpr, handed in _calls(name, params, operands):
         body, consts = _body(jaxpr)
-        arguments = tuple(_unknown(var.aval) for var in body.invars)
+        arguments = tuple(
+            value if value is not None and is_constant(value) else _unknown(var.aval)
+            for var, value in zip(body.invars, handed, strict=True)
+        )
         graphs.append(Graph(arguments, _interpret(body, consts, arguments, around)))
     return graphs
+
+
+def _calls(
+    name: str, params: Any, operands: list[Value]
+) -> list[tuple[Any, list[Value | None]]]:
+    """The jaxprs that an equation holds, each with what stays the same inside of it."""
+    if name == "scan":
+        first = params["num_consts"]
+        rest: list[Value | None] = [None] * (len(operands) - first)
+        return [(params["jaxpr"], [*operands[:first], *rest])]
+    if name == "cond":
+        return [(branch, list(operands[1:])) for branch in params["branches"]]
+    if name == "while":
+        tests, steps = params["cond_nconsts"], params["body_nconsts"]
+        carried: list[Value | None] = [None] * (len(operands) - tests - steps)
+        return [
+            (params["cond_jaxpr"], [*operands[:tests], *carried]),
+            (params["body_jaxpr"], [*operands[tests : tests + steps], *carried]),
+        ]
+    return []
 
 
 def _broadcast(x: Value, shape: tuple[int, ...], sources: tuple[Any, ...]) -> Value:

@@ -1,0 +1,13 @@
+"""What the reader knows of each primitive; to import them registers the rules."""
+
+from manifold_optax.modular._primitives import (
+    _convolution,
+    _declared,
+    _entries,
+    _products,
+    _shapes,
+    _sums,
+)
+from manifold_optax.modular._primitives._loops import loop_of, slice_gains
+
+__all__ = ("loop_of", "slice_gains")
