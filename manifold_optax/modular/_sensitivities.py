@@ -41,6 +41,7 @@ class Analysis:
             self.leaves[atom.path]: Known(
                 known_facts(*self.balls[atom.path]), params=True,
                 moves=self.leaves[atom.path].is_float,
+                norms=tuple(fact.norm for fact in self.balls[atom.path]),
             )
             for atom in atoms
         }  # fmt: skip

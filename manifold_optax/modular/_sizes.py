@@ -35,12 +35,14 @@ class Known(NamedTuple):
         params: whether it depends on parameters.
         inputs: whether it depends on the inputs of the model.
         moves: whether a small change of a parameter or of an input changes it.
+        norms: of a parameter, those in which its size is known.
     """
 
     facts: Callable[[MixedNorm], float]
     params: bool = False
     inputs: bool = False
     moves: bool = False
+    norms: tuple[MixedNorm, ...] = ()
 
 
 class Move(NamedTuple):
@@ -147,6 +149,27 @@ class Sizes:
     def flags(self, value: Value) -> tuple[bool, bool, bool]:
         """Whether it depends on parameters, on inputs, and moves."""
         return self._flags_of(value)
+
+    def structure(self, value: Value) -> tuple[MixedNorm, ...]:
+        """The norms in which the size of a weight is known, brought to its form here.
+
+        Of a leaf those of its ball; of what is made from one weight, what becomes of
+        them.
+        """
+        if value in self._known:
+            return self._known[value].norms
+        operation = self.graph.maker(value)
+        if operation is None or not self.is_weight(value):
+            return ()
+        weights = [k for k, x in enumerate(operation.operands) if self.is_weight(x)]
+        if len(operation.results) > 1 or not weights:
+            return ()
+        found = []
+        for norm in self.structure(operation.operands[weights[0]]):
+            for moves in rule_of(operation).moves(operation, weights[0], norm, self):
+                found += [move.norm for move in moves[:1]]
+                break
+        return tuple(found)
 
     def loop(self, operation: Operation, read: Callable[[], _T]) -> _T:
         """What was read of the body of a loop, read once."""

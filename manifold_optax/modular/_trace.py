@@ -105,7 +105,7 @@ def _apply(
     sources = inside.sources
     if name in _CALLS and declaration(equation.params.get("name")) is None:
         if name != "shard_map" or _is_whole(equation):
-            return _interpret(*_body(equation.params[_CALLS[name]]), operands, sources)
+            return _interpret(*_body(equation.params[_CALLS[name]]), operands, inside)
     if name in _CALLS:
         name = "declared" if name != "shard_map" else name
     shapes = [(var.aval.shape, var.aval.dtype) for var in equation.outvars]

@@ -131,7 +131,10 @@ def _known(operation: Operation, sizes: Sizes) -> dict[Value, Known]:
     ):
         flags = sizes.flags(outer)
         sliced = position >= first
-        known[inner] = Known(_outside(outer, sizes, sliced=sliced), *flags)
+        norms = sizes.structure(outer)
+        if sliced:
+            norms = tuple(MixedNorm(norm.axes[1:]) for norm in norms)
+        known[inner] = Known(_outside(outer, sizes, sliced=sliced), *flags, norms)
     return known
 
 
@@ -157,9 +160,9 @@ def _widen(
     for value, out in zip(carried, outputs, strict=True):
         old = known[value]
         flags = tuple(
-            a or b for a, b in zip(old[1:], inside.flags(out), strict=True)
+            a or b for a, b in zip(old[1:4], inside.flags(out), strict=True)
         )
-        news |= flags != old[1:]
+        news |= flags != old[1:4]
         known[value] = Known(old.facts, *flags)
     return news
 

@@ -144,9 +144,9 @@ def _dot_moves(
         kept = "b" if marks in "bs" else batch
         inner = x.norm(kept, marks, free)
         factor = ratio(inner, norm)
-        for y_norm, mark in _partners(y, marks):
+        for y_norm in _partners(y, marks, sizes):
             size = sizes.entering(y.value, y_norm)
-            outer = _product_norm(operation, x, inner, mark)
+            outer = _product_norm(operation, x, inner, y, y_norm)
             ways.append([Move(0, factor * size, outer, _reason(y, sizes))])
     return ways
 
@@ -164,28 +164,36 @@ def _over_contracted(x: _Side, norm: MixedNorm) -> list[str]:
     return ["o"]
 
 
-def _partners(y: _Side, marks: str) -> list[tuple[MixedNorm, str]]:
-    """For the marks of a change over C: norms of y that count, marks of its axes."""
+def _partners(y: _Side, marks: str, sizes: Sizes) -> list[MixedNorm]:
+    """For the marks of a change over C: the norms of y that may count.
+
+    An operator may be measured as a whole, or block by block where its norm is known
+    so: the queries of each head for themselves.
+    """
     if marks == "s":
-        return [(y.norm("b", "b", "o"), "o")]
+        return [y.norm("b", "b", "o")]
     if marks == "b":
-        return [(y.norm("b", "s", "b"), "b")]
+        return [y.norm("b", "s", "b")]
     if marks == "i":
-        return [(y.norm("b", "o", "b"), "b")]
-    operator, longest = y.norm("b", "i", "o"), y.norm("b", "o", "b")
-    return [(operator, "o"), (longest, "b")] if y.free else [(operator, "o")]
+        return [y.norm("b", "o", "b")]
+    ways = [y.norm("b", "i", "o")]
+    for known in sizes.structure(y.value):
+        ways.append(y.norm("b", "i", y.parts(remarked(known, "i", "o"))[2]))
+    if y.free:
+        ways.append(y.norm("b", "o", "b"))
+    return list(dict.fromkeys(ways))
 
 
 def _product_norm(
-    operation: Operation, x: _Side, inner: MixedNorm, free: str
+    operation: Operation, x: _Side, inner: MixedNorm, y: _Side, y_norm: MixedNorm
 ) -> MixedNorm:
-    """The norm of the product: as x has it on its own axes, `free` on those of y."""
-    shape = operation.results[0].shape
-    axes = [joined([(size, free)]) for size in shape]
+    """The norm of the product: each side's own axes are measured as there."""
+    axes: list[Factors] = [()] * len(operation.results[0].shape)
     for k, axis in enumerate(x.batch):
         axes[k] = inner.axes[axis]
-    for axis, place in zip(x.free, x.result, strict=True):
-        axes[place] = inner.axes[axis]
+    for side, norm in ((x, inner), (y, y_norm)):
+        for axis, place in zip(side.free, side.result, strict=True):
+            axes[place] = norm.axes[axis]
     return MixedNorm(tuple(axes))
 
 
