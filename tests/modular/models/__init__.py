@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
+from modular.models.comparison import same_matrices, same_role
 from modular.models.convolutional import (
     conv_line,
     conv_net,
@@ -15,16 +16,18 @@ from modular.models.convolutional import (
     resnet_inference,
     resnet_training,
 )
+from modular.models.diffusion import denoiser
+from modular.models.equinox_models import equinox_mlp, equinox_transformer
 from modular.models.experts import summed_experts, switched_experts, weighed_experts
 from modular.models.feed_forward import (
     ensemble,
-    equinox_mlp,
     linen_dropout,
     lora,
     lora_merged,
     mlp,
     weight_normalised,
 )
+from modular.models.gemma import gemma
 from modular.models.gpts import gpt2, well_normed_gpt
 from modular.models.llama import latent_attention, llama, top_k_experts
 from modular.models.loops import (
@@ -42,12 +45,24 @@ from modular.models.transformers import (
     vision_transformer,
 )
 
+__all__ = (
+    "MODELS",
+    "REFUSED",
+    "Model",
+    "drawn",
+    "each_model",
+    "gpt2",
+    "same_matrices",
+    "same_role",
+)
+
 MODELS: Mapping[str, Callable[[], Model]] = {
     make.__name__: functools.cache(make)
     for make in (
         mlp,
         linen_dropout,
         equinox_mlp,
+        equinox_transformer,
         weight_normalised,
         lora,
         lora_merged,
@@ -57,11 +72,13 @@ MODELS: Mapping[str, Callable[[], Model]] = {
         resnet_training,
         resnet_inference,
         patch_mixer,
+        denoiser,
         vision_transformer,
         fused_gpt,
         multi_head_gpt,
         encoder_decoder,
         llama,
+        gemma,
         latent_attention,
         top_k_experts,
         weighed_experts,
@@ -76,6 +93,9 @@ MODELS: Mapping[str, Callable[[], Model]] = {
     )
 }
 """Name → the model, made once."""
+
+REFUSED = ("top_k_experts", "switched_experts")
+"""Those that cannot be read; their field `refuses` names the primitive."""
 
 
 def each_model(keep: Callable[[str], bool] = lambda name: True) -> pytest.MarkDecorator:

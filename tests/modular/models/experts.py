@@ -4,29 +4,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-import manifold_optax as mo
 from modular.models.model import (
     as_users_trace,
     BATCH,
     described,
-    Golden,
+    EXPERTS_IN,
+    EXPERTS_OUT,
     MATRIX,
     Model,
     normal,
     READOUT,
+    ROUTER,
     shapes,
 )
 
 WIDTH, HIDDEN, EXPERTS, CLASSES, LENGTH = 8, 12, 4, 5, 6
-
-ROUTER = Golden(mo.Role("matrix", mo.STACKED), "router", mo.Role("router"))
-"""The linear map whose softmax weighs the experts.
-
-One rule would tell it from other matrices by use: its outputs pair with a batch axis
-of other parameters.
-"""
 
 _PARAMS = {
     "router": (WIDTH, EXPERTS),
@@ -76,16 +69,7 @@ def summed_experts() -> Model:
         weighed = hidden * weights[..., None]
         return jnp.einsum("bteh,ehd->btd", weighed, params["down"])
 
-    wide = optax.contrib.MuonDimensionNumbers(1, (0, 2))
-    golden = {
-        "router": ROUTER,
-        "up": Golden(
-            mo.Role("matrix", mo.STACKED), "experts", mo.Role("matrix", wide)
-        ),
-        "down": Golden(
-            mo.Role("matrix", mo.STACKED), "experts", mo.Role("matrix", mo.HEADS_OUT)
-        ),
-    }
+    golden = {"router": ROUTER, "up": EXPERTS_IN, "down": EXPERTS_OUT}
     return _of_experts("summed_experts", layer, golden, None)
 
 

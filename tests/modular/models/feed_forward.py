@@ -1,14 +1,12 @@
-"""Feed-forward networks, in Flax nnx, linen, Equinox, and as plain functions."""
+"""Feed-forward networks of Flax nnx and linen, and as plain functions."""
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
-import manifold_optax as mo
 from manifold_optax.integrations.flax import module_list
 from modular.models.model import (
     as_users_trace,
@@ -27,9 +25,6 @@ from modular.models.model import (
 )
 
 INPUTS, WIDTH, CLASSES, RANK = 12, 16, 5, 2
-
-_OUT_IN = Golden(mo.Role("matrix", mo.OUT_IN))
-_READOUT_OUT_IN = Golden(mo.Role("readout", mo.OUT_IN))
 
 
 class _Mlp(nnx.Module):
@@ -77,27 +72,6 @@ def linen_dropout() -> Model:
     golden |= {"Dense_2/kernel": READOUT, "Dense_2/bias": BIAS}
     forward = as_users_trace(forward)
     return described(forward, params, (x, key), golden, name="linen_dropout")
-
-
-def equinox_mlp() -> Model:
-    """Weights are `[out, in]`, and the model takes one example: users `vmap` it."""
-
-    def make(key: jax.Array) -> eqx.nn.MLP:
-        return eqx.nn.MLP(
-            INPUTS, CLASSES, WIDTH, depth=2, activation=jax.nn.silu, key=key
-        )
-
-    model = eqx.filter_eval_shape(make, jax.random.key(0))
-    is_array = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
-    params, static = eqx.partition(model, is_array)
-
-    def forward(params: Any, x: jax.Array) -> jax.Array:
-        return jax.vmap(eqx.combine(params, static))(x)
-
-    golden = in_layers("layers", 2, {"weight": _OUT_IN, "bias": BIAS})
-    golden |= {"layers/2/weight": _READOUT_OUT_IN, "layers/2/bias": BIAS}
-    inputs = (normal(BATCH, INPUTS),)
-    return described(forward, params, inputs, golden, name="equinox_mlp")
 
 
 def weight_normalised() -> Model:

@@ -83,7 +83,7 @@ def well_normed_gpt(blocks: int = 2) -> Model:
         return x @ params["head"]
 
     block = {
-        **{name: (width, heads, size) for name in ("q", "k", "v")},
+        **dict.fromkeys(("q", "k", "v"), (width, heads, size)),
         "o": (heads, size, width),
         "up": (width, 4 * width),
         "down": (4 * width, width),
@@ -94,7 +94,7 @@ def well_normed_gpt(blocks: int = 2) -> Model:
         "head": (width, vocabulary),
     }
     of_block = {
-        **{name: PER_HEAD for name in ("q", "k", "v")},
+        **dict.fromkeys(("q", "k", "v"), PER_HEAD),
         **{"o": FROM_HEADS, "up": MATRIX, "down": MATRIX},
     }
     golden = {

@@ -15,8 +15,11 @@ from manifold_optax.integrations.flax import module_list
 from modular.models.model import (
     as_users_trace,
     BATCH,
+    BIAS,
     described,
     EMBEDDING,
+    EXPERTS_IN,
+    EXPERTS_OUT,
     FROM_HEADS,
     fused,
     GAIN,
@@ -27,6 +30,7 @@ from modular.models.model import (
     Model,
     PER_HEAD,
     READOUT,
+    ROUTER,
     split_nnx,
     tokens,
 )
@@ -195,12 +199,10 @@ def top_k_experts() -> Model:
         **_NORMS,
         **{f"attention/{n}/kernel": PER_HEAD for n in ("query", "key", "value")},
         "attention/output/kernel": FROM_HEADS,
-        "feed_forward/router/kernel": Golden(
-            mo.Role("matrix", mo.STACKED), "router", mo.Role("router")
-        ),
-        "feed_forward/router_bias": Golden(mo.Role("vector"), "bias"),
-        "feed_forward/gate_kernel": MATRIX,
-        "feed_forward/up_kernel": MATRIX,
-        "feed_forward/down_kernel": MATRIX,
+        "feed_forward/router/kernel": ROUTER,
+        "feed_forward/router_bias": BIAS,
+        "feed_forward/gate_kernel": EXPERTS_IN,
+        "feed_forward/up_kernel": EXPERTS_IN,
+        "feed_forward/down_kernel": EXPERTS_OUT,
     }
     return language_model(config, block, name="top_k_experts", refuses="top_k")

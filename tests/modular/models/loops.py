@@ -60,7 +60,7 @@ def scanned_layers() -> Model:
         return _rms_norm(x, params["norm"]) @ params["head"]
 
     layers = {
-        **{name: (LAYERS, WIDTH, HEADS, SIZE) for name in ("q", "k", "v")},
+        **dict.fromkeys(("q", "k", "v"), (LAYERS, WIDTH, HEADS, SIZE)),
         "o": (LAYERS, HEADS, SIZE, WIDTH),
         "up": (LAYERS, WIDTH, HIDDEN),
         "up_bias": (LAYERS, HIDDEN),
@@ -75,7 +75,7 @@ def scanned_layers() -> Model:
         "head": (WIDTH, VOCABULARY),
     }
     stack = {
-        **{name: PER_HEAD for name in ("q", "k", "v")},
+        **dict.fromkeys(("q", "k", "v"), PER_HEAD),
         **{"o": FROM_HEADS, "up": MATRIX, "up_bias": BIAS, "down": MATRIX},
         **{"norm1": GAIN, "norm2": GAIN},
     }

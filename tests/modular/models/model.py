@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 import manifold_optax as mo
+from manifold_optax.matrices._view import views_of
 
 BATCH = 2
 """Examples of every batch."""
@@ -56,6 +57,28 @@ READOUT = Golden(mo.Role("readout", mo.STACKED))
 CONVOLUTION = Golden(mo.Role("matrix", mo.CONV))
 PER_HEAD = Golden(mo.Role("matrix", PER_HEAD_AXES), "heads")
 FROM_HEADS = Golden(mo.Role("matrix", mo.HEADS_OUT))
+EXPERTS_IN = Golden(
+    mo.Role("matrix", mo.STACKED),
+    "experts",
+    mo.Role("matrix", optax.contrib.MuonDimensionNumbers(-2, (-3, -1))),
+)
+"""`[experts, in, hidden]`, whose hidden units a later product sums over all experts.
+
+By use alone that is one wide layer; whoever wrote it means a stack of experts.
+"""
+
+EXPERTS_OUT = Golden(
+    mo.Role("matrix", mo.STACKED), "experts", mo.Role("matrix", mo.HEADS_OUT)
+)
+"""`[experts, hidden, out]`, the product that sums over experts and hidden units."""
+
+ROUTER = Golden(mo.Role("matrix", mo.STACKED), "router", mo.Role("router"))
+"""The linear map whose results weigh the experts.
+
+One rule would tell it from other matrices by use: its outputs pair with a batch axis
+of other parameters.
+"""
+
 EMBEDDING = Golden(mo.Role("embedding"), "looked up")
 TIED = Golden(mo.Role("embedding"), "tied")
 """Looked up, and contracted: the user must decide between embedding and readout."""
@@ -162,16 +185,18 @@ def tokens(vocabulary: int, *shape: int, seed: int = 0) -> np.ndarray:
 def drawn(model: Model, seed: int = 0) -> Any:
     """Parameters of a model as an initializer might draw them.
 
-    Gains are 1 and biases 0. All else is Gaussian with entries of 1/√(last axis but
-    one), which is 1/√fan_in for most layouts.
+    Gains are 1 and biases 0. All else is Gaussian: matrices with entries of
+    1/√fan_in, and rows of embeddings with a length of about 1.
     """
     rng = np.random.default_rng(seed)
 
     def draw(keys: Any, leaf: Any) -> np.ndarray:
-        use = model.uses.get(mo.trees.leaf_path(keys))
-        if use in ("gain", "bias"):
-            return np.full(leaf.shape, float(use == "gain"), np.float32)
-        rows = leaf.shape[-2] if len(leaf.shape) > 1 else 1
-        return (rng.standard_normal(leaf.shape) * rows**-0.5).astype(np.float32)
+        path = mo.trees.leaf_path(keys)
+        if model.uses.get(path) in ("gain", "bias"):
+            return np.full(leaf.shape, float(model.uses[path] == "gain"), np.float32)
+        role, size = model.roles[path], leaf.shape[-1]
+        if role.label in ("matrix", "readout"):
+            size = views_of(leaf, path, role.axes)[0].fan_in
+        return (rng.standard_normal(leaf.shape) * size**-0.5).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, model.params)

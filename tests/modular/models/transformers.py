@@ -24,8 +24,8 @@ from modular.models.model import (
     READOUT,
     split_nnx,
     TIED,
-    tokens,
     TOKEN,
+    tokens,
 )
 
 WIDTH, HEADS, SIZE, LAYERS = 16, 4, 4, 2
