@@ -3,12 +3,13 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import manifold_optax as mo
-from manifold_optax.matrices._view import views_of
+from manifold_optax.matrices._view import View, views_of
 from manifold_optax.roles._names import role_by_name
 from manifold_optax.roles._role import NOT_MATRICES, READOUT
 from manifold_optax.trees import is_absent, leaves_by_path
@@ -106,6 +107,77 @@ def test_a_refused_primitive_is_there(name: str) -> None:
         return
     traced = jax.make_jaxpr(model.forward)(model.params, *model.inputs)
     assert f" {model.refuses}[" in str(traced)
+
+
+# Their kernels meet more than three vectors of an example, or are normalised first.
+MANY_USES = (
+    "weight_normalised",
+    "conv_net",
+    "conv_line",
+    "resnet_training",
+    "resnet_inference",
+    "patch_mixer",
+    "denoiser",
+    "vision_transformer",
+)
+
+
+@pytest.mark.slow
+@each_model(lambda name: name not in MANY_USES)
+def test_golden_inputs_are_those_of_the_products(name: str) -> None:
+    """A product `x W` has a gradient `Σ xᵢ gᵢᵀ`, one term per vector that `W` meets.
+
+    So the columns of the gradients of all losses together span the vectors `xᵢ` alone:
+    at most three for an example of three tokens, if the golden inputs are right. Rows
+    span more: different losses have different `gᵢ`.
+    """
+    model = MODELS[name]()
+    for path, gradients in gradients_of_losses(model, count=6).items():
+        role, ranks = model.roles[path], (0, 0)
+        if role.label in NOT_MATRICES and role.label != READOUT:
+            continue
+        for view in views_of(gradients[0], path, role.axes):
+            ranks = tuple(map(max, ranks, ranks_of(view, gradients)))
+        assert ranks[0] <= 3
+        # A readout has five outputs or more, and as many losses are independent.
+        assert role.label != READOUT or ranks[1] >= 5
+
+
+def gradients_of_losses(model: Model, count: int) -> dict[str, np.ndarray]:
+    """`[count, …]` by path: gradients of linear losses, of one example of 3 tokens."""
+    first, *others = model.inputs
+    short = first[:1, :3] if first.ndim > 2 or first.dtype == np.int32 else first[:1]
+    if model.name == "encoder_decoder":
+        others = [others[0][:1, :3]]
+
+    def logits(params: Any) -> jax.Array:
+        outputs = model.forward(params, short, *others)
+        return outputs[0] if isinstance(outputs, tuple) else outputs
+
+    @jax.jit
+    def gradients(params: Any, losses: jax.Array) -> Any:
+        return jax.vmap(jax.vjp(logits, params)[1])(losses)[0]
+
+    params = drawn(model)
+    shape = (count, *jax.eval_shape(logits, params).shape)
+    losses = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    leaves = leaves_by_path(gradients(params, losses))
+    return {path: np.asarray(leaves[path]) for path in model.roles}
+
+
+def ranks_of(view: View, gradients: np.ndarray) -> tuple[int, int]:
+    """Largest ranks of `[in, losses · out]` and of `[losses · in, out]`."""
+    order = (*view.batch_axes, *view.in_axes, *view.out_axes)
+    blocks = [
+        np.asarray(view.block(g)).transpose(order) for g in jnp.asarray(gradients)
+    ]
+    count = len(gradients)
+    stacked = np.stack([b.reshape(-1, view.fan_in, view.fan_out) for b in blocks], 1)
+    wide = stacked.swapaxes(1, 2).reshape(-1, view.fan_in, count * view.fan_out)
+    tall = stacked.reshape(-1, count * view.fan_in, view.fan_out)
+    # float32 gradients are exact to about 1e-6 of their largest singular value.
+    rank = lambda matrices: int(np.linalg.matrix_rank(matrices, rtol=1e-5).max())
+    return rank(wide), rank(tall)
 
 
 @pytest.mark.parametrize(

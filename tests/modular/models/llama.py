@@ -128,7 +128,7 @@ def language_model(
     graph, params = abstract_model(config, VOCABULARY)
 
     def forward(params: Any, tokens: jax.Array) -> Any:
-        return apply_model(graph, params, tokens)
+        return apply_model(graph, params, jnp.asarray(tokens))
 
     golden = {
         "embed/embedding": EMBEDDING,
