@@ -1,5 +1,6 @@
 """Networks with convolutions."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -191,9 +192,10 @@ class _PatchMixer(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         x = images.reshape(images.shape[0], 2, 4, 2, 4, 3)
         x = self.patches(x.transpose(0, 1, 3, 2, 4, 5).reshape(images.shape[0], 4, -1))
+        gelu = functools.partial(jax.nn.gelu, approximate=False)
         y = jnp.swapaxes(self.norm(x), 1, 2)
-        x = x + jnp.swapaxes(self.tokens_down(jax.nn.gelu(self.tokens_up(y))), 1, 2)
-        x = x + self.channels_down(jax.nn.gelu(self.channels_up(self.norm(x))))
+        x = x + jnp.swapaxes(self.tokens_down(gelu(self.tokens_up(y))), 1, 2)
+        x = x + self.channels_down(gelu(self.channels_up(self.norm(x))))
         return self.head(x.mean(1))
 
 
