@@ -112,6 +112,21 @@ def _broadcast_forth(operation: Operation, norm: MixedNorm) -> Way:
     return 1.0, MixedNorm(tuple(axes))
 
 
+def _tile_back(operation: Operation, norm: MixedNorm) -> Way:
+    """A repeat is one more axis, whose entries are equal."""
+    shape = operation.operands[0].shape
+    pairs = list(zip(operation.params["reps"], shape, strict=True))
+    factor, apart = _fitted(norm, tuple(n for pair in pairs for n in pair), wanted=True)
+    repeats, kept = apart.axes[::2], apart.axes[1::2]
+    factor *= math.prod(n ** _REPEATED[mark] for axis in repeats for n, mark in axis)
+    return factor, MixedNorm(kept)
+
+
+def _tile_forth(operation: Operation, norm: MixedNorm) -> Way:
+    pairs = zip(operation.params["reps"], norm.axes, strict=True)
+    return 1.0, MixedNorm(tuple(joined([(n, "b"), *axis]) for n, axis in pairs))
+
+
 def piece(norm: MixedNorm, axis: int, size: int, *, aligned: bool) -> Way:
     """The norm of arrays that are longer or shorter along one axis.
 
@@ -300,6 +315,7 @@ RULES["reshape"] = _relabelled(_reshape_back, _reshape_forth)
 RULES["squeeze"] = RULES["expand_dims"] = RULES["reshape"]
 RULES["transpose"] = _relabelled(_transpose_back, _transpose_forth)
 RULES["broadcast_in_dim"] = _relabelled(_broadcast_back, _broadcast_forth)
+RULES["tile"] = _relabelled(_tile_back, _tile_forth)
 RULES["slice"] = _relabelled(_slice_back, _slice_forth)
 RULES["dynamic_slice"] = _relabelled(_anywhere_back, _anywhere_forth)
 RULES["gather"] = _relabelled(_gather_back, _gather_forth)
