@@ -5,7 +5,14 @@ from typing import NamedTuple
 
 from manifold_optax.modular._graph import Graph, Operation, Value
 from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm, ratio
-from manifold_optax.modular._sizes import Fact, Move, rule_of, Sizes, unfollowed
+from manifold_optax.modular._sizes import (
+    Fact,
+    Move,
+    rule_of,
+    Sizes,
+    unfollowed,
+    Unreadable,
+)
 
 
 class Link(NamedTuple):
@@ -38,15 +45,21 @@ class Gains:
         self.sizes = sizes
         self._wanted = wanted
         self._uses = graph.uses()
-        self._gains: dict[tuple[Value, MixedNorm], float] = {}
+        self._gains: dict[tuple[Value, MixedNorm], float | Unreadable] = {}
         self._prepare()
 
     def gain(self, value: Value, norm: MixedNorm) -> float:
         """What a change of `value`, of norm 1, does to the outputs at most."""
         key = (value, norm)
         if key not in self._gains:
-            self._gains[key] = sum(total for total, _ in self._ways(value, norm))
-        return self._gains[key]
+            try:
+                self._gains[key] = sum(total for total, _ in self._ways(value, norm))
+            except Unreadable as error:
+                self._gains[key] = error
+        found = self._gains[key]
+        if isinstance(found, Unreadable):
+            raise found
+        return found
 
     def uses_of(self, value: Value) -> list[tuple[Operation, int]]:
         """The operations that need a value."""
@@ -111,11 +124,11 @@ class Gains:
         What fails here fails again, with its message, if it is asked for.
         """
         for operation in reversed(self.graph.operations()):
-            for operand in operation.operands:
-                if operand.is_float and self.sizes.moves(operand):
+            for result in operation.results:
+                if result.is_float and self.sizes.moves(result):
                     try:
-                        self.gain(operand, natural_norm(operand.shape))
-                    except ValueError:
+                        self.gain(result, natural_norm(result.shape))
+                    except Unreadable:
                         continue
 
 

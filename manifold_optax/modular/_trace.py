@@ -104,10 +104,12 @@ def _apply(
     inside = around.entered(equation)
     sources = inside.sources
     if name in _CALLS and declaration(equation.params.get("name")) is None:
-        if name != "shard_map" or _is_whole(equation):
-            return _interpret(*_body(equation.params[_CALLS[name]]), operands, inside)
+        body = _body(equation.params[_CALLS[name]])
+        if name == "shard_map":
+            return _sharded(equation, body, operands, inside)
+        return _interpret(*body, operands, inside)
     if name in _CALLS:
-        name = "declared" if name != "shard_map" else name
+        name = "declared"
     shapes = [(var.aval.shape, var.aval.dtype) for var in equation.outvars]
     if name in _ALIKE:
         operands = [_broadcast(x, shapes[0][0], sources) for x in operands]
@@ -130,13 +132,33 @@ def _body(jaxpr: Any) -> tuple[jax_core.Jaxpr, Sequence[Any]]:
     return jaxpr, ()
 
 
-def _is_whole(equation: jax_core.JaxprEqn) -> bool:
-    """Whether each device of a `shard_map` sees whole arrays."""
-    jaxpr, _ = _body(equation.params["jaxpr"])
-    return all(
-        inner.aval.shape == outer.aval.shape
-        for inner, outer in zip(jaxpr.invars, equation.invars, strict=True)
-    )
+def _sharded(
+    equation: jax_core.JaxprEqn,
+    body: tuple[jax_core.Jaxpr, Sequence[Any]],
+    operands: list[Value],
+    inside: "_Around",
+) -> list[Value]:
+    """The results of a `shard_map`, whose body sees one shard of each array."""
+    jaxpr, consts = body
+
+    def fitted(name: str, value: Value, aval: Any) -> Value:
+        if value.shape == tuple(aval.shape):
+            return value
+        pairs = zip(aval.shape, value.shape, strict=True)
+        params = {"reps": tuple(max(1, new // old) for new, old in pairs)}
+        shape = [(aval.shape, value.dtype)]
+        (made,) = made_by(name, (value,), params, shape, sources=inside.sources)
+        return made
+
+    shards = [
+        fitted("shard", value, var.aval)
+        for value, var in zip(operands, jaxpr.invars, strict=True)
+    ]
+    results = _interpret(jaxpr, consts, shards, inside)
+    return [
+        fitted("joined_shards", value, var.aval)
+        for value, var in zip(results, equation.outvars, strict=True)
+    ]
 
 
 def _graphs(

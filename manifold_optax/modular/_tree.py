@@ -57,6 +57,8 @@ class _Tree:
 
     def between(self, start: Value | None, end: Value) -> Module:
         """The map from one value to another that all its paths pass."""
+        if end is start:
+            return Identity()
         steps = [end]
         while steps[-1] is not start and self._above[steps[-1]] is not start:
             above = self._above[steps[-1]]
@@ -75,21 +77,24 @@ class _Tree:
             return []
         acting = self._acting(operation)
         if all(operation.operands[k] is above for k in acting):
-            return self._unary(operation, acting)
+            return self._unary(operation, acting, value)
         parts = [self.between(above, operation.operands[k]) for k in acting]
-        constants = [self._constant(operation, k) for k in acting]
+        constants = [self._constant(operation, k, value) for k in acting]
         if len(parts) == 1:
-            return [parts[0], *self._unary(operation, acting)]
+            return [parts[0], *self._unary(operation, acting, value)]
         if operation.name in ("add", "sub", "add_any"):
             terms = zip(parts, constants, strict=True)
             return [Sum(tuple(c * part if c != 1 else part for part, c in terms))]
         return [compose(tuple(parts), Bond(_name(operation), tuple(constants)))]
 
-    def _unary(self, operation: Operation, acting: Sequence[int]) -> list[Module]:
+    def _unary(
+        self, operation: Operation, acting: Sequence[int], value: Value
+    ) -> list[Module]:
         """An atom, or a bond, or nothing for what only moves entries."""
         if operation.name == "scan":
-            return self._loop(operation, acting)
-        constant = sum(self._constant(operation, k) for k in acting) if acting else 1.0
+            return self._loop(operation, acting, value)
+        constants = [self._constant(operation, k, value) for k in acting]
+        constant = sum(constants) if acting else 1.0
         paths = self._leaves(operation)
         atoms = [self.atoms[path] for path in paths]
         fresh = [a for a in atoms if a.role != VECTOR and a.path not in self.named]
@@ -104,10 +109,12 @@ class _Tree:
             name = f"{name} ({', '.join(paths)})"
         return [Bond(name, (constant,))]
 
-    def _loop(self, operation: Operation, acting: Sequence[int]) -> list[Module]:
+    def _loop(
+        self, operation: Operation, acting: Sequence[int], value: Value
+    ) -> list[Module]:
         """A stack of layers as a repeat; every other loop as one bond."""
         loop = loop_of(operation, self.sizes)
-        constants = tuple(self._constant(operation, k) for k in acting)
+        constants = tuple(self._constant(operation, k, value) for k in acting)
         name = f"scan of {loop.length} steps"
         stacked = range(loop.carried.stop, len(operation.operands))
         if list(acting) != [loop.carried.start] or len(loop.body.outputs) > 1:
@@ -198,20 +205,18 @@ class _Tree:
                     norms.setdefault(operation.results[move.result], move.norm)
         return norms
 
-    def _constant(self, operation: Operation, position: int) -> float:
+    def _constant(self, operation: Operation, position: int, value: Value) -> float:
         """How much larger a change becomes in one step, in units of RMS."""
+        wanted = self._norms.get(value, natural_norm(value.shape))
         operand = operation.operands[position]
         norm = self._norms[operand]
         best = math.inf
         for moves in rule_of(operation).moves(operation, position, norm, self.sizes):
-            total = 0.0
-            for move in moves:
-                result = operation.results[move.result]
-                wanted = self._norms.get(result, natural_norm(result.shape))
-                unit = math.sqrt(norm.count("oi") / wanted.count("oi"))
-                total += ratio(wanted, move.norm) * move.factor * unit
-            best = min(best, total)
-        return best
+            mine = [m for m in moves if operation.results[m.result] is value]
+            best = min(
+                best, sum(ratio(wanted, move.norm) * move.factor for move in mine)
+            )
+        return best * math.sqrt(norm.count("oi") / wanted.count("oi"))
 
 
 def _name(operation: Operation) -> str:

@@ -187,6 +187,17 @@ def _anywhere_forth(operation: Operation, norm: MixedNorm) -> Way:
     return _cut(norm, shape, [None] * len(shape), back=False)
 
 
+def _shard_back(operation: Operation, norm: MixedNorm) -> Way:
+    """A shard is a slice that starts at a multiple of its size."""
+    shape = operation.operands[0].shape
+    return _cut(norm, shape, [0] * len(shape), back=True)
+
+
+def _shard_forth(operation: Operation, norm: MixedNorm) -> Way:
+    shape = operation.results[0].shape
+    return _cut(norm, shape, [0] * len(shape), back=False)
+
+
 def _split_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
 ) -> float:
@@ -315,7 +326,9 @@ RULES["reshape"] = _relabelled(_reshape_back, _reshape_forth)
 RULES["squeeze"] = RULES["expand_dims"] = RULES["reshape"]
 RULES["transpose"] = _relabelled(_transpose_back, _transpose_forth)
 RULES["broadcast_in_dim"] = _relabelled(_broadcast_back, _broadcast_forth)
-RULES["tile"] = _relabelled(_tile_back, _tile_forth)
+# What holds for every shard holds as if all were the worst of them.
+RULES["joined_shards"] = RULES["tile"] = _relabelled(_tile_back, _tile_forth)
+RULES["shard"] = _relabelled(_shard_back, _shard_forth)
 RULES["slice"] = _relabelled(_slice_back, _slice_forth)
 RULES["dynamic_slice"] = _relabelled(_anywhere_back, _anywhere_forth)
 RULES["gather"] = _relabelled(_gather_back, _gather_forth)
