@@ -2,45 +2,84 @@
 
 A sensitivity bounds from above what a unit step of one parameter does to the output.
 The search bounds the same supremum from below. It moves three things at once: the
-direction of the step in the unit ball of the parameter's norm, the input within its
-set, and all parameters within their unit balls. Each is replaced by a mixture of itself
-and the point of its ball that is best to first order (the method of Frank and Wolfe),
-so nothing ever leaves its ball.
+direction of the step in the unit ball of the parameter's norm, the inputs within their
+set, and all parameters within their unit balls. Each goes a part of the way to the
+point of its ball that is best to first order (the method of Frank and Wolfe), so
+nothing ever leaves its ball.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import Array, lax, numpy as jnp
-from optax.contrib import MuonDimensionNumbers
+from jax.typing import ArrayLike
 
 from manifold_optax.trees import leaves_by_path
 from modular.networks import RandomNetwork
 
-Axes = MuonDimensionNumbers | None
-
-# Everything is drawn and kept this far inside its ball, so that float32 leaves nothing
-# outside: a polar factor by SVD has a norm of at most 1 + 4e-7 (observed).
+# Everything is kept this far inside its ball, so that no rounding of float32 leaves
+# anything outside: a polar factor by SVD has a norm of at most 1 + 4e-7 (observed).
 INSIDE = 1 - 1e-6
 
-# Singular values below this multiple of the largest are rounding; the polar factor
-# leaves them out.
+# Singular values below this multiple of the largest are rounding: eps of float32 times
+# the size of the matrices. The polar factor leaves them out.
 RANK_TOLERANCE = 1e-6
 
-# XLA's optimizations cost more here than they save: a program runs for milliseconds.
+# XLA's optimizations cost more here than they save: a search runs for 0.3 s.
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 
 
-class Point(NamedTuple):
-    """What the search moves; leaves are in the order of `jax.tree.leaves`."""
+class Packed(NamedTuple):
+    """Leaves as two stacks, padded with zeros; the unit balls are those of the entries.
 
-    direction: list[Array]
-    params: list[Array]
-    inputs: list[Array]
+    Attributes:
+        matrices: [count, in, out], each in the spectral norm.
+        vectors: [count, size], each in the maximum norm.
+    """
+
+    matrices: Array | np.ndarray
+    vectors: Array | np.ndarray
+
+
+class Point(NamedTuple):
+    """What the search moves."""
+
+    direction: Packed
+    params: Packed
+    inputs: tuple[Array | np.ndarray, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where one leaf lies in the stacks: `count` entries from `first`.
+
+    Attributes:
+        path: the path of the leaf.
+        shape: its shape.
+        order: its batch, input and output axes, in this order; empty for a vector.
+        sizes: the numbers of matrices, inputs and outputs; empty for a vector.
+        first: its first entry in the stack.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    sizes: tuple[int, ...]
+    first: int
+
+    @property
+    def entries(self) -> slice:
+        return slice(self.first, self.first + (self.sizes[0] if self.sizes else 1))
+
+    @property
+    def scale(self) -> float:
+        """The RMS-to-RMS norm is at most 1 if the spectral norm is at most this."""
+        return math.sqrt(self.sizes[2] / self.sizes[1])
 
 
 def measured_sensitivity(
@@ -75,17 +114,17 @@ def measured_sensitivities(
     Raises:
         FloatingPointError: if a change is not finite.
     """
-    known = list(leaves_by_path(network.params))
-    paths = known if paths is None else list(paths)
-    balls = [network.axes_by_path[path] for path in known]
-    starts = _starts(network, balls, np.random.default_rng(seed), restarts, move_params)
-    chosen = np.asarray([[one == path for one in known] for path in paths], np.float32)
-
-    search = partial(_search, network, balls, move_params)
+    places = _places(network)
+    paths = [place.path for place in places] if paths is None else list(paths)
+    rng = np.random.default_rng(seed)
+    starts = _starts(network, places, rng, restarts, move_params)
+    search = partial(_search, network, places, move_params)
     search = jax.vmap(search, in_axes=(None, 0, None))  # over starts
     search = jax.vmap(search, in_axes=(0, None, None))  # over paths
     search = jax.jit(search, compiler_options=COMPILER_OPTIONS)
-    found = np.asarray(search(chosen, starts, _rates(steps))).max(axis=1)
+    found = np.asarray(search(_chosen(places, paths), starts, _rates(steps))).max(
+        axis=1
+    )
     if not np.isfinite(found).all():
         raise FloatingPointError(
             f"The changes {found} of the output are not all finite: "
@@ -101,147 +140,65 @@ def _rates(steps: int) -> np.ndarray:
 
 def _search(
     network: RandomNetwork,
-    balls: list[Axes],
+    places: list[Place],
     move_params: bool,
-    chosen: Array,
+    chosen: Packed,
     start: Point,
     rates: Array,
 ) -> Array:
     """The largest change on the way from one start."""
-    change = partial(_change, network, chosen)
+    change = partial(_change, network, places, chosen)
 
-    def step(
-        state: tuple[Point, Array], rate: Array
-    ) -> tuple[tuple[Point, Array], None]:
+    def step(state: tuple[Point, Array], rate: Array) -> tuple[Any, None]:
         point, best = state
         value, slope = jax.value_and_grad(change)(point)
-        count = len(balls)
-        units = _unit_steps([*slope.direction, *slope.params], balls * 2)
+        direction, params = _unit_steps(slope.direction, slope.params)
         moved = Point(
-            direction=_mixed(point.direction, units[:count], 1.0),
-            params=_mixed(point.params, units[count:], rate if move_params else 0.0),
-            inputs=_mixed(point.inputs, [_unit_rms(x) for x in slope.inputs], rate),
+            direction=_moved(point.direction, direction, 1.0),
+            params=_moved(point.params, params, rate if move_params else 0.0),
+            inputs=_moved(point.inputs, tuple(map(_unit_rms, slope.inputs)), rate),
         )
         return (moved, jnp.maximum(best, value)), None
 
-    (last, best), _ = lax.scan(step, (start, jnp.zeros(())), rates)
-    return jnp.maximum(best, change(last))
+    (_, best), _ = lax.scan(step, (start, jnp.zeros(())), rates)
+    return best
 
 
-def _change(network: RandomNetwork, chosen: Array, point: Point) -> Array:
+def _change(
+    network: RandomNetwork, places: list[Place], chosen: Packed, point: Point
+) -> Array:
     """The first-order change of the output for a step of the chosen parameter."""
-    tree = jax.tree.structure(network.params)
-    params = jax.tree.unflatten(tree, point.params)
-    step = [choice * leaf for choice, leaf in zip(chosen, point.direction, strict=True)]
-    step = jax.tree.unflatten(tree, step)
+    step = jax.tree.map(jnp.multiply, chosen, point.direction)
+    params, step = [_unpacked(network, places, part) for part in (point.params, step)]
     _, change = jax.jvp(lambda p: network.forward(p, *point.inputs), (params,), (step,))
     return jnp.max(_rms(change))
 
 
-def _mixed(points: list[Array], units: list[Array], rate: Array | float) -> list[Array]:
-    """A part of the way to the units; points without a slope stay where they are."""
-    return [
-        jnp.where(jnp.any(unit != 0), (1 - rate) * point + rate * unit, point)
-        for point, unit in zip(points, units, strict=True)
-    ]
+def _moved(points: Any, units: Any, rate: ArrayLike) -> Any:
+    """A part of the way to the units; an entry without a slope stays where it is."""
+
+    def one(point: Array, unit: Array) -> Array:
+        axes = tuple(range(1, unit.ndim))
+        sloping = jnp.any(unit != 0, axis=axes, keepdims=True)
+        return jnp.where(sloping, (1 - rate) * point + rate * unit, point)
+
+    return jax.tree.map(one, points, units)
 
 
-def _starts(
-    network: RandomNetwork,
-    balls: list[Axes],
-    rng: np.random.Generator,
-    restarts: int,
-    move_params: bool,
-) -> Point:
-    """Points inside their balls, along a new first axis."""
-    leaves = jax.tree.leaves(network.params)
+def _unit_steps(*slopes: Packed) -> list[Packed]:
+    """The points of the unit balls that go furthest along their slopes.
 
-    def normal(like: Array) -> Array:
-        return jnp.asarray(rng.normal(size=(restarts, *like.shape)), jnp.float32)
-
-    def from_point(like: Array) -> Array:
-        return INSIDE * jnp.broadcast_to(like, (restarts, *like.shape))
-
-    def unit(balls: list[Axes]) -> Callable[[list[Array]], list[Array]]:
-        return jax.jit(jax.vmap(partial(_unit_steps, balls=balls)))
-
-    directions, params = zip(
-        *[(normal(leaf), normal(leaf)) for leaf in leaves], strict=True
-    )
-    units = unit(balls * 2)([*directions, *params])
-    drawn = [
-        from_point(leaf).at[1:].set(other[1:]) if move_params else from_point(leaf)
-        for leaf, other in zip(leaves, units[len(leaves) :], strict=True)
-    ]
-    inputs = [
-        from_point(x).at[1:].set(_unit_rms(normal(x))[1:]) for x in network.inputs
-    ]
-    return Point(units[: len(leaves)], drawn, inputs)
-
-
-def _unit_steps(slopes: list[Array], balls: list[Axes]) -> list[Array]:
-    """The point of each unit ball that goes furthest along its slope.
-
-    Matrices: the polar factor times √(out/in). Biases, in the maximum norm: the signs.
-    All matrices go through one decomposition, padded with zeros to one shape.
+    These are the polar factors of the matrices and the signs of the vectors.
     """
-    views = [
-        _matrices(slope, ball) if ball is not None else slope
-        for slope, ball in zip(slopes, balls, strict=True)
-    ]
-    stacks = [view for view, ball in zip(views, balls, strict=True) if ball is not None]
-    rows = max(stack.shape[1] for stack in stacks)
-    columns = max(stack.shape[2] for stack in stacks)
-    padded = [
-        jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), (0, columns - x.shape[2])))
-        for x in stacks
-    ]
-    polar = _polar(jnp.concatenate(padded))
-    units, first = [], 0
-    for slope, view, ball in zip(slopes, views, balls, strict=True):
-        if ball is None:
-            units.append(INSIDE * jnp.sign(slope))
-            continue
-        count, fan_in, fan_out = view.shape
-        part = polar[first : first + count, :fan_in, :fan_out]
-        first += count
-        part = INSIDE * math.sqrt(fan_out / fan_in) * part
-        units.append(_leaf(part, slope.shape, ball))
-    return units
-
-
-def _polar(x: Array) -> Array:
-    """The polar factor of each matrix, without the directions that it maps to 0."""
-    left, values, right = jnp.linalg.svd(x, full_matrices=False)
+    left, values, right = jnp.linalg.svd(
+        jnp.stack([slope.matrices for slope in slopes]), full_matrices=False
+    )
     large = values > RANK_TOLERANCE * values[..., :1]
-    return (left * large[..., None, :]) @ right
-
-
-def _order(
-    ball: MuonDimensionNumbers, rank: int
-) -> tuple[list[int], list[int], list[int]]:
-    """The batch, input and output axes of a leaf, counted from 0."""
-
-    def counted(axes: int | Sequence[int]) -> list[int]:
-        axes = [axes] if isinstance(axes, int) else axes
-        return [axis % rank for axis in axes]
-
-    fan_in, fan_out = counted(ball.reduction_axis), counted(ball.output_axis)
-    return [a for a in range(rank) if a not in fan_in + fan_out], fan_in, fan_out
-
-
-def _matrices(leaf: Array, ball: MuonDimensionNumbers) -> Array:
-    """[batch, in, out]"""
-    groups = _order(ball, leaf.ndim)
-    sizes = [math.prod(leaf.shape[axis] for axis in group) for group in groups]
-    return leaf.transpose(sum(groups, [])).reshape(sizes)
-
-
-def _leaf(matrices: Array, shape: tuple[int, ...], ball: MuonDimensionNumbers) -> Array:
-    """The inverse of `_matrices`."""
-    order = sum(_order(ball, len(shape)), [])
-    matrices = matrices.reshape([shape[axis] for axis in order])
-    return matrices.transpose(np.argsort(order).tolist())
+    polar = INSIDE * (left * large[..., None, :]) @ right
+    return [
+        Packed(matrices, INSIDE * jnp.sign(slope.vectors))
+        for matrices, slope in zip(polar, slopes, strict=True)
+    ]
 
 
 def _unit_rms(x: Array) -> Array:
@@ -255,3 +212,106 @@ def _rms(x: Array) -> Array:
     square = jnp.mean(jnp.square(x), axis=-1)
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
+def _places(network: RandomNetwork) -> list[Place]:
+    """The places of all leaves, in the order of `jax.tree.leaves`."""
+    places, matrices, vectors = [], 0, 0
+    for path, leaf in leaves_by_path(network.params).items():
+        axes = network.axes_by_path[path]
+        if axes is None:
+            places.append(Place(path, leaf.shape, (), (), vectors))
+            vectors += 1
+            continue
+        fan_in = _counted(axes.reduction_axis, leaf.ndim)
+        fan_out = _counted(axes.output_axis, leaf.ndim)
+        batch = [axis for axis in range(leaf.ndim) if axis not in fan_in + fan_out]
+        groups = (batch, fan_in, fan_out)
+        sizes = tuple(math.prod(leaf.shape[axis] for axis in group) for group in groups)
+        order = (*batch, *fan_in, *fan_out)
+        places.append(Place(path, leaf.shape, order, sizes, matrices))
+        matrices += sizes[0]
+    return places
+
+
+def _counted(axes: int | Sequence[int], rank: int) -> list[int]:
+    """Axes as numbers from 0."""
+    return [axis % rank for axis in ([axes] if isinstance(axes, int) else axes)]
+
+
+def _empty(places: list[Place]) -> Packed:
+    """Zeros, in NumPy."""
+    kernels = [place.sizes for place in places if place.sizes]
+    biases = [place.shape[0] for place in places if not place.sizes]
+    count = sum(sizes[0] for sizes in kernels)
+    rows, columns = (max(sizes[axis] for sizes in kernels) for axis in (1, 2))
+    matrices = np.zeros((count, rows, columns), np.float32)
+    return Packed(matrices, np.zeros((len(biases), max(biases, default=1)), np.float32))
+
+
+def _packed(places: list[Place], tree: Any) -> Packed:
+    """The stacks of a tree of arrays, in NumPy."""
+    packed = _empty(places)
+    for place, leaf in zip(places, jax.tree.leaves(tree), strict=True):
+        if place.sizes:
+            matrices = np.transpose(leaf, place.order).reshape(place.sizes)
+            _, rows, columns = place.sizes
+            packed.matrices[place.entries, :rows, :columns] = matrices / place.scale
+        else:
+            packed.vectors[place.first, : leaf.size] = leaf
+    return packed
+
+
+def _unpacked(network: RandomNetwork, places: list[Place], packed: Packed) -> Any:
+    """The tree of arrays of the stacks."""
+    leaves = []
+    for place in places:
+        if not place.sizes:
+            leaves.append(packed.vectors[place.first, : place.shape[0]])
+            continue
+        _, rows, columns = place.sizes
+        matrices = place.scale * packed.matrices[place.entries, :rows, :columns]
+        shape = [place.shape[axis] for axis in place.order]
+        back = np.argsort(place.order).tolist()
+        leaves.append(matrices.reshape(shape).transpose(back))
+    return jax.tree.unflatten(jax.tree.structure(network.params), leaves)
+
+
+def _chosen(places: list[Place], paths: Sequence[str]) -> Packed:
+    """For each path, 1 on its own entries of the stacks and 0 elsewhere."""
+    masks = [_empty(places) for _ in paths]
+    known = {place.path: place for place in places}
+    for path, mask in zip(paths, masks, strict=True):
+        place = known[path]
+        (mask.matrices if place.sizes else mask.vectors)[place.entries] = 1
+    return Packed(*[np.stack(parts) for parts in zip(*masks, strict=True)])
+
+
+def _starts(
+    network: RandomNetwork,
+    places: list[Place],
+    rng: np.random.Generator,
+    restarts: int,
+    move_params: bool,
+) -> Point:
+    """Points of the balls along a new first axis; the first is the network's own."""
+
+    def drawn() -> Any:
+        """Random matrices and vectors of norm 1."""
+        packed = _packed(places, [rng.normal(size=place.shape) for place in places])
+        left, values, right = np.linalg.svd(packed.matrices, full_matrices=False)
+        large = values > RANK_TOLERANCE * values[..., :1]
+        matrices = (left * large[..., None, :]) @ right
+        return Packed(matrices, np.sign(packed.vectors))
+
+    def inputs() -> tuple[np.ndarray, ...]:
+        normal = [rng.normal(size=x.shape) for x in network.inputs]
+        return tuple(
+            x / np.sqrt(np.mean(np.square(x), -1, keepdims=True)) for x in normal
+        )
+
+    own = _packed(places, network.params)
+    points = [Point(drawn(), own, network.inputs)]
+    for _ in range(restarts - 1):
+        points.append(Point(drawn(), drawn() if move_params else own, inputs()))
+    return jax.tree.map(lambda *x: (INSIDE * np.stack(x)).astype(np.float32), *points)
