@@ -21,9 +21,9 @@ Apply = Callable[[Params, Array], Array]
 AxesByPath = dict[str, MuonDimensionNumbers | None]
 
 # Queries, keys and values [embed, heads, head_dim]: each head is a matrix of its own.
-EACH_HEAD = MuonDimensionNumbers(reduction_axis=0, output_axis=2)
+EACH_HEAD = MuonDimensionNumbers(reduction_axis=-3, output_axis=-1)
 # A convolution over one axis, [taps, in, out]: the map from a window to the channels.
-CONV_1D = MuonDimensionNumbers(reduction_axis=(0, 1), output_axis=2)
+CONV_1D = MuonDimensionNumbers(reduction_axis=(-3, -2), output_axis=-1)
 
 TAPS = 3
 
@@ -40,12 +40,22 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One drawn layer: its parameters, their axes by path within it, its function."""
+    """One drawn layer.
+
+    Attributes:
+        name: what was drawn.
+        params: its parameters.
+        axes: their axes, by path within the layer.
+        apply: its function.
+        slices: how many layers of a scan it stands for; the parameters then have a
+            leading axis of this size.
+    """
 
     name: str
     params: Params
     axes: AxesByPath
     apply: Apply
+    slices: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +143,20 @@ def residual(inner: Layer, blocks: int | None) -> Layer:
 
     name = f"[{inner.name}]" if blocks is None else f"[{inner.name}]/{2 * blocks}"
     return Layer(name, inner.params, inner.axes, apply)
+
+
+def scanned(draw: Draw, layer: Layer, slices: int) -> Layer:
+    """Layers of one kind one after the other, by `scan` over stacked parameters."""
+
+    def stacked(leaf: Array) -> Array:
+        signs = [draw.one_of(-1.0, 1.0) for _ in range(slices)]
+        return jnp.stack([sign * leaf for sign in signs])
+
+    def apply(params: Params, x: Array) -> Array:
+        return lax.scan(lambda x, one: (layer.apply(one, x), None), x, params)[0]
+
+    params = jax.tree.map(stacked, layer.params)
+    return Layer(f"{slices} scanned {layer.name}", params, layer.axes, apply, slices)
 
 
 def attention(draw: Draw, embed: int) -> Layer:

@@ -1,8 +1,9 @@
 """Small random networks whose parameters lie in the unit balls of their norms.
 
 `random_network(seed)` draws one: dense, residual, attention, convolutional, or a
-mixture of these. Every matrix has RMS-to-RMS norm at most 1, every bias entries of at
-most 1, and every position of the input an RMS of at most 1 over its last axis.
+mixture of these; some scan over their blocks. Every matrix has RMS-to-RMS norm at most
+1, every bias entries of at most 1, and every position of the input an RMS of at most 1
+over its last axis.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from modular.layers import (
     Params,
     pooling,
     residual,
+    scanned,
     TAPS,
 )
 
@@ -41,6 +43,8 @@ class RandomNetwork:
         params: nested dicts of float arrays.
         inputs: float arrays; each position has an RMS of at most 1 over the last axis.
         axes_by_path: the axes of the matrix at a path; `None` for a bias.
+        slices_by_path: for parameters of scanned layers, the number of layers, which is
+            the size of the leading axis.
         description: what was drawn, for messages.
     """
 
@@ -48,6 +52,7 @@ class RandomNetwork:
     params: Params
     inputs: tuple[Array, ...]
     axes_by_path: AxesByPath
+    slices_by_path: dict[str, int]
     description: str
 
 
@@ -96,6 +101,12 @@ def _assembled(family: str, layers: list[Layer], x: Array) -> RandomNetwork:
             for name, layer in pairs
             for path, axes in layer.axes.items()
         },
+        slices_by_path={
+            f"{name}/{path}": layer.slices
+            for name, layer in pairs
+            if layer.slices is not None
+            for path in layer.axes
+        },
         description=f"{family} {x.shape}: "
         + " > ".join(layer.name for layer in layers),
     )
@@ -122,8 +133,12 @@ def _residual_network(draw: Draw) -> tuple[list[Layer], tuple[int, ...]]:
     mixing = draw.one_of(None, blocks)
     layers = [dense(draw, draw.one_of(3, 8), width, active=False)]
     shape = (2, layers[0].params["kernel"].shape[0])
-    for _ in range(blocks):
-        layers.append(residual(feed_forward(draw, width), mixing))
+    if draw.chance(0.3):
+        block = residual(feed_forward(draw, width), mixing)
+        layers.append(scanned(draw, block, blocks))
+    else:
+        for _ in range(blocks):
+            layers.append(residual(feed_forward(draw, width), mixing))
     layers.append(dense(draw, width, draw.one_of(2, 5), active=False))
     return layers, shape
 
@@ -132,6 +147,9 @@ def _attention_network(draw: Draw) -> tuple[list[Layer], tuple[int, ...]]:
     embed, blocks = draw.one_of(4, 8), int(draw.rng.integers(1, 4))
     mixing = draw.one_of(None, blocks)
     layers: list[Layer] = []
+    if draw.chance(0.2):
+        block = residual(attention(draw, embed), mixing)
+        return [scanned(draw, block, blocks)], (1, draw.one_of(2, 3, 5), embed)
     for _ in range(blocks):
         block = attention(draw, embed)
         layers.append(block if draw.chance(0.3) else residual(block, mixing))
