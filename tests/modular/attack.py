@@ -176,7 +176,7 @@ def _search(
     def step(state: tuple[Point, Array], rate: Array) -> tuple[Any, None]:
         point, best = state
         value, slope = jax.value_and_grad(change)(point)
-        direction, params = _unit_steps(slope.direction, slope.params)
+        direction, params = unit_steps(slope.direction, slope.params)
         moved = Point(
             direction=_moved(point.direction, direction, 1.0),
             params=_moved(point.params, params, rate if move_params else 0.0),
@@ -209,7 +209,7 @@ def _moved(points: Any, units: Any, rate: ArrayLike) -> Any:
     return jax.tree.map(one, points, units)
 
 
-def _unit_steps(*slopes: Packed) -> list[Packed]:
+def unit_steps(*slopes: Packed) -> list[Packed]:
     """The points of the unit balls that go furthest along their slopes.
 
     These are the polar factors of the matrices and the signs of the vectors.

@@ -77,10 +77,10 @@ def random_network(seed: int) -> RandomNetwork:
         "mixture": _mixture,
     }[family]
     layers, shape = build(draw)
-    return _assembled(family, layers, _input(draw, shape))
+    return assembled(family, layers, _input(draw, shape))
 
 
-def _assembled(family: str, layers: list[Layer], x: Array) -> RandomNetwork:
+def assembled(family: str, layers: list[Layer], x: Array) -> RandomNetwork:
     """The composition of the layers; a layer without parameters gets no entry."""
     names = [f"layer_{index}" for index in range(len(layers))]
     pairs = list(zip(names, layers, strict=True))
