@@ -23,8 +23,9 @@ from manifold_optax.trees import leaves_by_path
 from modular.networks import RandomNetwork
 
 # Everything is kept this far inside its ball, so that no rounding of float32 leaves
-# anything outside: a polar factor by SVD has a norm of at most 1 + 4e-7 (observed).
-INSIDE = 1 - 1e-6
+# anything outside: polar factors by SVD have norms of at most 1 + 1.3e-6 (observed on
+# 6,000 random matrices of up to 64 x 8).
+INSIDE = 1 - 2e-6
 
 # Singular values below this multiple of the largest are rounding: eps of float32 times
 # the size of the matrices. The polar factor leaves them out.

@@ -184,7 +184,7 @@ def attention(draw: Draw, embed: int) -> Layer:
         mixed = jnp.einsum("...hqk,...khd->...qhd", weights, value)
         return jnp.einsum("...qhd,hde->...qe", mixed, params["out"])
 
-    name = f"{'causal' if causal else 'full'} attention {heads}x{size} *{scale:.2f}"
+    name = f"{'causal' if causal else 'full'} attention {heads}x{size} *{scale:.6g}"
     return Layer(name, params, _axes(params), apply)
 
 
