@@ -23,8 +23,9 @@ ROUNDING = 1e-5
 # What a search may miss of a supremum that is known; 5e-4 of it observed at worst.
 MISSED = 0.02
 
-# Two or three quick ones of each family; all 200 run nightly.
-GATE = (10, 25, 35, 6, 16, 31, 12, 27, 13, 23, 14, 24)
+# Two or three quick ones of each family, in the order of the families, among them two
+# that scan: 9 s in all. All 200 run nightly, with a search that is three times as long.
+GATE = (55, 70, 6, 61, 131, 72, 152, 17, 83, 43, 14, 69)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,9 @@ GATE = (10, 25, 35, 6, 16, 31, 12, 27, 13, 23, 14, 24)
 def test_no_sensitivity_is_ever_exceeded(seed: int) -> None:
     network = random_network(seed)
     bounds = derived_sensitivities(network)
-    for path, measured in measured_sensitivities(network, seed).items():
+    steps, restarts = (60, 3) if seed in GATE else (120, 4)
+    found = measured_sensitivities(network, seed, steps, restarts=restarts)
+    for path, measured in found.items():
         bound = np.asarray(bounds[path])
         assert bound.shape == (len(measured),), (path, network.description)
         # A bound that is infinite would make this test empty.
