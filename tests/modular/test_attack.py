@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from manifold_optax.trees import leaves_by_path
 from modular.attack import INSIDE, measured_sensitivities, Packed, unit_steps
-from modular.layers import attention, convolution, dense, Draw
+from modular.layers import attention, convolution, dense, Draw, scanned
 from modular.networks import assembled, random_network, RandomNetwork
 
 # Rounding of float32. A change differs from that in float64 by at most 1.4e-6 of it
@@ -88,6 +88,22 @@ def test_the_search_finds_the_supremum_of_a_chain(move_params: bool) -> None:
         # A step changes the output by (what comes before) × (what comes after).
         before, after = product(kernels[:index]), product(kernels[index + 1 :])
         supremum = 1.0 if move_params else before * after
+        assert (1 - MISSED) * supremum <= measured <= (1 + ROUNDING) * supremum
+
+
+def test_the_search_tells_the_slices_of_a_scan_apart() -> None:
+    draw = drawing(seed=3)
+    layers = [
+        dense(draw, 2, 4, active=False),
+        scanned(draw, dense(draw, 4, 4, active=False), 3),
+    ]
+    network = assembled("chain", layers, unit_input(draw, (2, 2)))
+    first = np.asarray(layers[0].params["kernel"], np.float64)
+    slices = list(np.asarray(layers[1].params["kernel"], np.float64))
+    found = measured_sensitivities(network, move_params=False)["layer_1/kernel"]
+    assert len(found) == len(slices)
+    for index, measured in enumerate(found):
+        supremum = product([first, *slices[:index]]) * product(slices[index + 1 :])
         assert (1 - MISSED) * supremum <= measured <= (1 + ROUNDING) * supremum
 
 
