@@ -157,7 +157,7 @@ def measured_sensitivities(
 def _rates(steps: int) -> np.ndarray:
     """How far each step goes.
 
-    From one half to a fiftieth, geometrically: of nine schedules the one that found
+    From one half to a fiftieth, geometrically: of seven schedules the one that found
     the largest changes of seven networks with the same number of steps.
     """
     return np.geomspace(0.5, 0.02, steps, dtype=np.float32)
