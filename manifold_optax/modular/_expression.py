@@ -340,7 +340,7 @@ def as_module(value: Any) -> Module:
     if isinstance(value, Module):
         return value
     if isinstance(value, tuple):
-        return Concat(value)
+        return Concat(tuple(map(as_module, value)))
     raise TypeError(
         "Modules combine with modules, such as an Atom or a Bond, and with tuples of "
         f"modules; got {value!r}."
@@ -364,5 +364,5 @@ def compose(first: Any, *then: Any) -> Module:
         >>> shares(compose(Atom("up"), Bond("relu"), 2 * Atom("down")))
         {'up': (0.25,), 'down': (0.25,)}
     """
-    whole = Composition((first, *then))
+    whole = Composition(tuple(map(as_module, (first, *then))))
     return whole.members[0] if len(whole.members) == 1 else whole

@@ -1,11 +1,11 @@
 """Why the sensitivity after an atom is what it is: its factors, and where it stands."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from manifold_optax.modular._constants import Gains
-from manifold_optax.modular._expression import Composition, Concat, Module, Sum
+from manifold_optax.modular._expression import compose, Composition, Concat, Module, Sum
 from manifold_optax.modular._node import Place, Use
 from manifold_optax.modular._repeat import Repeat
 
@@ -13,8 +13,7 @@ from manifold_optax.modular._repeat import Repeat
 class Factor(NamedTuple):
     """What one module after an atom multiplies the atom's sensitivity by."""
 
-    label: str
-    """Name of a bond, path of an atom, or the kind of a larger module."""
+    module: Module
     sensitivity: float
 
 
@@ -25,33 +24,44 @@ def factors_after(module: Module, use: Use, index: int = 0) -> tuple[Factor, ...
     sensitivity. Terms of a sum and members of a tuple beside the atom do not count.
     """
     slices = list(_unraveled(index, use.counts))
-    gains: Gains = (1.0,)
-    # From the output to the atom; an entry per operand where that is not decided yet.
-    steps: list[tuple[str, Gains]] = []
+    found: list[Factor] = []
+    # What takes a tuple, from the output on, as long as its operands are not members of
+    # the same module: only together do they have one factor.
+    open_: list[Module] = []
     for step in use.place:
-        after: Sequence[Module] = ()
-        if isinstance(module, Composition):
-            after = module.members[step + 1 :]
-        elif isinstance(module, Repeat):
-            later = module.count - 1 - slices.pop(0)
-            after = [Repeat(module.module, later)] if later else []
-        for member in reversed(after):
-            ones = (1.0,) * len(gains)
-            steps.append((member.label, member.pulled(ones, _ignore, ())))
-            gains = member.pulled(gains, _ignore, ())
-        if isinstance(module, Concat) and len(gains) > 1:
-            steps = [(label, _entry(each, step)) for label, each in steps]
-            gains = _entry(gains, step)
+        for member in _after(module, step, slices):
+            open_.append(member)
+            gains = _pulled(open_)
+            if len(gains) == 1:
+                found.append(Factor(_joined(open_), gains[0]))
+                open_ = []
+        if isinstance(module, Concat) and open_:
+            found.append(Factor(_joined(open_), _pulled(open_)[step]))
+            open_ = []
         module = member_at(module, step)
-    return tuple(Factor(label, each[0]) for label, each in reversed(steps))
+    return tuple(reversed(found))
+
+
+def _after(module: Module, step: int, slices: list[int]) -> Sequence[Module]:
+    """What a module applies after one of its members, the last first."""
+    if isinstance(module, Composition):
+        return module.members[:step:-1]
+    if isinstance(module, Repeat):
+        later = module.count - 1 - slices.pop(0)
+        return [Repeat(module.module, later)] if later else []
+    return ()
+
+
+def _joined(modules: Sequence[Module]) -> Module:
+    return compose(*reversed(modules))
+
+
+def _pulled(modules: Sequence[Module]) -> Gains:
+    return _joined(modules).pulled((1.0,), _ignore, ())
 
 
 def _ignore(place: Place, gain: float) -> None:
     del place, gain
-
-
-def _entry(gains: Gains, index: int) -> Gains:
-    return gains if len(gains) == 1 else (gains[index],)
 
 
 def _unraveled(index: int, counts: Sequence[int]) -> tuple[int, ...]:
@@ -66,6 +76,17 @@ def member_at(module: Module, step: int) -> Module:
         return module.module
     assert isinstance(module, Composition | Sum | Concat)
     return module.members[step]
+
+
+def with_constant(module: Module, constant: float) -> Iterator[str]:
+    """Labels of the atoms and bonds in a module that have this constant."""
+    if isinstance(module, Composition | Sum | Concat):
+        for member in module.members:
+            yield from with_constant(member, constant)
+    elif isinstance(module, Repeat):
+        yield from with_constant(module.module, constant)
+    elif constant in module.pulled((1.0,), _ignore, ()):
+        yield module.label
 
 
 def where(module: Module, place: Place) -> str:

@@ -7,6 +7,7 @@ mass that an atom has, and these parts sum to 1.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -33,7 +34,7 @@ from manifold_optax.modular._expression import (
     Use,
     Visit,
 )
-from manifold_optax.modular._factors import factors_after, where
+from manifold_optax.modular._factors import factors_after, where, with_constant
 from manifold_optax.modular._text import Entry
 from manifold_optax.roles import MATRIX
 
@@ -298,13 +299,17 @@ def _no_share(module: Module, use: Use, after: tuple[float, ...]) -> str:
     bad = next(i for i, s in enumerate(after) if not 0 < s < math.inf)
     which = f" (slice {bad})" if len(after) > 1 else ""
     start = f"The sensitivity after {use.atom.label!r}{which} is {after[bad]:g}, "
-    factors = factors_after(module, use, bad)
-    culprits = [f.label for f in factors if f.sensitivity in (0, math.inf)]
+    culprits = itertools.chain.from_iterable(
+        with_constant(factor.module, after[bad])
+        for factor in factors_after(module, use, bad)
+        if factor.sensitivity == after[bad]
+    )
     names = ", ".join(map(repr, dict.fromkeys(culprits)))
     if after[bad] == 0:
+        because = f"the constant of {names} is 0" if names else "the product underflows"
         return (
-            f"{start}so it does not reach the output (0 at {names}). Freeze it with "
-            "mass 0, or leave it out."
+            f"{start}because {because}: the atom does not reach the output. Freeze it "
+            "with mass 0, or leave it out."
         )
     if names:
         return (
@@ -313,8 +318,8 @@ def _no_share(module: Module, use: Use, after: tuple[float, ...]) -> str:
             "freeze the atom with mass 0."
         )
     return (
-        f"{start}because the product of {len(factors)} constants overflows. Scale the "
-        "modules so that each constant is near 1, or freeze the atom with mass 0."
+        f"{start}because the product of the constants overflows. Scale the modules so "
+        "that each constant is near 1, or freeze the atom with mass 0."
     )
 
 
