@@ -14,6 +14,7 @@ from manifold_optax.modular._expression import (
     Module,
     Sum,
 )
+from manifold_optax.modular._factors import Factor, factors
 from manifold_optax.modular._modular_norm import modular_norm
 from manifold_optax.modular._module import (
     Atom,
@@ -24,21 +25,24 @@ from manifold_optax.modular._module import (
     sensitivities,
     sensitivity,
     shares,
-    tare,
 )
 from manifold_optax.modular._repeat import Repeat
+from manifold_optax.modular._tare import map_atoms, tare
 
 __all__ = (
     "Atom",
     "Bond",
     "Composition",
     "Concat",
+    "Factor",
     "Identity",
     "Module",
     "Repeat",
     "Sum",
     "atoms",
     "compose",
+    "factors",
+    "map_atoms",
     "mass",
     "modular_norm",
     "repeats",

@@ -12,7 +12,7 @@ import abc
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from manifold_optax.modular._constants import (
@@ -77,8 +77,8 @@ class Module(Node):
         return f"{draw(rows, HEADER)}\n{end}"
 
     @abc.abstractmethod
-    def rescaled(self, factor: float) -> "Module":
-        """This module with all masses times `factor`."""
+    def mapped(self, change: Callable[[Any], "Module"]) -> "Module":
+        """This module with `change(atom)` in place of every atom."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +130,8 @@ class Bond(Module):
     def total_mass(self) -> float:
         return 0.0
 
-    def rescaled(self, factor: float) -> "Bond":
-        del factor
+    def mapped(self, change: Callable[[Any], Module]) -> "Bond":
+        del change
         return self
 
     def uses(self, place: Place, counts: tuple[int, ...]) -> Iterator[Use]:
@@ -194,8 +194,8 @@ class _Several(Module):
     def total_mass(self) -> float:
         return math.fsum(member.total_mass() for member in self.members)
 
-    def rescaled(self, factor: float) -> "_Several":
-        members = tuple(member.rescaled(factor) for member in self.members)
+    def mapped(self, change: Callable[[Any], Module]) -> "_Several":
+        members = tuple(member.mapped(change) for member in self.members)
         return dataclasses.replace(self, members=members)
 
     def uses(self, place: Place, counts: tuple[int, ...]) -> Iterator[Use]:

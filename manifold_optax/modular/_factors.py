@@ -17,12 +17,38 @@ class Factor(NamedTuple):
     sensitivity: float
 
 
-def factors_after(module: Module, use: Use, index: int = 0) -> tuple[Factor, ...]:
-    """The factors of the sensitivity after slice `index` of an atom.
+def factors(module: Module, path: str, index: int = 0) -> tuple[Factor, ...]:
+    """Returns the factors of the sensitivity after an atom, the nearest first.
 
-    The first is that of the module right after the atom; their product is the
-    sensitivity. Terms of a sum and members of a tuple beside the atom do not count.
+    Their product is the sensitivity. Terms of a sum and members of a tuple beside the
+    atom do not count.
+
+    Args:
+        module: any module.
+        path: path of the atom.
+        index: slice of the atom, of as many as the repeats around it make.
+
+    Raises:
+        ValueError: if the module has no such atom, or if it has no such slice.
+
+    Example:
+        >>> from manifold_optax.modular import Atom, Bond, factors
+        >>> module = Atom("down") @ Bond("gelu", (1.129,)) @ Atom("up")
+        >>> [(f.module.label, f.sensitivity) for f in factors(module, "up")]
+        [('gelu', 1.129), ('down', 1.0)]
     """
+    found = {use.atom.label: use for use in module.uses((), ())}
+    if path not in found:
+        known = ", ".join(map(repr, found)) or "none"
+        raise ValueError(f"The module has no atom {path!r}; its atoms are: {known}.")
+    count = math.prod(found[path].counts)
+    if not 0 <= index < count:
+        raise ValueError(f"The atom {path!r} has {count} slices, got index {index}.")
+    return factors_after(module, found[path], index)
+
+
+def factors_after(module: Module, use: Use, index: int = 0) -> tuple[Factor, ...]:
+    """`factors` of an atom where it stands."""
     slices = list(_unraveled(index, use.counts))
     found: list[Factor] = []
     # What takes a tuple, from the output on, as long as its operands are not members of

@@ -9,7 +9,7 @@ mass that an atom has, and these parts sum to 1.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Euclidean, Manifold, Norm, RmsToRms
@@ -103,8 +103,8 @@ class Atom(Module):
     def total_mass(self) -> float:
         return self.mass
 
-    def rescaled(self, factor: float) -> "Atom":
-        return dataclasses.replace(self, mass=self.mass * factor)
+    def mapped(self, change: Callable[["Atom"], Module]) -> Module:
+        return as_module(change(self))
 
     def uses(self, place: Place, counts: tuple[int, ...]) -> Iterator[Use]:
         yield Use(place, self, counts)
@@ -161,46 +161,6 @@ def residual(block: Module, identity: float, weight: float) -> Module:
         1.5
     """
     return Sum((identity * Identity(), weight * as_module(block)))
-
-
-def tare(
-    module: Module, mass: float | None = None, *, relative: float | None = None
-) -> Module:
-    """Returns `module` with the masses of its atoms rescaled by one factor.
-
-    Give one of the two arguments. A module of mass 0 is frozen: its atoms have share 0.
-
-    Args:
-        module: any module.
-        mass: mass that the whole module gets.
-        relative: factor by which the masses are multiplied.
-
-    Raises:
-        TypeError: for both arguments or none, and for anything but numbers.
-        ValueError: for a number that is negative or not finite, and for a `mass` above
-            0 where all atoms have mass 0.
-
-    Example:
-        >>> from manifold_optax.modular import Atom, atoms, tare
-        >>> blocks = tare(Atom("a", mass=3.0) @ Atom("b"), 2.0)
-        >>> atoms(blocks)["a"].mass, atoms(blocks)["b"].mass
-        (1.5, 0.5)
-    """
-    module = as_module(module)
-    if (mass is None) == (relative is None):
-        raise TypeError(
-            "tare takes either the new mass, tare(module, 5), or the factor of the old "
-            f"one, tare(module, relative=0.5); got {mass!r} and relative={relative!r}."
-        )
-    if relative is not None:
-        return module.rescaled(plain("The factor relative", relative, "[0, inf)"))
-    wanted, old = plain("The mass", mass, "[0, inf)"), module.total_mass()
-    if old == 0 and wanted > 0:
-        raise ValueError(
-            f"The module {module.label!r} has mass 0 and no atom to share out a mass "
-            f"of {wanted:g} to; give its atoms a mass first."
-        )
-    return module.rescaled(wanted / old if wanted else 0.0)
 
 
 def atoms(module: Module) -> dict[str, Atom]:

@@ -1,7 +1,8 @@
 """A stack of layers that share one form: a scanned module."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from manifold_optax.modular._constants import Gains, set_field
 from manifold_optax.modular._expression import as_module, Module
@@ -52,9 +53,9 @@ class Repeat(Module):
         """That of one layer, times the count."""
         return self.count * self.module.total_mass()
 
-    def rescaled(self, factor: float) -> "Repeat":
-        """The repeat of the layer with all masses times `factor`."""
-        return dataclasses.replace(self, module=self.module.rescaled(factor))
+    def mapped(self, change: Callable[[Any], Module]) -> "Repeat":
+        """The repeat of the layer with its atoms changed."""
+        return dataclasses.replace(self, module=self.module.mapped(change))
 
     def uses(self, place: Place, counts: tuple[int, ...]) -> Iterator[Use]:
         """The atoms of the layer, each once."""

@@ -15,7 +15,9 @@ from manifold_optax.modular import (
     compose,
     Composition,
     Concat,
+    factors,
     Identity,
+    map_atoms,
     mass,
     Repeat,
     repeats,
@@ -26,7 +28,6 @@ from manifold_optax.modular import (
     Sum,
     tare,
 )
-from manifold_optax.modular._factors import factors_after
 from modular.expressions import applied, gpt, mlp, pieces, random_module
 
 # Products of at most a few hundred factors in float64, rounded each: below 1e-13.
@@ -97,8 +98,8 @@ def test_sensitivities_are_those_of_the_network_applied_forwards(seed):
     after = sensitivities(module)
     close(applied(module, 1.0, {}), sensitivity(module))
     for path, index in pieces(module):
-        factors = factors_after(module, use_of(module, path), index)
-        close(math.prod(f.sensitivity for f in factors), after[path][index])
+        chain = factors(module, path, index)
+        close(math.prod(f.sensitivity for f in chain), after[path][index])
         bump = [0.0] * len(after[path])
         bump[index] = 1.0
         change = applied(module, 0.0, {path: bump})
@@ -106,8 +107,33 @@ def test_sensitivities_are_those_of_the_network_applied_forwards(seed):
     close(total(module), 1)
 
 
-def use_of(module, path):
-    return next(use for use in module.uses((), ()) if use.atom.label == path)
+def test_factors_name_what_comes_after_an_atom():
+    def named(path, index=0):
+        return [(f.module.label, f.sensitivity) for f in factors(module, path, index)]
+
+    layer = Bond("pair", (2.0, 3.0)) @ (Atom("gate"), Bond("relu") @ Atom("up"))
+    module = 5 * Repeat(layer, 3)
+    # Each later layer multiplies by 2 + 3.
+    assert named("up", 1) == [("relu", 1), ("pair", 3), ("1 ×", 5), ("× 5", 5)]
+    assert named("gate", 2) == [("pair", 2), ("× 5", 5)]
+    with pytest.raises(ValueError, match="no atom 'down'; its atoms are: 'gate', 'up'"):
+        factors(module, "down")
+    with pytest.raises(ValueError, match="'up' has 3 slices, got index 3"):
+        factors(module, "up", 3)
+
+
+def test_atoms_may_be_changed_by_a_rule():
+    def rule(atom):
+        own = dataclasses.replace(atom, mass=2.0)
+        return {"tied": Bond("tied"), "own": own}.get(atom.path, atom)
+
+    module = Repeat(Atom("own") + Atom("other"), 2) @ (Atom("tied"), Identity())
+    changed = map_atoms(module, rule)
+    assert {path: atom.mass for path, atom in atoms(changed).items()} == {
+        "own": 2.0,
+        "other": 1.0,
+    }
+    assert sensitivity(changed) == sensitivity(module)
 
 
 def test_slices_of_nested_repeats_lie_as_their_leaf_does():
