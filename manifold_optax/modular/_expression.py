@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
-from manifold_optax.modular._constants import (
+from manifold_optax.modular._lipschitz import (
     added,
     Gains,
     plain,

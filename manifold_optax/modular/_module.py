@@ -15,7 +15,7 @@ from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Euclidean, Manifold, Norm, RmsToRms
 from manifold_optax.matrices import Axes
 from manifold_optax.matrices._axes import check_axes
-from manifold_optax.modular._constants import (
+from manifold_optax.modular._lipschitz import (
     Gains,
     plain,
     require_name,

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
-from manifold_optax.modular._constants import Gains
+from manifold_optax.modular._lipschitz import Gains
 from manifold_optax.modular._text import Entry
 
 Place: TypeAlias = tuple[int, ...]
