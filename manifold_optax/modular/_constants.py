@@ -59,9 +59,7 @@ def compact_array(value: Value) -> np.ndarray | None:
 
 
 def constant_number(value: Value) -> float | None:
-    """The number that all entries of a constant value are equal to, if one is."""
-    if not value.is_float and not np.issubdtype(value.dtype, np.number):
-        return None
+    """The number that all entries of a constant are equal to, if one is; True is 1."""
     array = compact_array(value)
     if array is None or array.size == 0:
         return None
