@@ -77,11 +77,11 @@ def _leaves(
         leaf = stack.pop()
         operation = leaf.value.operation
         below: list[Leaf] = []
-        if operation is not None and not is_constant(leaf.value) and not stop(leaf):
+        if operation is not None and not stop(leaf):
             if operation.name in STRUCTURE:
                 path = (operation, *leaf.path)
                 below = [Leaf(bare(operation.operands[0]), leaf.weight, path)]
-            else:
+            elif not is_constant(leaf.value):
                 below = [
                     Leaf(
                         bare(part),

@@ -22,6 +22,7 @@ from manifold_optax.modular._patterns._layout import (
     regrouped,
     STRUCTURE,
 )
+from manifold_optax.modular._patterns._same import same
 
 Monomial = tuple[int, int, int]
 """The powers of x, m and q."""
@@ -91,7 +92,7 @@ class Reader:
         return self._known[value]
 
     def _read(self, value: Value, depth: int) -> Moments | None:
-        if value is self.root:
+        if same(value, self.root):
             return Moments(identity(value.shape), None, {X: 1.0})
         if self._is_regrouped(value):
             layout = regrouped(identity(self.root.shape), value.shape)

@@ -1,6 +1,5 @@
 """Softmax and log-softmax: an exponential over its own sum."""
 
-from collections import Counter
 from collections.abc import Iterator
 
 import jax
@@ -16,6 +15,7 @@ from manifold_optax.modular._patterns._layout import (
     STRUCTURE,
 )
 from manifold_optax.modular._patterns._leaves import factors, Leaf, terms
+from manifold_optax.modular._patterns._same import same
 
 _DEEPEST = 8
 """Operations between a shift and the maximum that it is: about five."""
@@ -52,14 +52,19 @@ def _quotient(value: Value) -> Operation | None:
         made = total.value.operation
         if total.weight != -1 or made is None or made.name != "reduce_sum":
             continue
-        summed, axes = bare(made.operands[0]), tuple(sorted(made.params["axes"]))
+        summed, axes = (
+            bare(made.operands[0]),
+            tuple(sorted(map(int, made.params["axes"]))),
+        )
         if summed.shape != value.shape or not _is_put_back(total, axes, value.shape):
             continue
         for positive in _with_the_same_sum(summed):
-            number, leaves = factors(value, lambda leaf, p=positive: leaf.value is p)
+            number, leaves = factors(
+                value, lambda leaf, p=positive: same(leaf.value, p)
+            )
             others = [leaf for leaf in leaves if leaf.value is not total.value]
             alone = len(others) == 1 and len(leaves) == 2 and number == 1
-            if not alone or others[0].value is not positive or others[0].path:
+            if not alone or not same(others[0].value, positive) or others[0].path:
                 continue
             logits = _logits(positive, axes)
             if logits is not None:
@@ -91,7 +96,7 @@ def _with_the_same_sum(summed: Value) -> Iterator[Value]:
     exponents = [bare(made.operands[0])]
     while (made := exponents[-1].operation) is not None and made.name == "sub":
         exponents.append(bare(made.operands[0]))
-    if made is not None and made.name == "select_n" and bare(made.operands[0]) is which:
+    if made is not None and made.name == "select_n" and same(made.operands[0], which):
         low = constant_number(made.operands[1 + (1 - keep)])
         if low is not None and low == -np.inf:
             yield bare(inner)
@@ -127,7 +132,7 @@ def _logits(positive: Value, axes: tuple[int, ...]) -> Value | None:
     if masked is not None:
         _, keep, inner = masked
         z = _logits(bare(inner), axes)
-        low = constant(np.asarray(-np.inf, positive.dtype))
+        low = _full(-np.inf, positive)
         cases = (low, z) if keep else (z, low)
         if z is None:
             return None
@@ -135,6 +140,18 @@ def _logits(positive: Value, axes: tuple[int, ...]) -> Value | None:
             "select_n", (operation.operands[0], *cases), positive, jax.lax.select_n_p
         )
     return None
+
+
+def _full(number: float, like: Value) -> Value:
+    """A number in every entry."""
+    (value,) = made_by(
+        "broadcast_in_dim",
+        (constant(np.asarray(number, like.dtype)),),
+        {"shape": like.shape, "broadcast_dimensions": (), "sharding": None},
+        [(like.shape, like.dtype)],
+        primitive=jax.lax.broadcast_in_dim_p,
+    )
+    return value
 
 
 def _made(
@@ -204,6 +221,10 @@ _ENTRYWISE = frozenset(
 """What may be done to a maximum before it is subtracted."""
 
 
+_BEFORE_LOG = STRUCTURE | {"abs"}
+"""What may be done to a sum of exponentials before its logarithm is taken."""
+
+
 def _log_softmax(value: Value) -> Operation | None:
     """An exponent less the logarithm of the sum of its exponentials."""
     operation = value.operation
@@ -215,30 +236,38 @@ def _log_softmax(value: Value) -> Operation | None:
         if leaf.weight != -1 or made is None or made.name != "log":
             continue
         total, path = bare(made.operands[0]), leaf.path
-        while (inner := total.operation) is not None and inner.name in STRUCTURE:
-            total, path = bare(inner.operands[0]), (inner, *path)
+        while (inner := total.operation) is not None and inner.name in _BEFORE_LOG:
+            path = path if inner.name == "abs" else (inner, *path)
+            total = bare(inner.operands[0])
         if inner is None or inner.name != "reduce_sum":
             continue
         exponential = bare(inner.operands[0])
-        axes = tuple(sorted(inner.params["axes"]))
+        axes = tuple(sorted(map(int, inner.params["axes"])))
         made = exponential.operation
         if made is None or made.name != "exp" or exponential.shape != value.shape:
             continue
         if not _is_put_back(Leaf(total, -1, path), axes, value.shape):
             continue
         rest = [other for other in leaves if other is not leaf]
-        if _keys(rest) == _keys(terms(made.operands[0])):
+        if _agree(rest, terms(made.operands[0])):
             logits = _unshifted(made.operands[0], axes)
             return _named("log_softmax", logits, {"axes": axes}, value)
     return None
 
 
-def _keys(leaves: list[Leaf]) -> Counter[tuple[Value, int, Layout | None]]:
-    """Terms as they stand in a sum, in any order."""
-    return Counter(
-        (leaf.value, leaf.weight, leaf.layout(identity(leaf.value.shape)))
-        for leaf in leaves
-    )
+def _agree(some: list[Leaf], others: list[Leaf]) -> bool:
+    """Whether two sums have the same terms, in any order."""
+    left = list(others)
+    for leaf in some:
+        layout = leaf.layout(identity(leaf.value.shape))
+        for other in left:
+            alike = leaf.weight == other.weight and same(leaf.value, other.value)
+            if alike and layout == other.layout(identity(other.value.shape)):
+                left.remove(other)
+                break
+        else:
+            return False
+    return not left
 
 
 def _named(name: str, operand: Value, params: object, value: Value) -> Operation:
