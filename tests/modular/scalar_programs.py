@@ -21,7 +21,9 @@ def expression(function: Callable[..., Any]) -> Expression:
 
 
 def _interpret(jaxpr: Any, consts: Any, arguments: list[Any]) -> list[Any]:
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, map(_number, consts)))
+    values: dict[Any, Any] = dict(
+        zip(jaxpr.constvars, map(_number, consts), strict=True)
+    )
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
     def read(atom: Any) -> Any:

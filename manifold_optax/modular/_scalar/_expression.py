@@ -73,9 +73,7 @@ class Program:
         self._steps: list[Step] = []
         self._refs: dict[Step, Ref] = {}
 
-    def add(
-        self, primitive: str, *operands: Operand, **params: Hashable
-    ) -> Ref:
+    def add(self, primitive: str, *operands: Operand, **params: Hashable) -> Ref:
         """The result of a step, which is appended unless it is there already."""
         step = Step(primitive, operands, tuple(sorted(params.items())))
         if step not in self._refs:
@@ -119,7 +117,9 @@ class Program:
         names = {index: Ref(k) for k, index in enumerate(sorted(needed))}
         kept = (self._steps[index - 1] for index in sorted(needed) if index)
         return Expression(
-            tuple(Step(s.primitive, _renamed(s.operands, names), s.params) for s in kept)
+            tuple(
+                Step(s.primitive, _renamed(s.operands, names), s.params) for s in kept
+            )
         )
 
 

@@ -6,24 +6,17 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from manifold_optax.modular._scalar._cells import Cells, Evaluation
 from manifold_optax.modular._scalar._expression import Expression
-from manifold_optax.modular._scalar._rules import (
-    Cells,
-    evaluate,
-    Evaluation,
-    value_at,
-)
+from manifold_optax.modular._scalar._rules import evaluate, value_at
 from manifold_optax.modular._scalar._scaled import FloatArray
 from manifold_optax.modular._scalar._search import (
     first_cells,
     LARGEST,
     Measure,
     supremum,
+    UNBOUNDED,
 )
-
-_UNBOUNDED = 1e30
-"""A bound this large stands for ∞: the function is unbounded on the reals, and
-arguments end at 3.4e38."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +66,8 @@ class ScalarFacts:
     @cached_property
     def growth(self) -> float:
         """The supremum of |f(x)| / |x|; ∞ unless f(0) = 0, if 0 is in the domain."""
+        if self.domain == (0.0, 0.0):
+            return 0.0 if self.at_zero == 0.0 else math.inf
         cells = first_cells(self.expression, *self.domain)
         if self.domain[0] <= 0.0 <= self.domain[1]:
             lo, hi = evaluate(self.expression, _zero(cells)).value
@@ -99,7 +94,7 @@ class ScalarFacts:
         return self.lo >= 0.0
 
     def _first_slopes(self, cells: Cells) -> FloatArray:
-        """sup |f'| on each of the cells; where branches meet in 0, by a search."""
+        """Sup |f'| on each of the cells; where branches meet in 0, by a search."""
         result = evaluate(self.expression, cells)
         steep = _steepness(result, cells)[1]
         for i in np.flatnonzero(result.broken & ((cells.lo == 0) | (cells.hi == 0))):
@@ -142,7 +137,7 @@ def analyse(
 
 def _clear(bound: float) -> float:
     """The bound, with ∞ for one beyond float32."""
-    return math.copysign(math.inf, bound) if abs(bound) >= _UNBOUNDED else bound
+    return math.copysign(math.inf, bound) if abs(bound) >= UNBOUNDED else bound
 
 
 def _zero(cells: Cells) -> Cells:

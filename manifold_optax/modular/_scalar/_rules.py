@@ -4,14 +4,23 @@ Each rule is interval arithmetic on the value, and the chain rule in interval ar
 on the derivative. Where a branch is not decided on a cell, both branches count.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeAlias
 
 import numpy as np
 
+from manifold_optax.modular._scalar._cells import (
+    ANY,
+    BoolArray,
+    Cells,
+    Enclosure,
+    Evaluation,
+    NEGATIVE,
+    POSITIVE,
+    Truth,
+    ZERO,
+)
 from manifold_optax.modular._scalar._expression import (
     COMPARISONS,
     Expression,
@@ -29,12 +38,6 @@ from manifold_optax.modular._scalar._scaled import (
 )
 from manifold_optax.modular._scalar._smooth import RANGES, STEPS
 
-BoolArray: TypeAlias = np.ndarray
-
-NEGATIVE, ZERO, POSITIVE = 1, 2, 4
-ANY = NEGATIVE | ZERO | POSITIVE
-"""Signs that a switch may have on a cell, as bits."""
-
 _HOLDS = {
     "gt": POSITIVE,
     "ge": POSITIVE | ZERO,
@@ -44,67 +47,6 @@ _HOLDS = {
     "ne": POSITIVE | NEGATIVE,
 }
 """The signs of the switch with which each comparison holds."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Cells:
-    """Intervals of arguments lo ≤ x ≤ hi, none with 0 inside.
-
-    Args:
-        lo: left ends.
-        hi: right ends.
-        signs: assumed signs of each switch (rows) in each cell, as bits; `ANY` assumes
-            nothing. A cell with assumptions stands for its points where they hold.
-    """
-
-    lo: FloatArray
-    hi: FloatArray
-    signs: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Enclosure:
-    """What is known of one result on each cell.
-
-    Args:
-        value: bounds of the value.
-        slope: bounds of the derivative, almost everywhere.
-        broken: where the result may jump or be undefined; the slope says nothing there.
-    """
-
-    value: Scaled
-    slope: Scaled
-    broken: BoolArray
-
-
-@dataclasses.dataclass(frozen=True)
-class Truth:
-    """Whether a condition may hold, and whether it may fail, on each cell."""
-
-    holds: BoolArray
-    fails: BoolArray
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Bounds of an expression on cells.
-
-    Args:
-        value: lower and upper bounds of f(x).
-        slope: lower and upper bounds of f'(x).
-        quotient: lower and upper bounds of f(x) / |x|.
-        broken: where f may jump or be undefined.
-        signs: the signs that each switch (rows) may have, as bits; 0 on a cell without
-            points that meet its assumptions.
-        moving: where the derivative of each switch is not 0, so its zeros are isolated.
-    """
-
-    value: tuple[FloatArray, FloatArray]
-    slope: tuple[FloatArray, FloatArray]
-    quotient: tuple[FloatArray, FloatArray]
-    broken: BoolArray
-    signs: np.ndarray
-    moving: BoolArray
 
 
 @lru_cache(maxsize=1024)
@@ -119,6 +61,7 @@ def switches(expression: Expression) -> tuple[Ref, ...]:
     return tuple(sorted(refs, key=lambda ref: ref.index))
 
 
+@np.errstate(all="ignore")
 def evaluate(expression: Expression, cells: Cells) -> Evaluation:
     """Encloses value and derivative of `expression` on each cell."""
     run = _Run(expression, cells)
@@ -162,7 +105,9 @@ class _Run:
         self.switches = switches(expression)
         self._assumed = dict(zip(self.switches, cells.signs, strict=True))
         one = sign * sign
-        argument = Enclosure(self.scale.argument(), natural(one, one), np.zeros(1, bool))
+        argument = Enclosure(
+            self.scale.argument(), natural(one, one), np.zeros(1, bool)
+        )
         self.results: list[Enclosure | Truth] = [argument]
 
     def number(self, operand: Operand) -> Enclosure:
@@ -186,7 +131,9 @@ class _Run:
     def signs(self, switch: Operand) -> np.ndarray:
         """The signs that a switch may have, as bits."""
         lo, hi = self.scale.interval(self.number(switch).value)
-        bits = NEGATIVE * (lo < 0) + ZERO * ((lo <= 0) & (hi >= 0)) + POSITIVE * (hi > 0)
+        bits = (
+            NEGATIVE * (lo < 0) + ZERO * ((lo <= 0) & (hi >= 0)) + POSITIVE * (hi > 0)
+        )
         assumed = self._assumed[switch] if isinstance(switch, Ref) else ANY
         return bits & assumed
 
@@ -195,7 +142,7 @@ class _Run:
         return self.scale.interval(enclosure.value)
 
     def choice(self, condition: Truth, a: Enclosure, b: Enclosure) -> Enclosure:
-        """a where the condition holds, b where it fails, and both where it is open."""
+        """A where the condition holds, b where it fails, and both where it is open."""
         is_open = condition.holds & condition.fails
         value, slope = (
             _pick(condition.fails, _pick(is_open, self.scale.hull(x, y), y), x)
@@ -207,7 +154,7 @@ class _Run:
 
 
 def _pick(mask: BoolArray, a: Scaled, b: Scaled) -> Scaled:
-    """a where the mask is true, otherwise b."""
+    """A where the mask is true, otherwise b."""
     power, lo, hi = (np.where(mask, x, y) for x, y in zip(a, b, strict=True))
     return Scaled(power, lo, hi)
 
@@ -264,7 +211,7 @@ def _integer_pow(run: _Run, step: Step) -> Enclosure:
     scale, n = run.scale, abs(exponent)
     value = scale.integer_power(u.value, n)
     below = scale.integer_power(u.value, n - 1) if n > 1 else number(1.0)
-    slope = scale.mul(scale.mul(number(n), below), u.slope)
+    slope = scale.mul(scale.mul(number(float(n)), below), u.slope)
     if exponent > 0:
         return Enclosure(value, slope, u.broken)
     # (1/v)' = -v' / v²
@@ -305,9 +252,8 @@ def _log(run: _Run, step: Step) -> Enclosure:
     argument = scale.add(u.value, number(1.0)) if near_one else u.value
     lo, hi = run.interval(u)
     least = -1.0 if near_one else 0.0
-    with np.errstate(divide="ignore"):
-        log = np.log1p if near_one else np.log
-        bounds = outward(log(np.maximum(lo, least)), log(np.maximum(hi, least)))
+    log = np.log1p if near_one else np.log
+    bounds = outward(log(np.maximum(lo, least)), log(np.maximum(hi, least)))
     inverse, _ = scale.reciprocal(argument)
     result = Enclosure(natural(*bounds), scale.mul(inverse, u.slope), u.broken)
     return _undefined(lo <= least, result)
@@ -317,15 +263,15 @@ def _smooth(run: _Run, step: Step) -> Enclosure:
     """F(u)' = F'(u) u', with the ranges of F and F' on the interval of u."""
     u = run.number(step.operands[0])
     lo, hi = run.interval(u)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        value, slope = (natural(*outward(*f(lo, hi))) for f in RANGES[step.primitive])
+    value, slope = (natural(*outward(*f(lo, hi))) for f in RANGES[step.primitive])
     return Enclosure(value, run.scale.mul(slope, u.slope), u.broken)
 
 
 def _steps(run: _Run, step: Step) -> Enclosure:
     """A step function jumps unless both ends are on one step."""
     u = run.number(step.operands[0])
-    lo, hi = map(STEPS[step.primitive], run.interval(u))
+    ends = run.interval(u)
+    lo, hi = (f(end) for f, end in zip(STEPS[step.primitive], ends, strict=True))
     return Enclosure(natural(lo, hi), number(0.0), u.broken | (lo != hi))
 
 
@@ -351,12 +297,12 @@ def _extremum(run: _Run, step: Step) -> Enclosure:
         value = Scaled(value.power, low, high)
     else:
         value = Scaled(value.power, np.maximum(value.lo, 0.0), value.hi)
-    bounds = (
+    value, slope = (
         _pick(first, x, _pick(second, y, z))
         for x, y, z in ((a.value, b.value, value), (a.slope, b.slope, hull.slope))
     )
     broken = np.where(first, a.broken, np.where(second, b.broken, a.broken | b.broken))
-    return Enclosure(*bounds, broken)
+    return Enclosure(value, slope, broken)
 
 
 def _compare(run: _Run, step: Step) -> Truth:

@@ -6,7 +6,8 @@ stay exact on a cell of any width, and a sum stays tight where one term dominate
 that a handful of cells reaches to the largest float32.
 
 Bounds are rounded outwards by a few units in the last place after each operation, which
-is more than the error of the functions of NumPy and the C library.
+is more than the error of the functions of NumPy and the C library. Infinite ends and
+branches that are not taken make NumPy warn; callers switch that off.
 """
 
 import dataclasses
@@ -53,9 +54,8 @@ def natural(lo: FloatArray | float, hi: FloatArray | float) -> Scaled:
 
 def outward(lo: FloatArray, hi: FloatArray) -> tuple[FloatArray, FloatArray]:
     """[lo, hi] with a margin for rounding; values that overflowed are still finite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        lo = np.minimum(lo - _OUTWARD * np.abs(lo), _LARGEST)
-        hi = np.maximum(hi + _OUTWARD * np.abs(hi), -_LARGEST)
+    lo = np.minimum(lo - _OUTWARD * np.abs(lo), _LARGEST)
+    hi = np.maximum(hi + _OUTWARD * np.abs(hi), -_LARGEST)
     # inf - inf: nothing is known.
     return np.where(np.isnan(lo), -np.inf, lo), np.where(np.isnan(hi), np.inf, hi)
 
@@ -64,8 +64,7 @@ def product(
     a: tuple[FloatArray, FloatArray], b: tuple[FloatArray, FloatArray]
 ) -> tuple[FloatArray, FloatArray]:
     """The product of two intervals; 0·∞ is 0, because all values are finite."""
-    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        corners = np.stack(np.broadcast_arrays(*(x * y for x in a for y in b)))
+    corners = np.stack(np.broadcast_arrays(*(x * y for x in a for y in b)))
     if np.isnan(corners).any():
         corners[np.isnan(corners)] = 0.0
     lo, hi = corners.min(0), corners.max(0)
@@ -95,8 +94,7 @@ class Scale:
     @cached_property
     def _middle(self) -> FloatArray:
         """The logarithm of an |x| in the middle of the cell."""
-        with np.errstate(divide="ignore"):
-            return 0.5 * np.log(np.maximum(self.near, LEAST * self.far) * self.far)
+        return 0.5 * np.log(np.maximum(self.near, LEAST * self.far) * self.far)
 
     def argument(self) -> Scaled:
         """The argument x itself."""
@@ -104,8 +102,7 @@ class Scale:
 
     def powers(self, exponent: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The range of |x|^exponent."""
-        with np.errstate(divide="ignore", over="ignore", under="ignore"):
-            ends = self.near**exponent, self.far**exponent
+        ends = self.near**exponent, self.far**exponent
         lo, hi = np.minimum(*ends), np.maximum(*ends)
         exact = (exponent == 0) | (exponent == 1)
         padded = outward(lo, np.maximum(hi, LEAST * (hi == 0) * (self.far > 0)))
@@ -124,12 +121,11 @@ class Scale:
         """The power by which a sum of a and b is best scaled."""
         if np.array_equal(a.power, b.power):
             return a.power
-        with np.errstate(divide="ignore", invalid="ignore"):
-            size_a, size_b = (
-                np.log(np.maximum(np.abs(s.lo), np.abs(s.hi))) + s.power * self._middle
-                for s in (a, b)
-            )
-            lead = size_a - size_b
+        size_a, size_b = (
+            np.log(np.maximum(np.abs(s.lo), np.abs(s.hi))) + s.power * self._middle
+            for s in (a, b)
+        )
+        lead = size_a - size_b
         smaller = np.where(np.abs(a.power) <= np.abs(b.power), a.power, b.power)
         power = np.where(lead > _DOMINANT, a.power, smaller)
         power = np.where(lead < -_DOMINANT, b.power, power)
@@ -137,11 +133,10 @@ class Scale:
         return np.where(self.near > 0, power, np.minimum(a.power, b.power))
 
     def add(self, a: Scaled, b: Scaled) -> Scaled:
-        """a + b."""
+        """A + b."""
         power = self.common(a, b)
         (a_lo, a_hi), (b_lo, b_hi) = self.interval(a, power), self.interval(b, power)
-        with np.errstate(invalid="ignore", over="ignore"):
-            return Scaled(power, *outward(a_lo + b_lo, a_hi + b_hi))
+        return Scaled(power, *outward(a_lo + b_lo, a_hi + b_hi))
 
     def hull(self, a: Scaled, b: Scaled) -> Scaled:
         """The smallest enclosure of a and of b."""
@@ -150,27 +145,24 @@ class Scale:
         return Scaled(power, np.minimum(a_lo, b_lo), np.maximum(a_hi, b_hi))
 
     def mul(self, a: Scaled, b: Scaled) -> Scaled:
-        """a · b."""
+        """A · b."""
         bounds = product((a.lo, a.hi), (b.lo, b.hi))
         return Scaled(a.power + b.power, *outward(*bounds))
 
     def reciprocal(self, a: Scaled) -> tuple[Scaled, FloatArray]:
         """1 / a, and where a may be 0."""
         pole = (a.lo <= 0) & (a.hi >= 0)
-        with np.errstate(divide="ignore"):
-            lo = np.where(pole, -np.inf, 1.0 / a.hi)
-            hi = np.where(pole, np.inf, 1.0 / a.lo)
+        lo = np.where(pole, -np.inf, 1.0 / a.hi)
+        hi = np.where(pole, np.inf, 1.0 / a.lo)
         # An end that is 0 leaves the other side.
-        with np.errstate(divide="ignore"):
-            lo = np.where(pole & (a.lo >= 0) & (a.hi > 0), 1.0 / a.hi, lo)
-            hi = np.where(pole & (a.hi <= 0) & (a.lo < 0), 1.0 / a.lo, hi)
+        lo = np.where(pole & (a.lo >= 0) & (a.hi > 0), 1.0 / a.hi, lo)
+        hi = np.where(pole & (a.hi <= 0) & (a.lo < 0), 1.0 / a.lo, hi)
         pole = pole | ((self.near == 0) & (a.power > 0))
         return Scaled(-a.power, *outward(lo, hi)), pole
 
     def integer_power(self, a: Scaled, exponent: int) -> Scaled:
         """a^exponent for an integer > 0."""
-        with np.errstate(over="ignore", under="ignore"):
-            ends = a.lo**exponent, a.hi**exponent
+        ends = a.lo**exponent, a.hi**exponent
         lo, hi = np.minimum(*ends), np.maximum(*ends)
         if exponent % 2 == 0:
             lo = np.where((a.lo <= 0) & (a.hi >= 0), 0.0, lo)
@@ -178,7 +170,6 @@ class Scale:
 
     def real_power(self, a: Scaled, exponent: float) -> Scaled:
         """a^exponent for a ≥ 0; a negative part of a is left out."""
-        with np.errstate(divide="ignore", over="ignore", under="ignore"):
-            ends = [np.maximum(end, 0.0) ** exponent for end in (a.lo, a.hi)]
+        ends = [np.maximum(end, 0.0) ** exponent for end in (a.lo, a.hi)]
         bounds = outward(np.minimum(*ends), np.maximum(*ends))
         return Scaled(a.power * exponent, *bounds)

@@ -13,18 +13,17 @@ from typing import TypeAlias
 
 import numpy as np
 
-from manifold_optax.modular._scalar._expression import Expression, Ref
-from manifold_optax.modular._scalar._rules import (
+from manifold_optax.modular._scalar._cells import (
     ANY,
     BoolArray,
     Cells,
-    evaluate,
     Evaluation,
     NEGATIVE,
     POSITIVE,
-    switches,
     ZERO,
 )
+from manifold_optax.modular._scalar._expression import Expression, Ref
+from manifold_optax.modular._scalar._rules import evaluate, switches
 from manifold_optax.modular._scalar._scaled import FloatArray
 
 Measure: TypeAlias = Callable[[Evaluation, Cells], tuple[FloatArray, FloatArray]]
@@ -33,6 +32,10 @@ Measure: TypeAlias = Callable[[Evaluation, Cells], tuple[FloatArray, FloatArray]
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.finfo(np.float32).tiny)
 """The normal numbers of float32: the analysis reaches from one to the other."""
+
+UNBOUNDED = 1e30
+"""A bound this large stands for ∞: the function is unbounded on the reals, and
+arguments end at 3.4e38."""
 
 RELATIVE = 1e-4
 """Relative tolerance of a supremum, half of the 2e-4 that is promised."""
@@ -54,7 +57,7 @@ _AT_ONCE = 64
 """Cells without a finite bound that are cut in one round."""
 
 _MOST_PIECES = 81
-"""Combinations of the signs of four switches, the most that are told apart in a cell."""
+"""The most combinations of signs that are told apart in a cell: of four switches."""
 
 _WIDE = (-126, -60, -30, -20, -16, -13, -10, -8, 7, 8, 10, 13, 16, 20, 30, 60)
 _DISTANCES = np.sort(
@@ -111,42 +114,47 @@ class _Search:
         self._count += size
         result, lower, upper = self._bounds(cells)
         self._attained = max(self._attained, float(lower.max(initial=-np.inf)))
-        target = self._attained + RELATIVE * abs(self._attained) + _ABSOLUTE
-        high = upper > target
+        if self._attained >= UNBOUNDED:
+            self._settled = np.inf
+        high = upper > self._target()
         if self._count > _MOST_CELLS:
             high[:] = False
-        forked = high & _finer(cells, _TINY) & _is_forked(result.signs).any(0)
+        forked = high & _finer(cells, _TINY) & _is_forked(result.signs[:, :size]).any(0)
         forked &= self._slopes
         coarse = high & ~forked & ~_finer(cells, _FINEST)
         left = ~(forked | coarse)
-        self._settled = max(self._settled, float(upper.max(where=left, initial=-np.inf)))
+        self._settled = max(
+            self._settled, float(upper.max(where=left, initial=-np.inf))
+        )
         cut = _halves(_take(cells, coarse))
         unbounded = np.tile(upper[coarse] == np.inf, 2)
         self._unbounded = _join(_take(cut, unbounded), self._unbounded)
         pieces = [
-            self._pieces(_take(cells, [i]), result.signs[:, i], bool(result.broken[i]))
+            self._pieces(
+                _take(cells, [int(i)]), result.signs[:, i], bool(result.broken[i])
+            )
             for i in np.flatnonzero(forked)
         ]
         return _join(_take(cut, ~unbounded), *pieces)
 
+    def _target(self) -> float:
+        """The bound that is low enough."""
+        if self._attained == -np.inf:
+            return -np.inf
+        return self._attained + RELATIVE * abs(self._attained) + _ABSOLUTE
+
     def _bounds(self, cells: Cells) -> tuple[Evaluation, FloatArray, FloatArray]:
-        """The evaluation of the cells, lower bounds in their middles, upper bounds."""
+        """The evaluation of the cells and of their middles, and bounds.
+
+        The lower bounds are those in the middles, the upper ones those of the cells.
+        """
         size = cells.lo.size
         both = _join(cells, _middles(cells))
         result = evaluate(self._expression, both)
         lower, upper = self._measure(result, both)
         empty = (result.signs == 0).any(0)
         lower, upper = (np.where(empty, -np.inf, bound) for bound in (lower, upper))
-        first = Evaluation(
-            *(
-                tuple(bound[:size] for bound in pair)
-                for pair in (result.value, result.slope, result.quotient)
-            ),
-            result.broken[:size],
-            result.signs[:, :size],
-            result.moving[:, :size],
-        )
-        return first, lower[size:], upper[:size]
+        return result, lower[size:], upper[:size]
 
     def _pieces(self, cell: Cells, signs: np.ndarray, broken: bool) -> Cells:
         """The cell once for each combination of signs of its switches.
@@ -160,18 +168,25 @@ class _Search:
             self._settled = np.inf
             return _none(self._expression)
         combinations = np.array(list(itertools.product(*options)), np.int8).T
-        ends = (np.repeat(end, combinations.shape[1]) for end in (cell.lo, cell.hi))
-        pieces = Cells(*ends, combinations)
+        count = combinations.shape[1]
+        pieces = Cells(cell.lo.repeat(count), cell.hi.repeat(count), combinations)
         result = evaluate(self._expression, pieces)
         there = ~(result.signs == 0).any(0)
-        low, high = result.value[0][there], result.value[1][there]
-        gap = low.max() - high.min()
-        resolution = _TINY * max(np.abs(low).max(), np.abs(high).max()) + SMALLEST
-        if result.broken[there].any() or (broken and gap > resolution):
+        if broken and not _meet(result, there):
             self._settled = np.inf
         # An isolated point is no matter for the slope.
         point = ((pieces.signs == ZERO) & result.moving).any(0)
         return _take(pieces, there & ~point)
+
+
+def _meet(pieces: Evaluation, there: BoolArray) -> bool:
+    """Whether the pieces are without jumps, and their values overlap or nearly so."""
+    low, high = pieces.value[0][there], pieces.value[1][there]
+    if not np.isfinite([low, high]).all() or pieces.broken[there].any():
+        return False
+    gap = low.max(initial=-np.inf) - high.min(initial=np.inf)
+    size = np.abs([low, high]).max(initial=0.0)
+    return bool(gap <= _TINY * size + SMALLEST)
 
 
 def supremum(

@@ -17,12 +17,12 @@ _erfc = np.frompyfunc(math.erfc, 1, 1)
 
 def erf(x: FloatArray) -> FloatArray:
     """The error function, by the C library."""
-    return _erf(x).astype(np.float64)
+    return np.asarray(_erf(x), np.float64)
 
 
 def erfc(x: FloatArray) -> FloatArray:
     """1 - erf(x), by the C library, without cancellation."""
-    return _erfc(x).astype(np.float64)
+    return np.asarray(_erfc(x), np.float64)
 
 
 def logistic(x: FloatArray) -> FloatArray:
@@ -43,8 +43,7 @@ def increasing(f: _Map) -> Callable[[FloatArray, FloatArray], Interval]:
 
 
 def bell(f: _Map) -> Callable[[FloatArray, FloatArray], Interval]:
-    """The range of an even function that decreases in |x|: f at the |x| farthest and
-    nearest from 0."""
+    """The range of an even function that decreases in |x|."""
 
     def range_of(lo: FloatArray, hi: FloatArray) -> Interval:
         near = np.maximum(np.maximum(lo, -hi), 0.0)
@@ -62,7 +61,7 @@ def valley(f: _Map) -> Callable[[FloatArray, FloatArray], Interval]:
 
 
 def wave(f: _Map, phase: float) -> Callable[[FloatArray, FloatArray], Interval]:
-    """The range of f(x) = cos(x - phase): its ends, and ±1 where x - phase passes kπ."""
+    """The range of f(x) = cos(x - phase): f at the ends, and ±1 at extrema between."""
 
     def passes(lo: FloatArray, hi: FloatArray, at: float) -> FloatArray:
         turns = (lo - at) / (2 * np.pi), (hi - at) / (2 * np.pi)
@@ -79,7 +78,7 @@ def wave(f: _Map, phase: float) -> Callable[[FloatArray, FloatArray], Interval]:
 
 
 _FAR = 1e6
-"""Beyond it a wave is only known to be in [-1, 1]; up to it turns are exact to 4e-11."""
+"""Beyond it a wave is only known to be in [-1, 1]. Up to it turns are exact to 4e-11."""
 
 _TURN = 1e-9
 """An extremum this close to an end of the interval counts as inside (in turns)."""
@@ -125,5 +124,10 @@ RANGES: dict[str, tuple[Callable[[FloatArray, FloatArray], Interval], ...]] = {
 """Smooth functions of the whole line: monotone, or even and monotone in |x|, so that
 their ranges are those of their ends and of the point nearest to 0."""
 
-STEPS: dict[str, _Map] = {"floor": np.floor, "ceil": np.ceil, "round": np.round}
-"""Nondecreasing step functions."""
+STEPS: dict[str, tuple[_Map, _Map]] = {
+    "floor": (np.floor, np.floor),
+    "ceil": (np.ceil, np.ceil),
+    # Halves may be rounded either way.
+    "round": (lambda x: np.ceil(x - 0.5), lambda x: np.floor(x + 0.5)),
+}
+"""Nondecreasing step functions: a lower and an upper bound of each."""

@@ -7,6 +7,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from manifold_optax.modular._scalar._arithmetic import (
+    add,
+    div,
+    general_power,
+    log,
+    log1p,
+    mul,
+    neg,
+    power,
+    sub,
+)
 from manifold_optax.modular._scalar._expression import (
     constant,
     Expression,
@@ -15,12 +26,13 @@ from manifold_optax.modular._scalar._expression import (
     Ref,
 )
 from manifold_optax.modular._scalar._rules import value_at
+from manifold_optax.modular._scalar._smooth import RANGES, STEPS
 
 _Form = Callable[[Program, Sequence[Operand], Mapping[str, Any]], Operand | None]
 
-_SMOOTH = (
-    "exp expm1 tanh logistic erf erfc sin cos sinh cosh atan asinh cbrt"
-).split()
+_STEPS = sorted({*RANGES, *STEPS} - {"softplus"})
+"""Primitives that are steps as they are. JAX has no primitive `softplus`."""
+
 _OF_CONDITIONS = ("select_n", "convert_element_type", "and", "or", "not", "copy")
 """Primitives that may act on truth values."""
 
@@ -82,134 +94,13 @@ def _ignores_argument(expression: Expression) -> bool:
     )
 
 
-def _add(program: Program, operands: Sequence[Operand], _: Any = None) -> Operand:
-    a, b = operands
-    if not isinstance(a, Ref):
-        a, b = b, a
-    if not isinstance(b, Ref):
-        return a if b == 0 else _shifted(program, a, b)
-    return program.add("add", a, b)
-
-
-def _shifted(program: Program, a: Operand, shift: float) -> Operand:
-    """a + shift, without cancellation where a tends to -shift."""
-    factor, inner = 1.0, a
-    step = program.step(a)
-    if step is not None and step.primitive == "mul" and not isinstance(step.operands[0], Ref):
-        factor, inner = step.operands
-    step = program.step(inner)
-    if step is None or isinstance(factor, Ref) or abs(factor) != abs(shift):
-        return program.add("add", a, shift)
-    sign = factor / shift
-    (u,) = step.operands[:1]
-    result: Operand | None = None
-    match step.primitive, sign:
-        case "tanh", _:  # 1 ± tanh(u) = 2 σ(±2u)
-            logistic = program.add("logistic", _mul(program, [2.0 * sign, u]))
-            result = _mul(program, [2.0, logistic])
-        case "erf", _:  # 1 ± erf(u) = erfc(∓u)
-            result = program.add("erfc", _mul(program, [-sign, u]))
-        case "logistic", -1.0:  # 1 - σ(u) = σ(-u)
-            result = program.add("logistic", _neg(program, [u]))
-        case "exp", -1.0:  # 1 - exp(u)
-            result = _neg(program, [program.add("expm1", u)])
-        case "expm1", 1.0:
-            result = program.add("exp", u)
-        case _:
-            return program.add("add", a, shift)
-    return _mul(program, [shift, result])
-
-
-def _exponent(program: Program, a: Operand) -> Operand | None:
-    """u, if a is 1 + exp(u)."""
-    step = program.step(a)
-    if step is None or step.primitive != "add" or step.operands[1] != 1.0:
-        return None
-    inner = program.step(step.operands[0])
-    return inner.operands[0] if inner is not None and inner.primitive == "exp" else None
-
-
-def _log(program: Program, operands: Sequence[Operand], _: Any = None) -> Operand:
-    u = _exponent(program, operands[0])
-    if u is not None:
-        return program.add("softplus", u)
-    return program.add("log", operands[0])
-
-
-def _log1p(program: Program, operands: Sequence[Operand], _: Any = None) -> Operand:
-    step = program.step(operands[0])
-    if step is not None and step.primitive == "exp":
-        return program.add("softplus", step.operands[0])
-    return program.add("log1p", operands[0])
-
-
-def _mul(program: Program, operands: Sequence[Operand], _: Any = None) -> Operand:
-    a, b = operands
-    if not isinstance(b, Ref):
-        a, b = b, a
-    if not isinstance(a, Ref) and a == 0:
-        return 0.0
-    if not isinstance(a, Ref) and a == 1:
-        return b
-    inner = program.step(b)
-    if not isinstance(a, Ref) and inner is not None and inner.primitive == "mul":
-        first, second = inner.operands
-        if not isinstance(first, Ref):
-            return _mul(program, [a * first, second])
-    if a == b:
-        return program.add("integer_pow", a, y=2)
-    return program.add("mul", a, b)
-
-
-def _sub(program: Program, operands: Sequence[Operand], _: Any = None) -> Operand:
-    a, b = operands
-    if a == b and isinstance(a, Ref):
-        return 0.0
-    return _add(program, [a, _neg(program, [b])])
-
-
-def _neg(program: Program, operands: Sequence[Operand], _: Any = None) -> Operand:
-    (a,) = operands
-    return _mul(program, [-1.0, a]) if isinstance(a, Ref) else -a
-
-
-def _div(program: Program, operands: Sequence[Operand], _: Any = None) -> Operand:
-    a, b = operands
-    if not isinstance(b, Ref) and b != 0:
-        return _mul(program, [a, 1.0 / b])
-    u = _exponent(program, b)
-    if u is not None:  # 1 / (1 + exp(u)) = σ(-u)
-        logistic = program.add("logistic", _neg(program, [u]))
-        return _mul(program, [a, logistic])
-    return program.add("div", a, b)
-
-
-def _power(program: Program, operand: Operand, exponent: float) -> Operand:
-    if exponent == 1:
-        return operand
-    if exponent == 0:
-        return 1.0
-    if exponent == int(exponent):
-        return program.add("integer_pow", operand, y=int(exponent))
-    return program.add("pow", operand, y=float(exponent))
-
-
-def _pow(program: Program, operands: Sequence[Operand], _: Any = None) -> Operand | None:
-    base, exponent = operands
-    if not isinstance(exponent, Ref):
-        return _power(program, base, exponent) if math.isfinite(exponent) else None
-    if isinstance(base, Ref) or not 0 < base < math.inf:
-        return None
-    return program.add("exp", _mul(program, [math.log(base), exponent]))
-
-
 def _switch(program: Program, a: Operand, b: Operand) -> tuple[Operand, bool]:
     """The value whose sign compares a with b, and whether its sign is the other one.
 
     Affine maps are peeled off, so that all comparisons of one value with one threshold
     share a switch, and the threshold of an affine function is known exactly.
     """
-    value, mirrored, shift = _sub(program, [a, b]), False, 0.0
+    value, mirrored, shift = sub(program, a, b), False, 0.0
     while (step := program.step(value)) is not None:
         first, *rest = step.operands
         if step.primitive == "add" and not isinstance(rest[0], Ref):
@@ -220,7 +111,7 @@ def _switch(program: Program, a: Operand, b: Operand) -> tuple[Operand, bool]:
             break
     if not isinstance(value, Ref):
         return value + shift, mirrored
-    return _add(program, [value, shift]), mirrored
+    return add(program, value, shift), mirrored
 
 
 def _compare(name: str) -> _Form:
@@ -250,7 +141,7 @@ def _extremum(name: str) -> _Form:
 def _abs(program: Program, operands: Sequence[Operand], _: Any) -> Operand:
     (a,) = operands
     switch, mirrored = _switch(program, a, 0.0)
-    negative = _neg(program, [a])
+    negative = neg(program, a)
     if mirrored:
         a, negative = negative, a
     return program.add("abs", a, negative, switch)
@@ -278,10 +169,14 @@ def _select(program: Program, operands: Sequence[Operand], _: Any) -> Operand | 
     which, on_false, on_true = operands
     if on_false == on_true:
         return on_true
-    if program.logical(on_false) or program.logical(on_true):
-        return None
     if isinstance(which, bool):
         return on_true if which else on_false
+    if program.logical(on_false) and program.logical(on_true):
+        return program.add(
+            "or",
+            program.add("and", which, on_true),
+            program.add("and", program.add("not", which), on_false),
+        )
     return program.add("select_n", which, on_false, on_true)
 
 
@@ -308,27 +203,31 @@ def _convert(
     return a if isinstance(a, Ref) else float(a)
 
 
-def _smooth(name: str) -> _Form:
+def _step(name: str) -> _Form:
     return lambda program, operands, _: program.add(name, operands[0])
 
 
+def _form(function: Callable[..., Operand | None]) -> _Form:
+    return lambda program, operands, _: function(program, *operands)
+
+
 _FORMS: dict[str, _Form] = {
-    "add": _add,
-    "add_any": _add,
-    "sub": _sub,
-    "mul": _mul,
-    "neg": _neg,
-    "div": _div,
-    "square": lambda program, operands, _: _power(program, operands[0], 2.0),
-    "sqrt": lambda program, operands, _: _power(program, operands[0], 0.5),
-    "rsqrt": lambda program, operands, _: _power(program, operands[0], -0.5),
-    "integer_pow": lambda program, operands, params: _power(
-        program, operands[0], params["y"]
+    "add": _form(add),
+    "add_any": _form(add),
+    "sub": _form(sub),
+    "mul": _form(mul),
+    "neg": _form(neg),
+    "div": _form(div),
+    "square": lambda program, operands, _: power(program, operands[0], 2.0),
+    "sqrt": lambda program, operands, _: power(program, operands[0], 0.5),
+    "rsqrt": lambda program, operands, _: power(program, operands[0], -0.5),
+    "integer_pow": lambda program, operands, params: power(
+        program, operands[0], float(params["y"])
     ),
-    "pow": _pow,
-    "exp2": lambda program, operands, _: _pow(program, [2.0, operands[0]]),
-    "log": _log,
-    "log1p": _log1p,
+    "pow": _form(general_power),
+    "exp2": lambda program, operands, _: general_power(program, 2.0, operands[0]),
+    "log": _form(log),
+    "log1p": _form(log1p),
     "abs": _abs,
     "sign": _sign,
     "clamp": _clamp,
@@ -340,7 +239,7 @@ _FORMS: dict[str, _Form] = {
 }
 _FORMS |= {name: _compare(name) for name in _MIRRORED}
 _FORMS |= {name: _logic(name) for name in ("and", "or", "not")}
-_FORMS |= {name: _smooth(name) for name in (*_SMOOTH, "floor", "ceil", "round")}
+_FORMS |= {name: _step(name) for name in (*_STEPS, "cbrt")}
 _FORMS |= {
     name: lambda _program, operands, _: operands[0]
     for name in ("copy", "copy_p", "stop_gradient", "reduce_precision")
