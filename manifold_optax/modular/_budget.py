@@ -122,9 +122,9 @@ def budget(
 
     A parameter of mass `m` of a total `M`, to which the output has the sensitivity `s`,
     gets the share `(m/M)/s`: the length of its step in its norm, per unit learning
-    rate. The output then changes by at most the learning rate, to first order, and the
-    part `m/M` of that comes from this parameter. A scanned stack of layers counts like its layers
-    written out: each slice has the mass of the parameter and a share of its own.
+    rate. To first order the output then changes by at most the learning rate, of which
+    the part `m/M` comes from this parameter. A scanned stack of layers counts like its
+    layers written out: each slice has the mass of the parameter and its own share.
 
     Args:
         module: what `read` returns.

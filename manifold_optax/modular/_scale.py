@@ -158,8 +158,10 @@ def _product_with(factor_of: Callable[[str, Any], Factor]) -> Any:
     def multiply(path: str, update: Array) -> Array:
         # A share rounded to bfloat16 would be off by up to 0.4 %.
         wide = jnp.promote_types(update.dtype, jnp.float32)
-        factor = jnp.asarray(factor_of(path, update), wide)
-        return (update * factor).astype(update.dtype)
+        factor = factor_of(path, update)
+        if isinstance(factor, np.ndarray):
+            factor = jnp.asarray(factor, wide)
+        return (update.astype(wide) * factor).astype(update.dtype)
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
