@@ -203,6 +203,15 @@ def sharing_atoms(
     return tuple(found)
 
 
+def check_tare(tare: Mapping[str, float] | None, atoms: Sequence[Atom]) -> None:
+    """Raises TypeError or ValueError for invalid keys and masses of `tare`."""
+    if tare is None:
+        return
+    check_keys("tare", tare, atoms, "mass > 0")
+    for key, mass in tare.items():
+        require_in_range(f"the mass of {key!r} in tare", mass, "(0, inf)")
+
+
 def budget_of(
     kind: str,
     atoms: Sequence[Atom],
@@ -218,7 +227,7 @@ def budget_of(
     """
     own = {atom.path: tuple(sensitivities[atom.path]) for atom in atoms}
     counts = {path: len(numbers) for path, numbers in own.items()}
-    atoms = _tared(atoms, counts, {} if tare is None else tare)
+    atoms = _tared(atoms, counts, tare)
     _check_sensitivities(kind, atoms, own)
     total = math.fsum(atom.mass * counts[atom.path] for atom in atoms)
     if not total > 0:
@@ -236,12 +245,11 @@ def _shares(part: float, sensitivities: Sequence[float]) -> tuple[float, ...]:
 
 
 def _tared(
-    atoms: Sequence[Atom], counts: Mapping[str, int], tare: Mapping[str, float]
+    atoms: Sequence[Atom], counts: Mapping[str, int], tare: Mapping[str, float] | None
 ) -> tuple[Atom, ...]:
     """The atoms, where those of a group have together the mass of its key."""
-    check_keys("tare", tare, atoms, "mass > 0")
-    for key, mass in tare.items():
-        require_in_range(f"the mass of {key!r} in tare", mass, "(0, inf)")
+    tare = {} if tare is None else tare
+    check_tare(tare, atoms)
     group_of = {
         atom.path: next((k for k in tare if fits(k, atom.path, atom.role)), None)
         for atom in atoms

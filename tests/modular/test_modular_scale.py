@@ -78,14 +78,18 @@ def test_a_module_of_another_kind(unhooked: None) -> None:
         scale_by_modular_budget(wrong)
 
 
+_SLOW = pytest.mark.slow  # its solver takes seconds to compile
+
+
 @pytest.mark.parametrize(
     ("axes", "manifold", "norm"),
     [
-        (mo.STACKED, mo.Euclidean(), mo.RmsToRms()),
-        (mo.STACKED, mo.Stiefel("rms"), mo.Spectral()),
-        (mo.STACKED, mo.Stiefel(3.0), mo.RmsToRms()),
+        (mo.STACKED, mo.Sphere(3.0), mo.Frobenius()),
         (mo.Split((2, 6)), mo.Euclidean(), mo.RmsToRms()),
-        (mo.Split((1, 3) * 2), mo.Stiefel("rms"), mo.Spectral()),
+        (mo.Split((1, 3) * 2), mo.Sphere("rms"), mo.Frobenius()),
+        pytest.param(mo.STACKED, mo.Stiefel("rms"), mo.Spectral(), marks=_SLOW),
+        pytest.param(mo.STACKED, mo.Stiefel(3.0), mo.RmsToRms(), marks=_SLOW),
+        pytest.param(mo.Split((1, 7)), mo.Stiefel("rms"), mo.RmsToRms(), marks=_SLOW),
     ],
 )
 def test_directions_get_norm_1(axes: Any, manifold: mo.Manifold, norm: mo.Norm) -> None:
@@ -105,5 +109,6 @@ def test_directions_get_norm_1(axes: Any, manifold: mo.Manifold, norm: mo.Norm) 
         orientation="fixed",
         returns=("number",),
     )
-    # The norm of an exact direction is 1 to a few rounding units of its entries.
-    np.testing.assert_allclose(values["layers"], 1.0, rtol=2e-6)
+    # Exact directions are off by a few rounding units of 1.2e-7, that of a single
+    # column on mo.Stiefel by 4e-6.
+    np.testing.assert_allclose(values["layers"], 1.0, rtol=1e-5)
