@@ -1,5 +1,6 @@
 """Products of updates with numbers that are known beforehand: shares and lengths."""
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -139,17 +140,29 @@ def _share_of(shared: Budget, path: str, shape: tuple[int, ...]) -> Factor:
             f"have one: {', '.join(shared.shares)}."
         )
     shares = shared.shares[path]
-    if len(shares) == 1:
-        return shares[0]
-    if shape[:1] != (len(shares),):
-        raise ValueError(
-            f"The budget has {len(shares)} shares for {path!r}, one per slice along "
-            f"the leading axis, but the leaf has the shape {shape}. Read the module "
-            "again with these parameters."
-        )
+    grid = grid_of(path, shape, len(shares))
     if len(set(shares)) == 1:
         return shares[0]
-    return np.asarray(shares).reshape(-1, *(1,) * (len(shape) - 1))
+    return np.reshape(shares, grid)
+
+
+def grid_of(path: str, shape: tuple[int, ...], slices: int) -> tuple[int, ...]:
+    """Shape in which one number per slice broadcasts with a leaf.
+
+    The slices of a scanned stack lie along the leading axis of its leaf; those of
+    nested scans along as many leading axes, the outermost first.
+
+    Raises:
+        ValueError: if no leading axes hold this number of slices.
+    """
+    for axes in range(len(shape) + 1):
+        if math.prod(shape[:axes]) == slices:
+            return (*shape[:axes], *(1,) * (len(shape) - axes))
+    raise ValueError(
+        f"There are {slices} shares for {path!r}, one per slice of a scanned stack, "
+        f"but the leading axes of the leaf of shape {shape} do not hold {slices} "
+        "slices. Read the module again with these parameters."
+    )
 
 
 def _product_with(factor_of: Callable[[str, Any], Factor]) -> Any:
