@@ -1,0 +1,394 @@
+"""The optimizer of a network that was read: lengths of steps, programs, wrappers."""
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from scipy.linalg import solve_continuous_lyapunov
+
+import manifold_optax as mo
+from manifold_optax.linalg import JORDAN
+from manifold_optax.modular._atom_axes import axes_of_atoms
+from manifold_optax.modular._budget import Budget, budget
+from manifold_optax.modular._module import Atom
+from manifold_optax.modular._optimizer import modular_optimizer, project_parameters
+from modular.handmade import gaussian, Handmade, handmade
+
+SHAPES = {
+    "bias": (8,),
+    "embed": (10, 8),
+    "head": (8, 4),
+    "layers": (2, 8, 16),
+    "table": (10, 4),
+    "up": (16, 8),
+}
+NUMBERS = {"head": 0.5, "layers": [3.0, 2.0], "up": 4.0, "embed": 7.0, "bias": 2.0}
+SPHERE = mo.Sphere(2.0)
+ATOMS = (
+    Atom("bias", "vector", norm=mo.Max()),
+    Atom("embed", "embedding", norm=mo.RowRms()),
+    Atom("head", "readout"),
+    Atom("layers", axes=mo.STACKED, manifold=SPHERE, norm=mo.Frobenius()),
+    Atom("table", "embedding", axes=mo.STACKED, norm=mo.ColumnRms()),
+    Atom("up"),
+)
+# Those whose directions compile in no time.
+CHEAP = tuple(atom for atom in ATOMS if atom.norm != mo.RmsToRms())
+FREE = tuple(atom.path for atom in ATOMS if atom.manifold == mo.Euclidean())
+RATE = 0.1
+# What the theory promises; the norms of exact directions are off by a few 1e-7.
+LENGTH = 1e-5
+Tree = Any
+
+
+def network(atoms: Any = ATOMS, shapes: Any = None) -> Handmade:
+    own = {atom.path: SHAPES[atom.path] for atom in atoms}
+    return handmade(gaussian(own if shapes is None else shapes), atoms, NUMBERS)
+
+
+def start(module: Handmade, dtype: Any = jnp.float32) -> Tree:
+    params = jax.tree.map(lambda x: x / 4, gaussian(dict(module.shapes), 0, dtype))
+    return project_parameters(module, params)
+
+
+def gradients(module: Handmade, seed: int = 1, dtype: Any = jnp.float32) -> Tree:
+    return gaussian(dict(module.shapes), seed, dtype)
+
+
+def step(tx: Any, params: Tree, gradient: Tree) -> Tree:
+    """The updates of the first step."""
+    return jax.jit(tx.update)(gradient, tx.init(params), params)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A network with all kinds of atoms, and its optimizer, compiled once."""
+
+    module: Handmade
+    shared: Budget
+    tx: Any
+    update: Any
+
+    def step(self, gradient: Tree) -> Tree:
+        params = start(self.module)
+        return self.update(gradient, self.tx.init(params), params)[0]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Compiled:
+    module = network()
+    shared = budget(module, vectors=True)
+    tx = modular_optimizer(module, RATE, budget=shared)
+    return Compiled(module, shared, tx, jax.jit(tx.update))
+
+
+def norms(module: Handmade, updates: Tree) -> dict[str, np.ndarray]:
+    """Norm of each update in the norm of its atom, by float64 NumPy."""
+    x = {path: np.asarray(leaf, np.float64) for path, leaf in updates.items()}
+    found = {}
+    for atom in module.atoms:
+        own = x[atom.path]
+        if atom.norm == mo.Max():
+            found[atom.path] = np.abs(own).max()
+        elif atom.role == "embedding":
+            # Tokens come first, however the axes call them.
+            found[atom.path] = np.sqrt(np.square(own).mean(-1)).max()
+        else:
+            scale = np.sqrt(own.shape[-2] / own.shape[-1])
+            spectral = np.linalg.norm(own, 2, axis=(-2, -1))
+            found[atom.path] = scale * spectral
+    return found
+
+
+def relative(module: Handmade, shared: Budget, updates: Tree) -> dict[str, np.ndarray]:
+    """‖ΔW‖/share, which is the learning rate."""
+    lengths = norms(module, updates)
+    return {path: lengths[path] / np.array(s) for path, s in shared.shares.items()}
+
+
+def test_the_first_step_has_the_length_of_the_learning_rate(
+    compiled: Compiled,
+) -> None:
+    updates = compiled.step(gradients(compiled.module))
+    found = relative(compiled.module, compiled.shared, updates)
+    for path in FREE:
+        np.testing.assert_allclose(found[path], RATE, rtol=LENGTH, err_msg=path)
+
+
+def test_parameters_in_bfloat16() -> None:
+    module = network(CHEAP)
+    shared = budget(module, vectors=True)
+    tx = modular_optimizer(module, RATE, budget=shared)
+    dtype = jnp.bfloat16
+    updates = step(tx, start(module, dtype), gradients(module, dtype=dtype))
+    assert all(leaf.dtype == dtype for leaf in updates.values())
+    found = relative(module, shared, updates)
+    for path in {atom.path for atom in CHEAP} & set(FREE):
+        # Rounded after the direction, the share and the learning rate.
+        rtol = 1.5 * float(jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(found[path], RATE, rtol=rtol, err_msg=path)
+
+
+def test_the_step_on_a_sphere_has_that_length_too(compiled: Compiled) -> None:
+    params = start(compiled.module)["layers"]
+    updates = compiled.step(gradients(compiled.module))["layers"]
+    shares = compiled.shared.share("layers")
+    for k, share in enumerate(shares):
+        # The tangent step A at w lands at an angle of atan(‖A‖/2) on the radius 2.
+        w, u = (np.asarray(x[k], np.float64) for x in (params, updates))
+        cosine = np.sum(w * (w + u)) / np.linalg.norm(w) / np.linalg.norm(w + u)
+        length = 2 * np.tan(np.arccos(cosine))
+        # float32 weights of size 2 and a step of 0.01: 1e-7 over 5e-3.
+        np.testing.assert_allclose(length, RATE * share, rtol=5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["rms", 2.0])
+def test_the_step_on_stiefel_has_that_length_too(size: Any) -> None:
+    stiefel = mo.Stiefel(size)
+    atom = dataclasses.replace(ATOMS[3], manifold=stiefel, norm=mo.RmsToRms())
+    module = network([atom])
+    params = start(module)
+    updates = step(modular_optimizer(module, RATE), params, gradients(module))
+    moved: Any = optax.apply_updates(params, updates)
+    shares = budget(module).share("layers")
+    for k in range(2):
+        w, new = (np.asarray(t["layers"][k], np.float64).T for t in (params, moved))
+        scale = np.linalg.norm(w, 2)
+        tangent = scale * _tangent(w / scale, new / scale)
+        length = np.linalg.norm(tangent, 2) * np.sqrt(w.shape[1] / w.shape[0])
+        # The tangent step is a quotient of small differences: 1e-7 over 5e-3.
+        np.testing.assert_allclose(length, RATE * shares[k], rtol=5e-5)
+    axes = axes_of_atoms(module.atoms)
+    residual = mo.diagnostics.residual(moved, stiefel, axes=axes)["layers"]
+    assert float(jnp.max(residual)) < 1e-5  # a few rounding units of 1e-7
+
+
+def _tangent(w: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """The tangent A at w with polar(w + A) = new: A = new·S − w, S symmetric.
+
+    wᵀA must be skew: wᵀ·new·S + S·newᵀ·w = 2·I, a Lyapunov equation.
+    """
+    b = w.T @ new
+    s = solve_continuous_lyapunov(b, 2 * np.eye(w.shape[1]))
+    return new @ s - w
+
+
+def test_a_schedule_multiplies_all_steps() -> None:
+    module = network(CHEAP)
+    params, gradient = start(module), gradients(module)
+    rates = optax.piecewise_constant_schedule(RATE, {1: 0.5})
+    shared = budget(module, vectors=True)
+    tx = modular_optimizer(module, rates, momentum=None, budget=shared)
+    update = jax.jit(tx.update)
+    first, state = update(gradient, tx.init(params), params)
+    second, _ = update(gradient, state, params)
+    for path in {atom.path for atom in CHEAP} & set(FREE):
+        # Half, which is exact in binary.
+        np.testing.assert_array_equal(second[path], first[path] / 2)
+
+
+def test_vectors_and_what_is_left_out_belong_to_others() -> None:
+    module = network(CHEAP)
+    masses = {"table": None, "layers": 0.0}
+    tx = modular_optimizer(
+        module, RATE, others=optax.sgd(1.0), budget=budget(module, masses=masses)
+    )
+    params, gradient = start(module), gradients(module)
+    updates = step(tx, params, gradient)
+    for path in ("bias", "table"):
+        np.testing.assert_array_equal(updates[path], -gradient[path])
+    # Mass 0 freezes, but for the rounding of the retraction.
+    np.testing.assert_allclose(updates["layers"], 0.0, atol=1e-6)
+
+
+def test_zero_gradients_move_nothing(compiled: Compiled) -> None:
+    zeros = jax.tree.map(jnp.zeros_like, gradients(compiled.module))
+    for path, leaf in compiled.step(zeros).items():
+        # Nothing but the rounding of the retraction, of weights below 1.
+        np.testing.assert_allclose(leaf, 0.0, atol=0 if path in FREE else 1e-6)
+
+
+def test_a_nan_stays_in_its_matrix(compiled: Compiled) -> None:
+    gradient = gradients(compiled.module)
+    for path, index in {"layers": (1, 0, 0), "up": (0, 0), "bias": (0,)}.items():
+        gradient[path] = gradient[path].at[index].set(jnp.nan)
+    updates = compiled.step(gradient)
+    bad = {path: np.isnan(np.asarray(leaf)) for path, leaf in updates.items()}
+    assert bad["layers"][1].all()
+    assert not bad["layers"][0].any()
+    assert bad["up"].all()
+    assert bad["bias"].tolist() == [True, *[False] * 7]
+    assert not any(bad[path].any() for path in ("embed", "head", "table"))
+
+
+def test_newton_schulz_in_place_of_exact_directions() -> None:
+    module = network(ATOMS[-1:])
+    tx = modular_optimizer(module, RATE, schedule=JORDAN)
+    length = norms(module, step(tx, start(module), gradients(module)))["up"] / RATE
+    # JORDAN's singular values end in [0.68, 1.14] (orthogonalize_via_newton_schulz).
+    assert 0.68 < 4 * length < 1.14
+    assert 4 * length != pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(("momentum", "copies"), [(0.95, 1), (None, 0)])
+def test_the_state_is_that_of_the_momentum(momentum: Any, copies: int) -> None:
+    module = network()
+    others = optax.sgd(1.0)
+    tx = modular_optimizer(module, RATE, momentum=momentum, others=others)
+    state = jax.eval_shape(tx.init, start(module))
+    size = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
+    own = [shape for path, shape in SHAPES.items() if path != "bias"]
+    assert size == copies * sum(np.prod(shape) for shape in own)
+
+
+def test_multi_steps_emit_the_step_of_the_mean() -> None:
+    module = network(CHEAP)
+    inner = modular_optimizer(module, RATE)
+    tx = optax.MultiSteps(inner, 2).gradient_transformation()
+    params = start(module)
+    state, update = tx.init(params), jax.jit(tx.update)
+    one, two = (gradients(module, seed) for seed in (1, 2))
+    silent, state = update(one, state, params)
+    chex.assert_trees_all_equal(silent, jax.tree.map(jnp.zeros_like, params))
+    emitted, _ = update(two, state, params)
+    mean = jax.tree.map(lambda x, y: (x + y) / 2, one, two)
+    wanted = step(inner, params, mean)
+    # Another program rounds differently: a few units of steps of order 0.1.
+    chex.assert_trees_all_close(emitted, wanted, rtol=2e-5, atol=2e-5)
+
+
+def test_numbers_may_be_injected() -> None:
+    module = network()
+    tx = optax.inject_hyperparams(modular_optimizer, static_args=("module", "budget"))(
+        module, learning_rate=RATE, momentum=0.9
+    )
+    params = start(module)
+    state = jax.eval_shape(tx.init, params)
+    assert set(state.hyperparams) == {"learning_rate", "momentum"}
+    jax.eval_shape(tx.update, gradients(module), state, params)
+
+
+def test_in_an_nnx_optimizer() -> None:
+    class Model(nnx.Module):
+        def __init__(self) -> None:
+            self.up = nnx.Linear(4, 8, rngs=nnx.Rngs(0))
+            self.head = nnx.Linear(8, 2, rngs=nnx.Rngs(1))
+
+    model = Model()
+    paths = {"head/bias": "vector", "head/kernel": "readout"}
+    paths |= {"up/bias": "vector", "up/kernel": "matrix"}
+    norm = {"vector": mo.Max()}
+    atoms = [Atom(k, v, norm=norm.get(v, mo.Frobenius())) for k, v in paths.items()]
+    params = nnx.state(model, nnx.Param)
+    module = handmade(params, atoms)
+    optimizer = nnx.Optimizer(model, modular_optimizer(module, RATE), wrt=nnx.Param)
+    before = np.asarray(model.up.kernel[...])
+    optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
+    change = np.linalg.norm(np.asarray(model.up.kernel[...]) - before)
+    # A share of 1/2. A difference of weights of order 1 rounds to 1e-7 of 0.05.
+    np.testing.assert_allclose(change, RATE / 2, rtol=1e-5)
+
+
+def test_describe_shows_the_links() -> None:
+    module = network()
+    table = str(mo.describe(modular_optimizer(module, RATE), start(module)))
+    lines = {line.split()[0]: line for line in table.splitlines() if line}
+    assert "Sphere(radius=2.0) × Frobenius()" in lines["layers"]
+    assert "steepest, scale_by_modular_budget, retract" in lines["layers"]
+    assert "10 × 8" in lines["embed"]
+    assert "other" in lines["bias"]
+
+
+def deep(count: int) -> Handmade:
+    """A chain of layers, `[8, 16]` and `[16, 8]` in turn, with own sensitivities."""
+    shapes = {f"{i:02}": (8, 16) if i % 2 else (16, 8) for i in range(count)}
+    numbers = {path: 1.0 + i for i, path in enumerate(shapes)}
+    return handmade(gaussian(shapes), [Atom(path) for path in shapes], numbers)
+
+
+def program(tx: Any, params: Tree) -> Any:
+    return jax.jit(tx.update).lower(params, tx.init(params), params)
+
+
+def test_equal_layers_make_the_stacks_and_the_program_of_hybrid() -> None:
+    module = deep(24)
+    params = gaussian(dict(module.shapes))
+    plain = mo.scion(RATE, norm=mo.Spectral(), momentum=0.95, nesterov=True)
+    labels = mo.roles(default="matrix")
+    ours = modular_optimizer(module, RATE)
+    theirs = mo.hybrid(plain, labels=labels)
+    stacks = [str(mo.describe(tx, params)).split("\n\n")[1] for tx in (ours, theirs)]
+    assert stacks[0] == stacks[1]
+    texts = [program(tx, params).as_text() for tx in (ours, theirs)]
+    dots = [text.count("dot_general") for text in texts]
+    assert dots[0] == dots[1]
+    lines = [text.count("\n") for text in texts]
+    # Two factors of each leaf, constants included, and no product or stack more.
+    assert lines[0] - lines[1] <= 6 * 24
+
+
+def test_project_parameters_leaves_free_ones_alone() -> None:
+    module = network()
+    params = gaussian(SHAPES)
+    found = project_parameters(module, params)
+    for path in SHAPES:
+        if path != "layers":
+            np.testing.assert_array_equal(found[path], params[path])
+    axes = axes_of_atoms(ATOMS[3:4])
+    own = {"layers": found["layers"]}
+    residual = mo.diagnostics.residual(own, SPHERE, axes=axes)["layers"]
+    assert float(jnp.max(residual)) < 1e-5  # a few rounding units of 1e-7
+
+
+def test_weights_off_their_manifold_are_named() -> None:
+    with pytest.raises(ValueError, match=r"(?s)'layers' is not on Sphere.*mo\.project"):
+        modular_optimizer(network(), RATE).init(gaussian(SHAPES))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"up": (16, 4)}, r"'up' is \(16, 4\) here, \(16, 8\) when"),
+        ({"new": (2, 2)}, r"'new' is \(2, 2\) here, nothing when"),
+    ],
+)
+def test_other_parameters_than_were_read(shapes: Any, message: str) -> None:
+    tx = modular_optimizer(network(), RATE)
+    with pytest.raises(ValueError, match=f"read from other parameters: {message}"):
+        tx.init(gaussian(SHAPES | shapes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"module": None}, TypeError, "module must be what"),
+        ({"learning_rate": -0.1}, ValueError, "learning_rate must be"),
+        ({"learning_rate": "0.1"}, TypeError, "learning_rate must be"),
+        ({"momentum": 1.0}, ValueError, "momentum must be"),
+        ({"nesterov": 1}, TypeError, "nesterov must be"),
+        ({"others": 0.1}, TypeError, "others"),
+        ({"budget": "worst"}, ValueError, "budget must be one of"),
+        ({"budget": 1.0}, ValueError, "budget must be"),
+        ({"schedule": "jordan"}, ValueError, "schedule"),
+        ({"placement": "owned"}, TypeError, "placement"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: Any, error: Any, message: str, unhooked: None
+) -> None:
+    right: Any = {"module": network(), "learning_rate": RATE}
+    with pytest.raises(error, match=message):
+        modular_optimizer(**(right | arguments))
+
+
+def test_the_budget_of_another_module() -> None:
+    shared = budget(deep(2))
+    with pytest.raises(ValueError, match=r"budget is one of another module.*'00'"):
+        modular_optimizer(network(), RATE, budget=shared)
