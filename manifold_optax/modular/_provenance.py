@@ -2,7 +2,9 @@
 
 An array that is made from a leaf by reshapes, transposes, slices and concatenations,
 or that is the result of a product with the leaf, has axes that run over axes of the
-leaf. A `Pattern` says so: for each axis of the array its factors, the slowest first.
+leaf. A `Pattern` says so: for each axis of the array its factors, the slowest first;
+and after those of the last axis the positions at which other axes were indexed, as
+factors of one entry.
 """
 
 import math
@@ -48,10 +50,16 @@ Pattern: TypeAlias = tuple[Dim, ...]
 
 def whole(shape: Sequence[int]) -> Pattern:
     """The leaf itself. Axes of size 1 have no factor."""
-    return tuple(
+    dims = (
         (Factor(axis, 0, 1, size),) if size > 1 else ()
         for axis, size in enumerate(shape)
     )
+    return (*dims, ())
+
+
+def foreign(shape: Sequence[int]) -> Pattern:
+    """An array whose axes have nothing of the leaf."""
+    return (*map(blank, shape), ())
 
 
 def blank(size: int) -> Dim:
@@ -66,7 +74,11 @@ def axes_in(pattern: Pattern, dims: Sequence[int]) -> frozenset[int]:
 
 
 def moved(
-    pattern: Pattern, sources: Sequence[int | None], shape: Sequence[int]
+    pattern: Pattern,
+    sources: Sequence[int | None],
+    shape: Sequence[int],
+    *,
+    parts: bool = False,
 ) -> Pattern:
     """The pattern of an array whose axes are axes of the old one, or new.
 
@@ -74,17 +86,35 @@ def moved(
         pattern: that of the old array.
         sources: for each axis of the new array the old axis, `None` for a new one.
         shape: of the new array; an old axis whose size has changed counts as new.
+        parts: whether what is left of an axis of the leaf is kept where some of its
+            factors are gone.
     """
-    dims = []
+    dims, kept = [], set()
     for source, size in zip(sources, shape, strict=True):
-        dim = () if source is None else pattern[source]
-        dims.append(dim if _total(dim) == size else blank(size))
-    return _settled(dims)
+        if source is None or _total(pattern[source]) != size:
+            dims.append(blank(size))
+        else:
+            dims.append(pattern[source])
+            kept.add(source)
+    left = [
+        factor
+        for index, dim in enumerate(pattern)
+        for factor in dim
+        if index not in kept
+    ]
+    gone = {factor.axis for factor in left if factor.total > 1} - {NOTHING}
+    if gone and not parts:
+        for index, dim in enumerate(dims):
+            if any(factor.axis in gone for factor in dim):
+                dims[index] = blank(_total(dim))
+    single = [f for f in left if f.total == 1 and f.axis not in gone]
+    return _settled([*dims, single])
 
 
 def reshaped(pattern: Pattern, shape: Sequence[int]) -> Pattern | None:
     """The pattern after a reshape; `None` if the new axes cut factors unevenly."""
-    stack = [*_merged([factor for dim in pattern for factor in dim])][::-1]
+    longer = [factor for dim in pattern for factor in dim if factor.total > 1]
+    stack = [*_merged(longer)][::-1]
     dims = []
     for size in shape:
         dim: list[Factor] = []
@@ -101,7 +131,8 @@ def reshaped(pattern: Pattern, shape: Sequence[int]) -> Pattern | None:
             stack.append(parts[1])
             size = 1
         dims.append(_merged(dim))
-    return _settled(dims)
+    single = [factor for dim in pattern for factor in dim if factor.total == 1]
+    return _settled([*dims, single])
 
 
 def sliced(
@@ -113,9 +144,7 @@ def sliced(
         return pattern
     minor = _total(factors[1:])
     if count == 1 and len(factors) > 1:
-        first = sliced((factors[:1],), 0, start // minor, 1)
-        rest = sliced((factors[1:],), 0, start % minor, 1)
-        kept = None if first is None or rest is None else (*first[0], *rest[0])
+        kept = _entry(factors, start)
     elif start % minor == 0 and count % minor == 0 and (step == 1 or minor == 1):
         taken = _window(factors[0], start // minor, count // minor, step)
         kept = None if taken is None else (taken, *factors[1:])
@@ -196,6 +225,18 @@ def _cut(factor: Factor, minor: int) -> tuple[Factor, Factor] | None:
     return slow, fast
 
 
+def _entry(factors: Dim, index: int) -> Dim | None:
+    """One entry of an axis; `None` if it is elsewhere."""
+    found = []
+    for factor in reversed(factors):
+        index, own = divmod(index, factor.total)
+        taken = _window(factor, own, 1, 1)
+        if taken is None:
+            return None
+        found.append(taken)
+    return tuple(reversed(found))
+
+
 def _window(factor: Factor, start: int, count: int, step: int) -> Factor | None:
     """Entries `start`, `start + step`, … of a factor; `None` if all are elsewhere."""
     low = max(0, -((start - factor.before) // step))
@@ -239,25 +280,29 @@ def _continues(slow: Factor, fast: Factor) -> bool:
     return slow.axis == fast.axis and even and not fast.padded
 
 
-def _settled(dims: Sequence[Dim]) -> Pattern:
-    """`dims` without factors of one entry.
+def _settled(dims: Sequence[Sequence[Factor]]) -> Pattern:
+    """`dims` without needless factors of one entry.
 
-    The start of such a factor goes to the slowest other factor of the same axis. If
-    there is none, the array is at one position of that axis, and which does not matter.
+    The start of such a factor is added to that of the slowest other factor of the same
+    axis, if there is one.
     """
-    starts: dict[int, int] = {}
     kept = [[factor for factor in dim if factor.total > 1] for dim in dims]
-    for factor in (factor for dim in dims for factor in dim if factor.total == 1):
-        starts[factor.axis] = starts.get(factor.axis, 0) + factor.start
-    for axis, start in starts.items():
+    for own, single in (
+        (own, factor) for own, dim in enumerate(dims) for factor in dim
+    ):
+        if single.total > 1 or single.axis == NOTHING:
+            continue
         same = [
             (factor.stride, dim, index)
             for dim, factors in enumerate(kept)
             for index, factor in enumerate(factors)
-            if factor.axis == axis != NOTHING
+            if factor.axis == single.axis
         ]
-        if start and same:
+        if same:
             _, dim, index = max(same)
             factor = kept[dim][index]
-            kept[dim][index] = factor._replace(start=factor.start + start)
+            start = factor.start + single.start
+            kept[dim][index] = factor._replace(start=start)
+        else:
+            kept[own].append(single)
     return tuple(map(tuple, kept))

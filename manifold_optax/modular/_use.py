@@ -37,6 +37,7 @@ _RULES: dict[str, Rule] = {
     "split": axes_rules.split,
     "concatenate": axes_rules.concatenate,
     "pad": axes_rules.pad,
+    "tile": axes_rules.tile,
     "scan": axes_rules.scan,
     "while": axes_rules.loop,
     "cond": axes_rules.branches,

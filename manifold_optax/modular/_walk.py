@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from manifold_optax.modular._graph import Graph, Operation, Value
-from manifold_optax.modular._provenance import blank, NOTHING, Pattern, whole
+from manifold_optax.modular._provenance import foreign, NOTHING, Pattern, whole
 
 
 class Strand(NamedTuple):
@@ -224,9 +224,9 @@ def entrywise(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Fact
     for index, (one, value) in enumerate(zip(facts, operation.operands, strict=True)):
         strands = one.strands
         if strands and value.shape != result.shape:
-            every_leaf = frozenset(s for some in strands.values() for s in some)
-            every_leaf = frozenset(s for s in every_leaf if s.weight)
-            strands = {tuple(map(blank, result.shape)): every_leaf}
+            scalars = frozenset(s for some in strands.values() for s in some)
+            scalars = frozenset(s for s in scalars if s.weight)
+            strands = {foreign(result.shape): scalars}
         others = facts[:index] + facts[index + 1 :]
         alone = not any(other.live or other.strands for other in others)
         if not alone or not result.is_float or operation.name == "stop_gradient":

@@ -46,6 +46,17 @@ def broadcast(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Fact
     return _moved(operation, facts, sources)
 
 
+def tile(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
+    """Repeats along axes."""
+    repeats = operation.params["reps"]
+
+    def change(pattern: Pattern) -> Pattern:
+        dims = [(*blank(n), *dim) for n, dim in zip(repeats, pattern, strict=False)]
+        return (*dims, pattern[-1])
+
+    return [changed(facts[0], change)]
+
+
 def reduction(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
     """Removes axes; what is left of parameters is weak."""
     sources = _without(operation, operation.params["axes"])
@@ -97,7 +108,7 @@ def cut(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
 def split(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
     """Several slices of one axis."""
     axis, start, results = operation.params["axis"], 0, []
-    for size in operation.params["sizes"]:
+    for size in map(int, operation.params["sizes"]):
         window = (axis, start, size, 1)
         results.append(changed(facts[0], lambda p, w=window: _windowed(p, [w])))
         start += size
@@ -149,7 +160,8 @@ def scan(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
     ):
         _note_rows(walk, one)
         sources = range(1, len(value.shape) + 1)
-        change = lambda p, s=sources, v=value: moved(p, s, v.shape)
+        parts = not one.live
+        change = lambda p, s=sources, v=value, k=parts: moved(p, s, v.shape, parts=k)
         rows.append(changed(one, change))
     first = facts[consts : consts + carried]
     state, results = _loop(walk, operation, body, facts[:consts], first, rows)

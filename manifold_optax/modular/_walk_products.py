@@ -186,7 +186,7 @@ def _of_side(walk: Walk, operation: Operation, side: _Side, kind: str) -> Strand
     found: dict[Pattern, set[Strand]] = {}
     taken: dict[int, list[tuple[Pattern, tuple[int, ...]]]] = {}
     for pattern, strands in side.facts.strands.items():
-        new = moved(pattern, side.layout, shape)
+        new = moved(pattern, side.layout, shape, parts=not side.facts.live)
         if any(factor.axis != NOTHING for dim in new for factor in dim):
             found.setdefault(new, set()).update(s for s in strands if not s.weight)
         for strand in (s for s in strands if s.weight):
@@ -206,7 +206,8 @@ def _of_side(walk: Walk, operation: Operation, side: _Side, kind: str) -> Strand
                 else source
                 for source in side.layout
             ]
-            found.setdefault(moved(pattern, layout, shape), set()).add(kept)
+            result = moved(pattern, layout, shape, parts=True)
+            found.setdefault(result, set()).add(kept)
     for leaf, parts in taken.items():
         walk.group(leaf, parts, "batch")
     return {pattern: frozenset(some) for pattern, some in found.items() if some}
@@ -309,7 +310,7 @@ def _note_groups(
     """The outputs of a grouped convolution see the channels of their group alone."""
     out = operation.params["dimension_numbers"].rhs_spec[0]
     size = operation.operands[1].shape[out]
-    apart = reshaped((pattern[out],), (groups, size // groups))
+    apart = reshaped((pattern[out], ()), (groups, size // groups))
     for strand in strands:
         if strand.weight and apart is not None:
             walk.group(strand.leaf, [(apart, (0,))], "groups")
