@@ -130,4 +130,7 @@ def _split(
     together = math.sqrt(sum(size / max(sizes) for size in sizes))
     if not isinstance(atom.norm, RmsToRms):
         together = math.sqrt(len(sizes))
-    return (Fact(each, radius), Fact(with_axis(joined([(total, mark)])), radius * together))
+    return (
+        Fact(each, radius),
+        Fact(with_axis(joined([(total, mark)])), radius * together),
+    )

@@ -65,9 +65,7 @@ class Gains:
         """The operations that need a value."""
         return self._uses.get(value, [])
 
-    def best(
-        self, operation: Operation, position: int, norm: MixedNorm
-    ) -> list[Move]:
+    def best(self, operation: Operation, position: int, norm: MixedNorm) -> list[Move]:
         """The moves of one operation by which least of a change arrives."""
         _, links = self._least(operation, position, norm)
         return [link.move for link in links]

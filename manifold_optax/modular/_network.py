@@ -93,9 +93,7 @@ class Network:
         """Sizes and gains under one set of assumptions, computed once."""
         require_one_of("sensitivity", kind, ("nominal", "derived"))
         if kind not in self._analyses:
-            assumptions = Assumptions(
-                nominal=kind == "nominal", floor=self.floor
-            )
+            assumptions = Assumptions(nominal=kind == "nominal", floor=self.floor)
             self._analyses[kind] = Analysis(
                 fuse(self.graph), self.atoms, self.input_rms, assumptions
             )

@@ -7,7 +7,7 @@ import jax
 
 from manifold_optax._checks import require_in_range
 from manifold_optax._typing import ArrayTree
-from manifold_optax.modular._geometry_rules import (
+from manifold_optax.modular._rules import (
     check_geometry_rules,
     geometry_of,
     GeometryRules,

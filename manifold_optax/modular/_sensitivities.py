@@ -8,7 +8,12 @@ import numpy as np
 from manifold_optax.modular._ball import unit_ball
 from manifold_optax.modular._gains import Gains
 from manifold_optax.modular._graph import Graph, Operation, Value
-from manifold_optax.modular._mixed_norm import joined, mixed_norm, MixedNorm, natural_norm
+from manifold_optax.modular._mixed_norm import (
+    joined,
+    mixed_norm,
+    MixedNorm,
+    natural_norm,
+)
 from manifold_optax.modular._module import Atom
 from manifold_optax.modular._primitives import slice_gains
 from manifold_optax.modular._sizes import (

@@ -127,9 +127,7 @@ class _Tree:
             for inner, value in outer.items()
             if (leaf := self._leaf(value)) is not None
         }
-        inside = _Tree(
-            loop.body, loop.sizes, loop.to[0], paths, self.atoms, self.named
-        )
+        inside = _Tree(loop.body, loop.sizes, loop.to[0], paths, self.atoms, self.named)
         body = inside.between(
             loop.body.inputs[loop.carried.start], loop.body.outputs[0]
         )

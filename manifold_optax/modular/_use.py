@@ -229,9 +229,7 @@ def _pieces(size: int, axis: int, group: Group, alone: bool) -> list[np.ndarray]
     """
     parts: dict[tuple[Factor, ...], tuple[Pattern, tuple[int, ...]]] = {}
     for pattern, apart in group.parts:
-        own = tuple(
-            factor for dim in pattern for factor in dim if factor.axis == axis
-        )
+        own = tuple(factor for dim in pattern for factor in dim if factor.axis == axis)
         if not own or _is_whole(own, size) and axis not in axes_in(pattern, apart):
             continue
         key = (*(factor._replace(before=0, after=0) for factor in own),)

@@ -54,9 +54,7 @@ def _steps(operation: Operation, test: Graph, body: Graph) -> int | None:
     return max(0, -(-int(full) // int(step)))
 
 
-def _number_in(
-    value: Value, graph: Graph, outside: tuple[Value, ...]
-) -> float | None:
+def _number_in(value: Value, graph: Graph, outside: tuple[Value, ...]) -> float | None:
     """A number inside of a graph, perhaps handed in from outside."""
     if value in graph.inputs:
         place = graph.inputs.index(value)

@@ -23,9 +23,7 @@ def _channels(size: int, groups: int, *, apart: bool) -> Factors:
     return joined([(size, "o")])
 
 
-def _image(
-    shape: Sequence[int], axis: int, groups: int, *, apart: bool
-) -> MixedNorm:
+def _image(shape: Sequence[int], axis: int, groups: int, *, apart: bool) -> MixedNorm:
     """The norm of the channels, largest over images and positions."""
     axes = [joined([(size, "b")]) for size in shape]
     axes[axis] = _channels(shape[axis], groups, apart=apart)
@@ -65,9 +63,7 @@ def _of_result(operation: Operation, *, apart: bool) -> MixedNorm:
     return _image(shape, axis, _groups(operation), apart=apart)
 
 
-def _size(
-    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+def _size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> float:
     del result
     image, kernel = operation.operands
     bounds = []

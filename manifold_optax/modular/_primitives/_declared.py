@@ -39,9 +39,7 @@ def _declared(operation: Operation) -> Declaration:
     return found
 
 
-def _size(
-    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+def _size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> float:
     """As declared: a bound of the RMS over the last axis."""
     del sizes
     natural = natural_norm(operation.results[result].shape)

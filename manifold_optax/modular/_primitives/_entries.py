@@ -230,16 +230,12 @@ def _reciprocal(operation: Operation, sizes: Sizes) -> float:
     raise unfollowed(operation, "nothing bounds the divisor away from 0")
 
 
-def _jumps(
-    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
-) -> Moves:
+def _jumps(operation: Operation, position: int, norm: MixedNorm, sizes: Sizes) -> Moves:
     del norm, position, sizes
     raise unfollowed(operation, "its result jumps where a parameter or an input moves")
 
 
-def _no_size(
-    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+def _no_size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> float:
     del operation, result, norm, sizes
     return math.inf
 

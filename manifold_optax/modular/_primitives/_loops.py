@@ -159,9 +159,7 @@ def _widen(
     news = False
     for value, out in zip(carried, outputs, strict=True):
         old = known[value]
-        flags = tuple(
-            a or b for a, b in zip(old[1:4], inside.flags(out), strict=True)
-        )
+        flags = tuple(a or b for a, b in zip(old[1:4], inside.flags(out), strict=True))
         news |= flags != old[1:4]
         known[value] = Known(old.facts, *flags)
     return news
@@ -336,9 +334,7 @@ def _gain_of_result(gains: Gains, loop: Loop, result: int) -> float:
     return gains.gain(loop.operation.results[result], move.norm)
 
 
-def _scans_of(
-    gains: Gains, leaf: Value
-) -> list[tuple[Operation, int, float]] | None:
+def _scans_of(gains: Gains, leaf: Value) -> list[tuple[Operation, int, float]] | None:
     """The loops that run through a leaf, perhaps cast or scaled before; `None`: none.
 
     All of its uses must be such loops.

@@ -31,9 +31,7 @@ def _relabelled(
 ) -> Rule:
     """The rule of a linear operation of one operand and one result."""
 
-    def size(
-        operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-    ) -> float:
+    def size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> float:
         del result
         factor, inner = back(operation, norm)
         return factor * sizes.bound(operation.operands[0], inner)

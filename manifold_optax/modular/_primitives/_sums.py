@@ -83,9 +83,7 @@ def _windows(
         window = operation.params["window_dimensions"]
         return tuple(k for k, size in enumerate(window) if size > 1)
 
-    def size(
-        operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-    ) -> float:
+    def size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> float:
         del result
         x, axes = operation.operands[0], axes_of(operation)
         return (
@@ -131,9 +129,7 @@ def _along(factor: Callable[[int], float]) -> Rule:
         params = operation.params
         return params["axis"] if "axis" in params else params["dimension"]
 
-    def size(
-        operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-    ) -> float:
+    def size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> float:
         x, axis = operation.operands[result], axis_of(operation)
         inner = _resized_b(norm, [axis], x.shape)
         bound = factor(x.shape[axis]) * sizes.bound(x, inner)
