@@ -115,8 +115,10 @@ def _split(
     radius: float,
     atom: Atom,
 ) -> tuple[Fact, ...]:
-    """Blocks of one size: each has the bound. Of several sizes: their common divisor,
-    and all of them together."""
+    """Bounds of blocks along one axis.
+
+    Of one size: each has the bound. Of several: their common divisor, and all together.
+    """
     mark = whole.axes[axis][0][1] if whole.axes[axis] else "b"
     common = math.gcd(*sizes)
 

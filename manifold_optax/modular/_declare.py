@@ -1,4 +1,4 @@
-"""What a user declares of a function, or of a primitive, that the reader cannot read."""
+"""What a user declares of a function that the reader cannot follow."""
 
 import functools
 import itertools

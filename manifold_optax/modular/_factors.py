@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from manifold_optax.modular._lipschitz import Gains
 from manifold_optax.modular._expression import compose, Composition, Concat, Module, Sum
+from manifold_optax.modular._lipschitz import Gains
 from manifold_optax.modular._node import Place, Use
 from manifold_optax.modular._repeat import Repeat
 

@@ -1,7 +1,7 @@
 """The graph in larger steps: scalar functions, patterns, loops without dead results."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from manifold_optax.modular._constants import constant_number, is_constant

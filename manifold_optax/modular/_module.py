@@ -15,14 +15,6 @@ from manifold_optax._checks import require_instance
 from manifold_optax.geometry import Euclidean, Manifold, Norm, RmsToRms
 from manifold_optax.matrices import Axes
 from manifold_optax.matrices._axes import check_axes
-from manifold_optax.modular._lipschitz import (
-    Gains,
-    plain,
-    require_name,
-    set_field,
-    times,
-    tuple_message,
-)
 from manifold_optax.modular._expression import (
     as_module,
     Identity,
@@ -35,6 +27,14 @@ from manifold_optax.modular._expression import (
     Visit,
 )
 from manifold_optax.modular._factors import factors_after, where, with_constant
+from manifold_optax.modular._lipschitz import (
+    Gains,
+    plain,
+    require_name,
+    set_field,
+    times,
+    tuple_message,
+)
 from manifold_optax.modular._text import Entry
 from manifold_optax.roles import MATRIX
 

@@ -7,14 +7,14 @@ import jax
 
 from manifold_optax._checks import require_in_range
 from manifold_optax._typing import ArrayTree
+from manifold_optax.modular._graph import Graph, Value
+from manifold_optax.modular._module import Atom
+from manifold_optax.modular._network import Network
 from manifold_optax.modular._rules import (
     check_geometry_rules,
     geometry_of,
     GeometryRules,
 )
-from manifold_optax.modular._graph import Graph, Value
-from manifold_optax.modular._module import Atom
-from manifold_optax.modular._network import Network
 from manifold_optax.modular._trace import trace
 from manifold_optax.modular._use import roles_from_use
 from manifold_optax.trees import matches

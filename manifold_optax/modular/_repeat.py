@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from manifold_optax.modular._lipschitz import Gains, set_field
 from manifold_optax.modular._expression import as_module, Module
+from manifold_optax.modular._lipschitz import Gains, set_field
 from manifold_optax.modular._node import Numbers, Place, Use, Visit
 from manifold_optax.modular._text import Entry
 

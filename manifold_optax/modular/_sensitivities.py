@@ -1,17 +1,12 @@
 """How much the output of a network changes with each of its parameters."""
 
 import math
-from collections.abc import Mapping, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from manifold_optax.modular._ball import unit_ball
 from manifold_optax.modular._gains import Gains
-from manifold_optax.modular._graph import Graph, Operation, Value
+from manifold_optax.modular._graph import Graph, Value
 from manifold_optax.modular._mixed_norm import (
-    joined,
-    mixed_norm,
-    MixedNorm,
     natural_norm,
 )
 from manifold_optax.modular._module import Atom

@@ -12,7 +12,6 @@ from manifold_optax.modular._graph import Graph, Operation, Value
 from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm, ratio
 from manifold_optax.modular._scalar import analyse
 
-
 _T = TypeVar("_T")
 
 

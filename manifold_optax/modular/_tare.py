@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
-from manifold_optax.modular._lipschitz import plain
 from manifold_optax.modular._expression import as_module, Module
+from manifold_optax.modular._lipschitz import plain
 from manifold_optax.modular._module import Atom
 
 

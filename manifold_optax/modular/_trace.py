@@ -27,10 +27,11 @@ _CALLS = {
 }
 """Primitives that call one function once, and the parameter that holds it."""
 
-_ALIKE = frozenset(
-    "add sub mul div max min pow rem atan2 nextafter select_n clamp and or xor not "
-    "eq ne lt le gt ge add_any".split()
-)
+_ALIKE = frozenset({
+    "add", "sub", "mul", "div", "max", "min", "pow", "rem", "atan2", "nextafter",
+    "select_n", "clamp", "and", "or", "xor", "not", "eq", "ne", "lt", "le", "gt",
+    "ge", "add_any",
+})  # fmt: skip
 """Primitives whose operands have one shape, up to axes of size 1, which some jaxprs
 leave to be broadcast."""
 
@@ -87,7 +88,8 @@ def _interpret(
 
     def read(atom: Any) -> Value:
         if isinstance(atom, jax_core.Literal):
-            return constant(np.asarray(atom.val, atom.aval.dtype))
+            aval: Any = atom.aval
+            return constant(np.asarray(atom.val, aval.dtype))
         return known[atom]
 
     for equation in jaxpr.eqns:
@@ -110,7 +112,8 @@ def _apply(
         return _interpret(*body, operands, inside)
     if name in _CALLS:
         name = "declared"
-    shapes = [(var.aval.shape, var.aval.dtype) for var in equation.outvars]
+    avals: list[Any] = [var.aval for var in equation.outvars]
+    shapes = [(aval.shape, aval.dtype) for aval in avals]
     if name in _ALIKE:
         operands = [_broadcast(x, shapes[0][0], sources) for x in operands]
     return made_by(

@@ -11,21 +11,22 @@ import math
 from collections.abc import Sequence
 
 from manifold_optax.modular._expression import Bond, compose, Identity, Module, Sum
+from manifold_optax.modular._gains import Gains
 from manifold_optax.modular._graph import Graph, Operation, Value
 from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm, ratio
 from manifold_optax.modular._module import Atom
 from manifold_optax.modular._primitives import loop_of
 from manifold_optax.modular._repeat import Repeat
 from manifold_optax.modular._sensitivities import Analysis
-from manifold_optax.modular._gains import Gains
 from manifold_optax.modular._sizes import rule_of, Sizes
-from manifold_optax.roles import NOT_MATRICES, VECTOR
+from manifold_optax.roles import VECTOR
 
-_MOVED = frozenset(
-    "reshape squeeze expand_dims transpose broadcast_in_dim convert_element_type copy "
-    "slice split stop_gradient rev sharding_constraint name pad select_n "
-    "optimization_barrier reduce_precision".split()
-)
+_MOVED = frozenset({
+    "reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim",
+    "convert_element_type", "copy", "slice", "split", "stop_gradient", "rev",
+    "sharding_constraint", "name", "pad", "select_n", "optimization_barrier",
+    "reduce_precision",
+})  # fmt: skip
 """Operations that only move entries: left out where their constant is 1."""
 
 
@@ -121,11 +122,9 @@ class _Tree:
             leaves = self._leaves(operation)
             name = f"{name} ({', '.join(leaves)})" if leaves else name
             return [Bond(name, constants or (1.0,))]
-        outer = {loop.body.inputs[k]: operation.operands[k] for k in stacked}
+        leaves = {loop.body.inputs[k]: self._leaf(operation.operands[k]) for k in stacked}
         paths = {
-            inner: self.paths[leaf]
-            for inner, value in outer.items()
-            if (leaf := self._leaf(value)) is not None
+            inner: self.paths[leaf] for inner, leaf in leaves.items() if leaf is not None
         }
         inside = _Tree(loop.body, loop.sizes, loop.to[0], paths, self.atoms, self.named)
         body = inside.between(
@@ -139,7 +138,7 @@ class _Tree:
             operation = self.graph.maker(value)
             if operation is None or not operation.operands:
                 return None
-            value = operation.operands[0]
+            (value, *_) = operation.operands
         return value
 
     def _leaves(self, operation: Operation) -> list[str]:

@@ -41,8 +41,7 @@ def _facts(operation: Operation, sizes: Sizes) -> ScalarFacts:
 def _entrywise_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
 ) -> float:
-    """|f(x)| is at most the growth times |x|, at most |f(0)| + slope |x|, and at most
-    the largest value."""
+    """|f(x)| is at most growth · |x|, |f(0)| + slope · |x|, and the largest value."""
     del result
     (root,) = operation.operands
     facts = _facts(operation, sizes)
@@ -203,7 +202,7 @@ def _div_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
 ) -> float:
     del result
-    x, y = operation.operands
+    x = operation.operands[0]
     return _product(_reciprocal(operation, sizes), sizes.bound(x, _of(x, norm)))
 
 

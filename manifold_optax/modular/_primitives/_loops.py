@@ -6,6 +6,7 @@ values, a small matrix of numbers; so a loop of a thousand steps is read once.
 
 import dataclasses
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,26 +100,27 @@ def _sizes_inside(operation: Operation, sizes: Sizes) -> Sizes:
     known = _known(operation, sizes)
     carried = body.inputs[operation.params["num_consts"] :][:count]
     outer = operation.operands[operation.params["num_consts"] :][:count]
+    outputs = body.outputs[:count]
     current = [_natural(sizes, value) for value in outer]
-    for round_ in range(min(_ROUNDS, operation.params["length"]) + 1):
+
+    def inside() -> Sizes:
         for value, size in zip(carried, current, strict=True):
             known[value] = known[value]._replace(facts=_facts(value, size, sizes))
-        inside = Sizes(body, known, sizes.assumptions)
-        if _widen(known, inside, carried, body.outputs[:count]):
-            continue
-        if sizes.assumptions.nominal or round_ == operation.params["length"]:
-            return inside
-        grown = [
-            max(old, _natural(inside, out))
-            for old, out in zip(current, body.outputs[:count], strict=True)
-        ]
-        if all(
-            new <= old * (1 + 1e-12) or new == old
-            for new, old in zip(grown, current, strict=True)
-        ):
-            return inside
-        current = grown if round_ < _ROUNDS - 1 else [math.inf] * count
-    return inside
+        return Sizes(body, known, sizes.assumptions)
+
+    while _widen(known, inside(), carried, outputs):
+        pass
+    if sizes.assumptions.nominal:
+        return inside()
+    for step in range(1, operation.params["length"]):
+        if step == _ROUNDS:
+            current = [math.inf] * count
+            break
+        after = [_natural(inside(), out) for out in outputs]
+        if all(map(operator.le, after, current)):
+            break
+        current = list(map(max, after, current))
+    return inside()
 
 
 def _known(operation: Operation, sizes: Sizes) -> dict[Value, Known]:
@@ -134,7 +136,8 @@ def _known(operation: Operation, sizes: Sizes) -> dict[Value, Known]:
         norms = sizes.structure(outer)
         if sliced:
             norms = tuple(MixedNorm(norm.axes[1:]) for norm in norms)
-        known[inner] = Known(_outside(outer, sizes, sliced=sliced), *flags, norms)
+        facts = _outside(outer, sizes, sliced=sliced)
+        known[inner] = Known(facts, *flags, norms=norms)
     return known
 
 

@@ -90,7 +90,10 @@ def _broadcast_back(operation: Operation, norm: MixedNorm) -> Way:
     shape = operation.operands[0].shape
     axes: list[Factors] = [()] * len(shape)
     factor = 1.0
-    kept = dict(zip(operation.params["broadcast_dimensions"], range(len(shape))))
+    kept = {
+        outer: inner
+        for inner, outer in enumerate(operation.params["broadcast_dimensions"])
+    }
     for outer, axis in enumerate(norm.axes):
         inner = kept.get(outer)
         if inner is not None and shape[inner] == norm.shape[outer]:

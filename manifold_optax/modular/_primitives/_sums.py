@@ -179,7 +179,7 @@ def _softmax_moves(
     rest = _without(norm, axes)
     ways = []
     for given, wanted, factor in _SOFTMAX:
-        if given == "b" and ("b" not in marks and marks or rest.has("ois")):
+        if given == "b" and ((marks and "b" not in marks) or rest.has("ois")):
             continue
         if wanted == "s" and rest.has("ois"):
             continue
@@ -271,7 +271,7 @@ RULES["reduce_window_max"] = RULES["reduce_window_min"] = _windows(
 )
 RULES["cumsum"] = _along(float)
 RULES["cummax"] = RULES["cummin"] = _along(math.sqrt)
-RULES["sort"] = Rule(_along(lambda size: 1.0).size, _sort_moves)
+RULES["sort"] = Rule(_along(lambda _: 1.0).size, _sort_moves)
 RULES["softmax"] = Rule(_softmax_size, _softmax_moves)
 RULES["normalize"] = Rule(_normalize_size, _normalize_moves)
 RULES["linear"] = Rule(_linear_size, _linear_moves)
