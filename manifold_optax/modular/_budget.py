@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable, TypeAlias
 
 from manifold_optax._checks import require_flag, require_in_range, require_one_of
 from manifold_optax.modular._module import Atom
-from manifold_optax.modular._rules import check_keys, first_match, fits
+from manifold_optax.modular._rules import check_keys, first_match, fits, plain_name
 from manifold_optax.roles import OTHER, VECTOR
 
 Sensitivity: TypeAlias = Literal["nominal", "derived"]
@@ -88,23 +88,22 @@ class Budget:
 
     def __str__(self) -> str:
         """One line per parameter; equal slices once, others by their range."""
-        rows = [_HEADER, *map(self._row, self.atoms)]
+        masses = self.masses
+        rows = [_HEADER, *(self._row(atom, masses[atom.path]) for atom in self.atoms)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = (
-            "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
-        )  # fmt: skip
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
         title = f"{self.kind} budget"
         if self.kind == MEASURED:
             title += " (sensitivities are estimates, not bounds)"
         return "\n".join([title, *lines])
 
-    def _row(self, atom: Atom) -> tuple[str, ...]:
+    def _row(self, atom: Atom, mass: float) -> tuple[str, ...]:
         return (
             atom.path,
             atom.role,
-            str(atom.manifold),
-            str(atom.norm),
-            f"{self.masses[atom.path]:.4g}",
+            plain_name(atom.manifold),
+            plain_name(atom.norm),
+            f"{mass:.4g}",
             _numbers(self.sensitivities[atom.path]),
             _numbers(self.shares[atom.path]),
         )

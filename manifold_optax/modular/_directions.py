@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
@@ -14,7 +15,7 @@ from manifold_optax.geometry import Euclidean, Manifold, Max, Norm, Spectral
 from manifold_optax.matrices import Placement
 from manifold_optax.modular._atom_axes import AtomAxes, axes_of_atoms, is_matrix
 from manifold_optax.modular._module import Atom
-from manifold_optax.modular._rules import check_geometry
+from manifold_optax.modular._rules import check_geometry, plain_name
 from manifold_optax.modular._scale import has_unit_norm, scale_to_unit_norm
 from manifold_optax.optimizers._links import Link
 from manifold_optax.roles import OTHER
@@ -40,8 +41,8 @@ class Group:
     @property
     def label(self) -> str:
         """Its label for `hybrid` and `describe`."""
-        kind = "vectors" if self.entries else str(self.manifold)
-        return f"{kind} × {self.norm}"
+        kind = "vectors" if self.entries else plain_name(self.manifold)
+        return f"{kind} under {plain_name(self.norm)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,9 @@ def _signs() -> optax.GradientTransformationExtraArgs:
 
     def sign(path: str, update: Array) -> Array:
         del path
-        return norm.steepest(update.reshape(1, -1)).reshape(update.shape)
+        # Axes of size 1, not another shape, which Explicit meshes would have to know.
+        added = tuple(range(2 - update.ndim))
+        return jnp.squeeze(norm.steepest(jnp.expand_dims(update, added)), added)
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any

@@ -156,6 +156,11 @@ def fits(key: str, path: str, role: str) -> bool:
     return key == role or (key not in LABELS and matches(key, path))
 
 
+def plain_name(geometry: Manifold | Norm) -> str:
+    """Name of a manifold or norm, without empty brackets: `RmsToRms`."""
+    return str(geometry).removesuffix("()")
+
+
 def idle_rules(rules: Mapping[str, Any], atoms: Iterable[Atom]) -> list[str]:
     """The keys that fit no atom."""
     known = tuple(atoms)

@@ -300,7 +300,7 @@ def test_describe_shows_the_links() -> None:
     module = network()
     table = str(mo.describe(modular_optimizer(module, RATE), start(module)))
     lines = {line.split()[0]: line for line in table.splitlines() if line}
-    assert "Sphere(radius=2.0) × Frobenius()" in lines["layers"]
+    assert "Sphere(radius=2.0) under Frobenius" in lines["layers"]
     assert "steepest, scale_by_modular_budget, retract" in lines["layers"]
     assert "10 × 8" in lines["embed"]
     assert "other" in lines["bias"]

@@ -107,7 +107,8 @@ _SLOW = pytest.mark.slow  # its solver takes seconds to compile
 def test_directions_get_norm_1(axes: Any, manifold: mo.Manifold, norm: mo.Norm) -> None:
     atom = Atom("layers", axes=axes, manifold=manifold, norm=norm)
     known = axes_of_atoms([atom])
-    params = mo.project(gaussian({"layers": (3, 4, 8)}), manifold, axes=known)
+    project = jax.jit(lambda points: mo.project(points, manifold, axes=known))
+    params = project(gaussian({"layers": (3, 4, 8)}))
     tx = optax.chain(
         mo.steepest(manifold, norm.free_of_shape, axes=known),
         scale_to_unit_norm(manifold, norm, axes=known),
