@@ -7,21 +7,11 @@ from manifold_optax.modular._patterns._layout import bare, STRUCTURE
 _DEEPEST = 6
 """How many operations two spellings of one value are compared through."""
 
-_PLAIN = STRUCTURE | frozenset(
-    (
-        "abs",
-        "add",
-        "div",
-        "dot_general",
-        "exp",
-        "exp2",
-        "integer_pow",
-        "logistic",
-        "max",
-    )
-    + ("mul", "neg", "reduce_max", "reduce_sum", "rsqrt", "select_n", "slice", "sqrt")
-    + ("square", "sub", "tanh")
-)
+_PLAIN = STRUCTURE | {
+    *("abs", "add", "div", "dot_general", "exp", "exp2", "integer_pow", "logistic"),
+    *("max", "mul", "neg", "reduce_max", "reduce_sum", "rsqrt", "select_n", "slice"),
+    *("sqrt", "square", "sub", "tanh"),
+}
 """Operations whose parameters are plain values, which can be compared."""
 
 

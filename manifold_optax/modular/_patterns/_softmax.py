@@ -1,9 +1,11 @@
 """Softmax and log-softmax: an exponential over its own sum."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import Primitive
 
 from manifold_optax.modular._constants import compact_array, constant_number
 from manifold_optax.modular._graph import constant, made_by, Operation, Value
@@ -132,10 +134,10 @@ def _logits(positive: Value, axes: tuple[int, ...]) -> Value | None:
     if masked is not None:
         _, keep, inner = masked
         z = _logits(bare(inner), axes)
-        low = _full(-np.inf, positive)
-        cases = (low, z) if keep else (z, low)
         if z is None:
             return None
+        low = _full(-np.inf, positive)
+        cases = (low, z) if keep else (z, low)
         return _made(
             "select_n", (operation.operands[0], *cases), positive, jax.lax.select_n_p
         )
@@ -158,7 +160,7 @@ def _made(
     name: str,
     operands: tuple[Value, ...],
     like: Value,
-    primitive: jax.extend.core.Primitive,
+    primitive: Primitive,
 ) -> Value:
     (value,) = made_by(
         name,
@@ -215,8 +217,8 @@ def _is_constant_along(value: Value, axes: tuple[int, ...], depth: int = 0) -> b
 
 
 _ENTRYWISE = frozenset(
-    ("abs", "add", "div", "exp", "is_finite", "log", "max", "min", "mul", "neg")
-    + ("select_n", "sub")
+    {"abs", "add", "div", "exp", "is_finite", "log", "max", "min", "mul", "neg"}
+    | {"select_n", "sub"}
 )
 """What may be done to a maximum before it is subtracted."""
 
@@ -270,6 +272,8 @@ def _agree(some: list[Leaf], others: list[Leaf]) -> bool:
     return not left
 
 
-def _named(name: str, operand: Value, params: object, value: Value) -> Operation:
+def _named(
+    name: str, operand: Value, params: Mapping[str, Any], value: Value
+) -> Operation:
     sources = value.operation.sources if value.operation is not None else ()
-    return Operation(name, (operand,), dict(params), results=[value], sources=sources)
+    return Operation(name, (operand,), params, results=[value], sources=sources)

@@ -11,9 +11,6 @@ import numpy as np
 
 from manifold_optax.modular._constants import MOST_NUMBERS
 
-_MOST_COMPARED = 32
-"""Maps with more terms are added without a search for terms that can be joined."""
-
 _MOST_MULTIPLICATIONS = 2e9
 """For exact norms: about a second; above it, a bound by row and column sums."""
 
@@ -89,17 +86,14 @@ def nothing(leading: int, shape: tuple[int, ...]) -> Weighted:
 
 def total(a: Weighted, b: Weighted) -> Weighted | None:
     """The sum of two maps; `None` if it is too large."""
-    sources, weights = list(a.sources), list(a.weights)
-    compare = len(a.sources) * len(b.sources) <= _MOST_COMPARED**2
-    for source, weight in zip(b.sources, b.weights, strict=True):
-        found = (i for i, s in enumerate(sources) if np.array_equal(s, source))
-        place = next(found, None) if compare else None
-        if place is None:
-            sources.append(source)
-            weights.append(weight)
-        else:
-            weights[place] = weights[place] + weight
-    return stacked(a.leading, sources, weights)
+    sources: dict[bytes, np.ndarray] = {}
+    weights: dict[bytes, np.ndarray] = {}
+    for x in (a, b):
+        for source, weight in zip(x.sources, x.weights, strict=True):
+            key = source.tobytes()
+            sources[key] = source
+            weights[key] = weights[key] + weight if key in weights else weight
+    return stacked(a.leading, list(sources.values()), list(weights.values()))
 
 
 def stacked(
