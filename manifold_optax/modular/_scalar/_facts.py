@@ -25,8 +25,8 @@ class ScalarFacts:
 
     They hold in real arithmetic up to 1e-12, for arguments of the interval that are
     finite in float32. A finite bound is within 2e-4 (relative) of the best one unless
-    the search ran out of cells, or the function has a sine or cosine, of which beyond
-    1e6 only the range [-1, 1] is used. A jump that float32 does not resolve is taken for
+    the search ran out of cells, or the function has a sine or cosine, of which only the
+    range [-1, 1] is used beyond 1e6. A jump that float32 does not resolve is taken for
     rounding of the function's constants.
 
     Args:

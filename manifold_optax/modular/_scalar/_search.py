@@ -189,9 +189,10 @@ def _meet(pieces: Evaluation, there: BoolArray) -> bool:
     low, high = pieces.value[0][there], pieces.value[1][there]
     if not np.isfinite([low, high]).all() or pieces.broken[there].any():
         return False
-    # Two that overlap may be in each other's place.
-    gap = high.min(initial=np.inf), low.max(initial=-np.inf)
-    return bool(_spread((np.array(gap[0]), np.array(gap[1]))) <= 0)
+    # From the lowest upper bound to the highest lower bound: ≤ 0 if all overlap.
+    ends = high.min(initial=np.inf), low.max(initial=-np.inf)
+    gap = _spread((np.array([ends[0]]), np.array([ends[1]])))
+    return bool((gap <= 0).all())
 
 
 def _spread(value: tuple[FloatArray, FloatArray]) -> FloatArray:
