@@ -19,21 +19,19 @@ ROUNDING = 1e-6
 INF = math.inf
 
 
-def grid(lo=-INF, hi=INF):
+def grid():
     """Points that are dense where activations bend and reach to 1e18."""
-    far = np.logspace(-20, 18, 2001)
-    near = np.linspace(-12, 12, 200_001)
+    far = np.logspace(-20, 18, 1001)
+    near = np.linspace(-12, 12, 40_001)
     points = np.concatenate([-far, near, far])
     # Not on the kinks themselves, where a derivative is a convention.
-    points = points[(np.abs(points * 6 - np.round(points * 6)) > 1e-12)]
-    return points[(points >= lo) & (points <= hi)]
+    return points[np.abs(points * 6 - np.round(points * 6)) > 1e-12]
 
 
-def steepest(function, points):
-    """The largest |f'| by automatic differentiation in float64."""
-    with np.errstate(all="ignore"):
-        slopes = jax.jit(jax.vmap(jax.grad(function)))(jnp.asarray(points))
-    return float(np.nanmax(np.abs(np.asarray(slopes))))
+def measured(function, points):
+    """Values and derivatives by automatic differentiation in float64."""
+    both = jax.jit(jax.vmap(jax.value_and_grad(function)))(jnp.asarray(points))
+    return map(np.asarray, both)
 
 
 ACTIVATIONS = {
@@ -79,26 +77,20 @@ ACTIVATIONS = {
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_lipschitz_constant_of_activations(name, x64):
-    bound = analyse(expression(ACTIVATIONS[name])).lipschitz
-    measured = steepest(ACTIVATIONS[name], grid())
-    # The grid of step 1.2e-4 misses a maximum by less than 1e-8 (f'' below 2).
-    assert measured * (1 - ROUNDING) <= bound <= measured * (1 + SLACK + ROUNDING)
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_range_growth_and_slopes_hold(name, x64):
-    facts = analyse(expression(ACTIVATIONS[name]))
-    points = grid()
-    values = np.asarray(jax.jit(jax.vmap(ACTIVATIONS[name]))(jnp.asarray(points)))
+def test_activations(name, x64):
+    function, points = ACTIVATIONS[name], grid()
+    facts = analyse(expression(function))
+    values, slopes = measured(function, points)
+    steepest = np.nanmax(np.abs(slopes))
+    # The grid, of step 6e-4, misses a maximum of a smooth slope by less than 1e-6.
+    assert steepest * (1 - ROUNDING) <= facts.lipschitz
+    assert facts.lipschitz <= steepest * (1 + SLACK + ROUNDING)
     margin = ROUNDING * (1 + np.abs(values))
     assert (facts.lo <= values + margin).all()
     assert (values - margin <= facts.hi).all()
     assert (np.abs(values) <= facts.growth * np.abs(points) * (1 + ROUNDING)).all()
-    assert facts.slope_lo <= facts.slope_hi
-    assert math.isclose(
-        max(-facts.slope_lo, facts.slope_hi), facts.lipschitz, rel_tol=SLACK
-    )
+    largest = max(-facts.slope_lo, facts.slope_hi)
+    assert math.isclose(largest, facts.lipschitz, rel_tol=SLACK)
     assert facts.continuous
 
 
@@ -296,19 +288,15 @@ def random_function(rng):
     return function
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(8))
 def test_bounds_hold_for_random_programs(seed, x64):
-    function = random_function(np.random.default_rng(seed))
-    program = expression(function)
     rng = np.random.default_rng(seed)
+    function = random_function(rng)
     points = np.concatenate([rng.normal(size=2000), 8 * rng.uniform(-1, 1, 2000)])
-    facts = analyse(program, -8.0, 8.0)
-    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(function)))(
-        jnp.asarray(points)
-    )
-    values, steep = np.asarray(values), np.abs(np.asarray(slopes))
-    assert steep.max() <= facts.lipschitz * (1 + ROUNDING)
+    facts = analyse(expression(function), -8.0, 8.0)
+    values, slopes = measured(function, points)
+    assert np.abs(slopes).max() <= facts.lipschitz * (1 + ROUNDING)
     margin = ROUNDING * (1 + np.abs(values))
-    assert (facts.lo - margin <= values).all()
-    assert (values <= facts.hi + margin).all()
+    assert (facts.lo <= values + margin).all()
+    assert (values - margin <= facts.hi).all()
     assert (np.abs(values) <= facts.growth * np.abs(points) * (1 + ROUNDING)).all()

@@ -76,7 +76,7 @@ def general_power(program: Program, base: Operand, exponent: Operand) -> Operand
 
 
 def log(program: Program, a: Operand) -> Operand:
-    """The logarithm, with log(1 + exp(u)) = softplus(u), which does not overflow."""
+    """The logarithm; that of 1 + exp(u) is `softplus`, which does not overflow."""
     exponent = _exponent(program, a)
     if exponent is not None:
         return program.add("softplus", exponent)
@@ -84,7 +84,7 @@ def log(program: Program, a: Operand) -> Operand:
 
 
 def log1p(program: Program, a: Operand) -> Operand:
-    """The logarithm of 1 + a, with log1p(exp(u)) = softplus(u)."""
+    """The logarithm of 1 + a, which is `softplus` if a is an exponential."""
     step = program.step(a)
     if step is not None and step.primitive == "exp":
         return program.add("softplus", step.operands[0])

@@ -24,9 +24,10 @@ class ScalarFacts:
     """Bounds of a scalar function on an interval, each found when it is asked for.
 
     They hold in real arithmetic up to 1e-12, for arguments of the interval that are
-    finite in float32. A bound that is finite is within 2e-4 (relative) of the best one
-    unless the search ran out of cells. A jump that float32 does not resolve is taken
-    for rounding of the function's constants.
+    finite in float32. A finite bound is within 2e-4 (relative) of the best one unless
+    the search ran out of cells, or the function has a sine or cosine, of which only the
+    range [-1, 1] is used beyond 1e6. A jump that float32 does not resolve is taken for
+    rounding of the function's constants.
 
     Args:
         expression: the function f.
@@ -125,6 +126,7 @@ def analyse(
         ValueError: unless lo ≤ hi.
 
     Example:
+        >>> from manifold_optax.modular._scalar import apply, IDENTITY
         >>> sigmoid = apply("logistic", [IDENTITY], {})
         >>> round(analyse(sigmoid).lipschitz, 4)
         0.25

@@ -11,7 +11,7 @@ branches that are not taken make NumPy warn; callers switch that off.
 """
 
 import dataclasses
-from functools import cached_property
+import functools
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -64,10 +64,15 @@ def product(
     a: tuple[FloatArray, FloatArray], b: tuple[FloatArray, FloatArray]
 ) -> tuple[FloatArray, FloatArray]:
     """The product of two intervals; 0·∞ is 0, because all values are finite."""
-    corners = np.stack(np.broadcast_arrays(*(x * y for x in a for y in b)))
-    if np.isnan(corners).any():
-        corners[np.isnan(corners)] = 0.0
-    lo, hi = corners.min(0), corners.max(0)
+    corners = [x * y for x in a for y in b]
+    lo, hi = (
+        functools.reduce(np.minimum, corners),
+        functools.reduce(np.maximum, corners),
+    )
+    if np.isnan(lo).any():
+        corners = [np.where(np.isnan(corner), 0.0, corner) for corner in corners]
+        lo = functools.reduce(np.minimum, corners)
+        hi = functools.reduce(np.maximum, corners)
     if not (lo.all() and hi.all()):
         # A product that underflowed is not 0.
         up = ((a[1] > 0) & (b[1] > 0)) | ((a[0] < 0) & (b[0] < 0))
@@ -91,7 +96,7 @@ class Scale:
     far: FloatArray
     sign: FloatArray
 
-    @cached_property
+    @functools.cached_property
     def _middle(self) -> FloatArray:
         """The logarithm of an |x| in the middle of the cell."""
         return 0.5 * np.log(np.maximum(self.near, LEAST * self.far) * self.far)

@@ -59,6 +59,9 @@ _AT_ONCE = 64
 _MOST_PIECES = 81
 """The most combinations of signs that are told apart in a cell: of four switches."""
 
+_COST = 200
+"""Cells that take as long as one cell that is told apart."""
+
 _WIDE = (-126, -60, -30, -20, -16, -13, -10, -8, 7, 8, 10, 13, 16, 20, 30, 60)
 _DISTANCES = np.sort(
     np.concatenate([2.0 ** np.array(_WIDE), 2.0 ** np.arange(-7.0, 7.0, 0.5)])
@@ -119,8 +122,11 @@ class _Search:
         high = upper > self._target()
         if self._count > _MOST_CELLS:
             high[:] = False
-        forked = high & _finer(cells, _TINY) & _is_forked(result.signs[:, :size]).any(0)
-        forked &= self._slopes
+        forked = high & _is_forked(result.signs[:, :size]).any(0) & self._slopes
+        flat = _spread(result.value)[:size] <= 0
+        forked &= flat | _finer(cells, _TINY)
+        affordable = max(_MOST_CELLS - self._count, 0) // _COST
+        forked &= np.cumsum(forked) <= affordable
         coarse = high & ~forked & ~_finer(cells, _FINEST)
         left = ~(forked | coarse)
         self._settled = max(
@@ -130,10 +136,8 @@ class _Search:
         unbounded = np.tile(upper[coarse] == np.inf, 2)
         self._unbounded = _join(_take(cut, unbounded), self._unbounded)
         pieces = [
-            self._pieces(
-                _take(cells, [int(i)]), result.signs[:, i], bool(result.broken[i])
-            )
-            for i in np.flatnonzero(forked)
+            self._pieces(_take(cells, [i]), result.signs[:, i], bool(result.broken[i]))
+            for i in map(int, np.flatnonzero(forked))
         ]
         return _join(_take(cut, ~unbounded), *pieces)
 
@@ -163,6 +167,7 @@ class _Search:
         the search ends. A gap that float32 does not resolve is taken for rounding of
         the constants in the function.
         """
+        self._count += _COST
         options = [[b for b in (NEGATIVE, ZERO, POSITIVE) if b & s] for s in signs]
         if math.prod(map(len, options)) > _MOST_PIECES:
             self._settled = np.inf
@@ -184,9 +189,17 @@ def _meet(pieces: Evaluation, there: BoolArray) -> bool:
     low, high = pieces.value[0][there], pieces.value[1][there]
     if not np.isfinite([low, high]).all() or pieces.broken[there].any():
         return False
-    gap = low.max(initial=-np.inf) - high.min(initial=np.inf)
-    size = np.abs([low, high]).max(initial=0.0)
-    return bool(gap <= _TINY * size + SMALLEST)
+    # From the lowest upper bound to the highest lower bound: ≤ 0 if all overlap.
+    ends = high.min(initial=np.inf), low.max(initial=-np.inf)
+    gap = _spread((np.array([ends[0]]), np.array([ends[1]])))
+    return bool((gap <= 0).all())
+
+
+def _spread(value: tuple[FloatArray, FloatArray]) -> FloatArray:
+    """How far an interval is wider than float32 resolves; ≤ 0 if it is not."""
+    lo, hi = value
+    with np.errstate(invalid="ignore"):
+        return hi - lo - _TINY * np.maximum(np.abs(lo), np.abs(hi)) - SMALLEST
 
 
 def supremum(

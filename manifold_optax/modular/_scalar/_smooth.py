@@ -78,7 +78,7 @@ def wave(f: _Map, phase: float) -> Callable[[FloatArray, FloatArray], Interval]:
 
 
 _FAR = 1e6
-"""Beyond it a wave is only known to be in [-1, 1]. Up to it turns are exact to 4e-11."""
+"""Beyond it a wave is only known to be in [-1, 1]; here turns are exact to 4e-11."""
 
 _TURN = 1e-9
 """An extremum this close to an end of the interval counts as inside (in turns)."""

@@ -52,8 +52,8 @@ def apply(
 
     Args:
         primitive: name of a JAX primitive, as in a jaxpr.
-        operands: functions of the same argument, or constants, all of a floating or
-            boolean dtype; integers must be constants.
+        operands: functions of the same argument, or Python numbers. Functions must be
+            of a floating or boolean dtype; integers may only be constants.
         params: parameters of the equation; those that the primitive does not need are
             ignored.
 
@@ -62,6 +62,7 @@ def apply(
         operands.
 
     Example:
+        >>> from manifold_optax.modular._scalar import IDENTITY
         >>> relu = apply("max", [IDENTITY, 0.0], {})
         >>> relu == apply("max", [0.0, IDENTITY], {})
         True
