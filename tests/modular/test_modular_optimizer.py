@@ -1,6 +1,7 @@
 """The optimizer of a network that was read: lengths of steps, programs, wrappers."""
 
 import dataclasses
+import math
 from typing import Any
 
 import chex
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from scipy.linalg import solve_continuous_lyapunov
 
 import manifold_optax as mo
@@ -332,6 +334,40 @@ def test_equal_layers_make_the_stacks_and_the_program_of_hybrid() -> None:
     lines = [text.count("\n") for text in texts]
     # Two factors of each leaf, constants included, and no product or stack more.
     assert lines[0] - lines[1] <= 6 * 24
+
+
+def test_vectors_on_an_explicit_mesh() -> None:
+    module = network(ATOMS[:1])
+    tx = modular_optimizer(module, RATE, budget=budget(module, vectors=True))
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        params = jax.device_put(
+            {"bias": jnp.ones(8)}, jax.NamedSharding(mesh, P("data"))
+        )
+        updates = jax.eval_shape(tx.update, params, tx.init(params), params)[0]
+    assert updates["bias"].sharding.spec == P("data")
+
+
+@pytest.mark.slow
+def test_the_output_changes_by_at_most_the_learning_rate() -> None:
+    shapes = {"down": (16, 8), "up": (8, 16)}
+    orthogonal = jax.nn.initializers.orthogonal()
+    params = {p: orthogonal(jax.random.key(0), s) for p, s in shapes.items()}
+    params["up"] = params["up"] * math.sqrt(2)  # norm 1 from RMS to RMS
+    params["down"] = params["down"] / math.sqrt(2)
+    module = handmade(params, [Atom("down"), Atom("up")])
+    inputs = gaussian((32, 8), 1)
+    inputs = inputs / jnp.sqrt(jnp.mean(inputs**2, axis=-1, keepdims=True))
+
+    def forward(params: Tree) -> jax.Array:
+        return jnp.abs(inputs @ params["up"]) @ params["down"]
+
+    gradient = jax.grad(lambda params: jnp.sum(forward(params)[:, 0]))(params)
+    updates = step(modular_optimizer(module, 0.01), params, gradient)
+    moved = forward(optax.apply_updates(params, updates)) - forward(params)
+    change = np.sqrt(np.square(moved).mean(-1)).max() / 0.01
+    # The second order is half of the learning rate squared here.
+    assert 0.2 < change < 1.01
 
 
 def test_project_parameters_leaves_free_ones_alone() -> None:
