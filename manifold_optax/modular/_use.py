@@ -36,6 +36,8 @@ _RULES: dict[str, Rule] = {
     "slice": axes_rules.cut,
     "split": axes_rules.split,
     "concatenate": axes_rules.concatenate,
+    "stack": axes_rules.stack,
+    "unstack": axes_rules.unstack,
     "pad": axes_rules.pad,
     "tile": axes_rules.tile,
     "scan": axes_rules.scan,
@@ -100,18 +102,21 @@ def uses(graph: Graph, paths: Sequence[str]) -> dict[str, tuple[Use, ...]]:
         for number, value in enumerate(parameters)
     ]
     rest = [Facts(live=True)] * (len(graph.inputs) - len(paths))
-    _end(walk, graph, walk.run(graph, [*inputs, *rest]))
-    passed: set[Operation] = set()
-    _reached(graph, [False] * len(graph.outputs), walk.matrices, passed)
+    returned = Operation("output", graph.outputs, {})
+    _end(walk, returned, walk.run(graph, [*inputs, *rest]))
+    followed = _Backwards(walk.matrices)
+    followed.run(graph, [False] * len(graph.outputs))
+    gradient = _Backwards(set(), frozenset(["stop_gradient"]))
+    gradient.run(graph, [True] * len(graph.outputs))
+    alive = gradient.found | {returned}
     return {
-        path: _of_leaf(walk, number, parameters[number].shape, passed)
+        path: _of_leaf(walk, number, parameters[number].shape, followed.found, alive)
         for number, path in enumerate(paths)
     }
 
 
-def _end(walk: Walk, graph: Graph, outputs: Sequence[Facts]) -> None:
+def _end(walk: Walk, returned: Operation, outputs: Sequence[Facts]) -> None:
     """Notes what the outputs have of each leaf."""
-    returned = Operation("output", graph.outputs, {})
     for facts in outputs:
         walk.end(facts, returned, "output")
         parts: dict[int, list[tuple[Pattern, tuple[int, ...]]]] = {}
@@ -124,14 +129,18 @@ def _end(walk: Walk, graph: Graph, outputs: Sequence[Facts]) -> None:
 
 
 def _of_leaf(
-    walk: Walk, leaf: int, shape: tuple[int, ...], passed: set[Operation]
+    walk: Walk,
+    leaf: int,
+    shape: tuple[int, ...],
+    passed: set[Operation],
+    alive: set[Operation],
 ) -> tuple[Use, ...]:
     """The different uses of one leaf, the decisive ones first."""
     different: dict[tuple[str, Axes | None], Use] = {}
     groups = list(walk.groups.get(leaf, {}))
     shards = {axis: n for (number, axis), n in walk.shards.items() if number == leaf}
     order = ("matrix", "convolution", "embedding", "bias", "gain", "other", "output")
-    found = walk.uses_of(leaf)
+    found = walk.uses_of(leaf, alive)
     for one, operation in sorted(found, key=lambda pair: order.index(pair[0].kind)):
         axes, note = None, ""
         if one.inputs:
@@ -207,16 +216,18 @@ def _blocks(
     sizes = np.diff([0, *ends, size // count]).tolist() * count
     if len(sizes) == size and alone and "groups" not in reasons:
         return (), []
-    return tuple(sizes), [_REASONS[reason](len(sizes)) for reason in reasons]
+    if [*reasons] == ["fused"]:
+        return tuple(sizes), [f"{len(sizes)} fused products"]
+    return tuple(sizes), [_REASONS[reason] for reason in reasons]
 
 
 _REASONS = {
-    "heads": lambda count: "heads one by one",
-    "experts": lambda count: "experts one by one",
-    "batch": lambda count: "a batch of matrices",
-    "one by one": lambda count: "slices one by one",
-    "groups": lambda count: f"{count} groups",
-    "fused": lambda count: f"{count} fused products",
+    "heads": "heads one by one",
+    "experts": "experts one by one",
+    "batch": "a batch",
+    "one by one": "slices one by one",
+    "groups": "groups",
+    "fused": "fused",
 }
 """Notes on why a leaf is taken apart."""
 
@@ -236,16 +247,22 @@ def _pieces(size: int, axis: int, group: Group, alone: bool) -> list[np.ndarray]
             continue
         key = (*(factor._replace(before=0, after=0) for factor in own),)
         parts.setdefault(key, (pattern, apart))
-    joined = len({places(pattern) for pattern, _ in group.parts}) > 1
+    found = [positions(pattern, axis, apart) for pattern, apart in parts.values()]
     labels = []
-    for pattern, apart in parts.values():
-        where, matrix = positions(pattern, axis, apart)
-        if alone and group.reason != "groups" and len(np.unique(matrix)) == len(where):
-            matrix = np.zeros_like(matrix)
+    for where, matrix in found:
         label = np.zeros(size, np.int64)
         label[where] = matrix + 1
         labels.append(label)
-    return [functools.reduce(np.maximum, labels)] if joined and labels else labels
+    joined = len({places(pattern) for pattern, _ in group.parts}) > 1
+    if joined and labels:
+        labels = [functools.reduce(np.maximum, labels)]
+    if alone and group.reason != "groups":
+        # Single entries are no matrices: they are taken apart for another reason.
+        labels = [
+            label if len(np.unique(label[label > 0])) < np.sum(label > 0) else label > 0
+            for label in labels
+        ]
+    return labels
 
 
 def _is_whole(factors: tuple[Factor, ...], size: int) -> bool:
@@ -260,58 +277,58 @@ def _one(axes: list[int]) -> int | tuple[int, ...]:
     return axes[0] if len(axes) == 1 else tuple(axes)
 
 
-def _reached(
-    graph: Graph,
-    outputs: Sequence[bool],
-    matrices: set[Operation],
-    passed: set[Operation],
-) -> list[bool]:
-    """Which inputs of a graph reach a matrix, from which of its outputs do.
+class _Backwards:
+    """Follows values backwards from the outputs of a graph.
 
-    Adds to `passed` the operations whose results reach one.
+    Attributes:
+        sources: operations whose operands are followed, too.
+        stops: names of operations that are not passed.
+        found: operations that have a result that is followed.
     """
-    reach: dict[Value, bool] = {}
 
-    def note(values: Iterable[Value], reached: Iterable[bool]) -> None:
-        for value, one in zip(values, reached, strict=True):
-            reach[value] = reach.get(value, False) or one
+    def __init__(self, sources: set[Operation], stops: frozenset[str] = frozenset()):
+        self.sources = sources
+        self.stops = stops
+        self.found: set[Operation] = set()
 
-    note(graph.outputs, outputs)
-    for operation in reversed(graph.operations()):
-        results = [reach.get(value, False) for value in operation.results]
-        if any(results):
-            passed.add(operation)
-        if operation.bodies:
-            note(operation.operands, _through(operation, results, matrices, passed))
+    def run(self, graph: Graph, outputs: Sequence[bool]) -> list[bool]:
+        """Which inputs are followed, if these outputs are."""
+        known: dict[Value, bool] = {}
+
+        def note(values: Iterable[Value], followed: Iterable[bool]) -> None:
+            for value, one in zip(values, followed, strict=True):
+                known[value] = known.get(value, False) or one
+
+        note(graph.outputs, outputs)
+        for operation in reversed(graph.operations()):
+            results = [known.get(value, False) for value in operation.results]
+            if any(results):
+                self.found.add(operation)
+            if operation.bodies:
+                note(operation.operands, self._through(operation, results))
+            elif operation.name not in self.stops:
+                every = any(results) or operation in self.sources
+                note(operation.operands, [every] * len(operation.operands))
+        return [known.get(value, False) for value in graph.inputs]
+
+    def _through(self, operation: Operation, results: list[bool]) -> list[bool]:
+        """Which operands of a loop or of a branch are followed."""
+        params, body = operation.params, operation.bodies[-1]
+        if operation.name == "cond":
+            every = [self.run(branch, results) for branch in operation.bodies]
+            return [False, *map(any, zip(*every, strict=True))]
+        if operation.name == "scan":
+            first, count, tests = params["num_consts"], params["num_carry"], 0
+        elif operation.name == "while":
+            first, tests = params["body_nconsts"], params["cond_nconsts"]
+            count = len(results)
         else:
-            further = any(results) or operation in matrices
-            note(operation.operands, [further] * len(operation.operands))
-    return [reach.get(value, False) for value in graph.inputs]
-
-
-def _through(
-    operation: Operation,
-    results: list[bool],
-    matrices: set[Operation],
-    passed: set[Operation],
-) -> list[bool]:
-    """The same for the operands of a loop or a branch."""
-    params, body = operation.params, operation.bodies[-1]
-    if operation.name == "cond":
-        every = [_reached(b, results, matrices, passed) for b in operation.bodies]
-        return [False, *map(any, zip(*every, strict=True))]
-    if operation.name == "scan":
-        first, count, unused = params["num_consts"], params["num_carry"], 0
-    elif operation.name == "while":
-        first, unused = params["body_nconsts"], params["cond_nconsts"]
-        count = len(results)
-    else:
-        return _reached(body, results, matrices, passed)
-    while True:
-        inputs = _reached(body, results, matrices, passed)
-        carried = inputs[first : first + count]
-        new = [a or b for a, b in zip(results, carried, strict=False)]
-        new += results[count:]
-        if new == results:
-            return [False] * unused + inputs
-        results = new
+            return self.run(body, results)
+        while True:
+            inputs = self.run(body, results)
+            carried = inputs[first : first + count]
+            new = [a or b for a, b in zip(results, carried, strict=False)]
+            new += results[count:]
+            if new == results:
+                return [False] * tests + inputs
+            results = new

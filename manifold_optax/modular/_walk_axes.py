@@ -115,19 +115,56 @@ def split(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
     return results
 
 
+def unstack(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
+    """All entries of one axis, each without it."""
+    axis, shape = operation.params["axis"], operation.results[0].shape
+    sources = [dim for dim in range(len(shape) + 1) if dim != axis]
+
+    def entry(pattern: Pattern, index: int) -> Pattern | None:
+        taken = sliced(pattern, axis, index, 1)
+        return None if taken is None else moved(taken, sources, shape)
+
+    return [
+        changed(facts[0], lambda p, i=index: entry(p, i))
+        for index in range(len(operation.results))
+    ]
+
+
 def concatenate(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
-    """Places each operand; parameters beside activations are added to them."""
+    """Places each operand along an axis."""
     dim = operation.params["dimension"]
-    total, before, every = operation.results[0].shape[dim], 0, []
+    sizes = [value.shape[dim] for value in operation.operands]
+    return _side_by_side(walk, operation, facts, dim, sizes)
+
+
+def stack(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
+    """Places each operand along a new axis."""
+    axis = operation.params["axis"]
+    widened = [
+        changed(one, lambda p: (*p[:axis], (), *p[axis:])) if one.strands else one
+        for one in facts
+    ]
+    return _side_by_side(walk, operation, widened, axis, [1] * len(facts))
+
+
+def _side_by_side(
+    walk: Walk,
+    operation: Operation,
+    facts: list[Facts],
+    dim: int,
+    sizes: list[int],
+) -> list[Facts]:
+    """Arrays beside each other; parameters beside activations are added to them."""
+    before, every = 0, []
     live = any(one.live for one in facts)
-    for one, value in zip(facts, operation.operands, strict=True):
+    for one, size in zip(facts, sizes, strict=True):
         if live:
             walk.end(one, operation, "bias")
-        after = total - before - value.shape[dim]
+        after = sum(sizes) - before - size
         end = lambda strand: None if live else strand
         change = lambda p, b=before, a=after: placed(p, dim, b, a)
         every.append(changed(one, change, end).strands)
-        before += value.shape[dim]
+        before += size
     return [Facts(live, joined(*every))]
 
 

@@ -16,6 +16,7 @@ from manifold_optax.modular._walk import (
     changed,
     Facts,
     Found,
+    is_own,
     joined,
     Strand,
     Strands,
@@ -48,6 +49,10 @@ class _Side(NamedTuple):
 
 def dot_general(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
     """A product: of activations, of parameters, or of the one with the other."""
+    facts = [
+        _as_tokens(walk, operation, mine, other)
+        for mine, other in (facts, facts[::-1])
+    ]
     contracting, batching = operation.params["dimension_numbers"]
     left, right = operation.operands
     free_left = _rest(left.shape, (*contracting[0], *batching[0]))
@@ -179,16 +184,30 @@ def _product(
     return [Facts(first.facts.live or second.facts.live, joined(*strands))]
 
 
+def _as_tokens(walk: Walk, operation: Operation, mine: Facts, other: Facts) -> Facts:
+    """A parameter that was repeated over a batch, as activations.
+
+    Learned queries are such; a matrix meets a matrix as it is.
+    """
+    if mine.live or not mine.strands or not other.strands or is_own(mine.strands):
+        return mine
+    walk.end(mine, operation, "bias")
+    return Facts(live=True)
+
+
 def _of_side(walk: Walk, operation: Operation, side: _Side, kind: str) -> Strands:
     """What of one operand is in the product."""
     shape = operation.results[0].shape
-    _note_taken(walk, side)
+    summed = _summed(side)
+    _note_taken(walk, side, summed)
     found: dict[Pattern, set[Strand]] = {}
     taken: dict[int, list[tuple[Pattern, tuple[int, ...]]]] = {}
     for pattern, strands in side.facts.strands.items():
         new = moved(pattern, side.layout, shape, parts=not side.facts.live)
         if any(factor.axis != NOTHING for dim in new for factor in dim):
-            found.setdefault(new, set()).update(s for s in strands if not s.weight)
+            found.setdefault(new, set()).update(
+                s for s in strands if not s.weight and s.leaf not in summed
+            )
         for strand in (s for s in strands if s.weight):
             kept = _of_weight(walk, operation, side, pattern, strand, kind)
             if kept is None:
@@ -213,7 +232,7 @@ def _of_side(walk: Walk, operation: Operation, side: _Side, kind: str) -> Strand
     return {pattern: frozenset(some) for pattern, some in found.items() if some}
 
 
-def _note_taken(walk: Walk, side: _Side) -> None:
+def _note_taken(walk: Walk, side: _Side, summed: frozenset[int]) -> None:
     """How the product takes the results of earlier matrices.
 
     A batch axis of a product belongs to several matrices side by side: heads, or
@@ -223,18 +242,29 @@ def _note_taken(walk: Walk, side: _Side) -> None:
     other = side.other
     if not side.contracted:
         return
-    fixed = not other.live and not other.strands
+    batch = side.batch if other.live or other.strands else ()
     groups: dict[int, list[tuple[Pattern, tuple[int, ...]]]] = {}
     for pattern, strands in side.facts.strands.items():
-        apart = () if fixed else side.batch
-        if other.live and axes_in(pattern, side.contracted):
-            apart = (*apart, *side.free)
-        if axes_in(pattern, (*side.contracted, *apart)):
-            for strand in strands:
-                if not strand.weight:
-                    groups.setdefault(strand.leaf, []).append((pattern, apart))
+        taken = axes_in(pattern, (*side.contracted, *batch))
+        for strand in strands:
+            if strand.weight or not (taken or strand.leaf in summed):
+                continue
+            free = side.free if other.live and strand.leaf in summed else ()
+            groups.setdefault(strand.leaf, []).append((pattern, (*batch, *free)))
     for leaf, parts in groups.items():
         walk.group(leaf, parts, "heads" if other.live else "experts")
+
+
+def _summed(side: _Side) -> frozenset[int]:
+    """The leaves over whose outputs the product sums."""
+    found = [
+        strand.leaf
+        for pattern, strands in side.facts.strands.items()
+        if axes_in(pattern, side.contracted)
+        for strand in strands
+        if not strand.weight
+    ]
+    return frozenset(found)
 
 
 def _of_weight(
