@@ -124,7 +124,9 @@ def reshaped(pattern: Pattern, shape: Sequence[int]) -> Pattern | None:
                 dim.append(factor)
                 size //= factor.total
                 continue
-            parts = _cut(factor, factor.total // size) if not factor.total % size else ()
+            parts = (
+                _cut(factor, factor.total // size) if not factor.total % size else ()
+            )
             if not parts:
                 return None
             dim.append(parts[0])

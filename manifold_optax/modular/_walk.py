@@ -124,9 +124,8 @@ class Walk:
         if operation.name == "eq" and not any(x.is_float for x in operation.operands):
             if facts[0].live != facts[1].live:
                 self.one_hot.add(operation.results[0])
-        elif operation.name in _SAME_ENTRIES:
-            if operation.operands[0] in self.one_hot:
-                self.one_hot.add(operation.results[0])
+        elif operation.name in _SAME_ENTRIES and operation.operands[0] in self.one_hot:
+            self.one_hot.add(operation.results[0])
 
     def use(self, leaf: int, found: Found, operation: Operation) -> None:
         """Notes a use of a leaf."""
@@ -308,8 +307,11 @@ def _met(
 
 
 def default(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
-    """Follows what has the shape of the result, through entrywise functions and loops
-    of them; ends the rest."""
+    """Follows what has the shape of the result, and ends the rest.
+
+    A primitive whose operands have the shape of its result is taken to work entry by
+    entry, or along axes that it keeps.
+    """
     shapes = [value.shape for value in operation.operands]
     results = [value.shape for value in operation.results]
     if operation.name not in _MIXING and not operation.bodies:
@@ -345,14 +347,35 @@ _MARKS = {
 }
 """What a parameter is that an operation combines with activations."""
 
-_SAME_ENTRIES = frozenset(
-    "convert_element_type reshape broadcast_in_dim transpose squeeze copy "
-    "sharding_constraint stop_gradient optimization_barrier".split()
+_SAME_ENTRIES = (
+    "broadcast_in_dim",
+    "convert_element_type",
+    "copy",
+    "optimization_barrier",
+    "reshape",
+    "sharding_constraint",
+    "squeeze",
+    "stop_gradient",
+    "transpose",
 )
 """Primitives that keep the entries of an array."""
 
-_MIXING = frozenset(
-    "declared pallas_call custom_call fft cholesky qr eigh svd lu triangular_solve "
-    "schur hessenberg tridiagonal ffi_call pure_callback io_callback".split()
+_MIXING = (
+    "cholesky",
+    "custom_call",
+    "declared",
+    "eigh",
+    "fft",
+    "ffi_call",
+    "hessenberg",
+    "io_callback",
+    "lu",
+    "pallas_call",
+    "pure_callback",
+    "qr",
+    "schur",
+    "svd",
+    "triangular_solve",
+    "tridiagonal",
 )
 """Primitives whose results have other axes than their operands, though as long."""

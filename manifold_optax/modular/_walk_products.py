@@ -1,6 +1,5 @@
-"""How parameters are used in products, convolutions and look-ups."""
+"""How parameters are used in products and convolutions."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,6 @@ from manifold_optax.modular._provenance import (
     reshaped,
 )
 from manifold_optax.modular._walk import (
-    changed,
     Facts,
     Found,
     is_own,
@@ -22,7 +20,6 @@ from manifold_optax.modular._walk import (
     Strands,
     Walk,
 )
-from manifold_optax.modular._walk_axes import same_rank
 
 
 class _Side(NamedTuple):
@@ -50,15 +47,15 @@ class _Side(NamedTuple):
 def dot_general(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
     """A product: of activations, of parameters, or of the one with the other."""
     facts = [
-        _as_tokens(walk, operation, mine, other)
-        for mine, other in (facts, facts[::-1])
+        _as_tokens(walk, operation, mine, other) for mine, other in (facts, facts[::-1])
     ]
     contracting, batching = operation.params["dimension_numbers"]
     left, right = operation.operands
     free_left = _rest(left.shape, (*contracting[0], *batching[0]))
     free_right = _rest(right.shape, (*contracting[1], *batching[1]))
     first = _Side(
-        *facts,
+        one,
+        two,
         tuple(contracting[0]),
         tuple(batching[0]),
         free_left,
@@ -66,7 +63,8 @@ def dot_general(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Fa
         right in walk.one_hot,
     )
     second = _Side(
-        *facts[::-1],
+        two,
+        one,
         tuple(contracting[1]),
         tuple(batching[1]),
         free_right,
@@ -121,56 +119,20 @@ def convolution(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Fa
     kernel: list[int | None] = [None] * rank
     kernel[numbers.out_spec[1]] = numbers.rhs_spec[0]
     out, channel, *taps = numbers.rhs_spec
+    one, two = facts
     first = _Side(
-        *facts,
+        one,
+        two,
         (numbers.lhs_spec[1],),
         (),
         (numbers.lhs_spec[0], *numbers.lhs_spec[2:]),
         tuple(images),
     )
-    second = _Side(*facts[::-1], (channel, *taps), (), (out,), tuple(kernel))
+    second = _Side(two, one, (channel, *taps), (), (out,), tuple(kernel))
     if groups > 1:
-        for pattern, strands in facts[1].strands.items():
+        for pattern, strands in two.strands.items():
             _note_groups(walk, operation, pattern, strands, groups)
     return _product(walk, operation, first, second, "convolution")
-
-
-def gather(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
-    """Rows of a table: an embedding, unless they turn out to be matrices."""
-    for one in facts[1:]:
-        walk.end(one, operation)
-    numbers, sizes = operation.params["dimension_numbers"], _sizes(operation)
-    shape, rank = operation.operands[0].shape, len(operation.results[0].shape)
-    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    kept = [dim for dim in range(len(shape)) if dim not in gone]
-    sources: list[int | None] = [None] * rank
-    for dim, source in zip(sorted(numbers.offset_dims), kept, strict=True):
-        sources[dim] = source
-    looked_up = [dim for dim in numbers.start_index_map if sizes[dim] < shape[dim]]
-    several = math.prod(operation.operands[1].shape[:-1]) > 1
-    is_table = facts[1].live or several
-    return [_taken(walk, operation, facts, looked_up, sources, is_table)]
-
-
-def dynamic_slice(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
-    """Rows of a table, or one of the layers in a stack of them."""
-    for one in facts[1:]:
-        walk.end(one, operation)
-    shape, sizes = operation.operands[0].shape, _sizes(operation)
-    looked_up = [dim for dim, size in enumerate(shape) if sizes[dim] < size]
-    is_table = any(one.live for one in facts[1:])
-    sources = [None if dim in looked_up else dim for dim in range(len(shape))]
-    return [_taken(walk, operation, facts, looked_up, sources, is_table)]
-
-
-def dynamic_update_slice(
-    walk: Walk, operation: Operation, facts: list[Facts]
-) -> list[Facts]:
-    """What is written, beside what was there."""
-    written = same_rank(walk, operation, [facts[1]])
-    old = same_rank(walk, operation, [facts[0]])
-    live = any(one.live for one in facts)
-    return [Facts(live, joined(written[0].strands, old[0].strands))]
 
 
 def _product(
@@ -344,39 +306,6 @@ def _note_groups(
     for strand in strands:
         if strand.weight and apart is not None:
             walk.group(strand.leaf, [(apart, (0,))], "groups")
-
-
-def _taken(
-    walk: Walk,
-    operation: Operation,
-    facts: list[Facts],
-    looked_up: Sequence[int],
-    sources: Sequence[int | None],
-    is_table: bool,
-) -> Facts:
-    """What is left of a table after some of its rows were taken."""
-    shape = operation.results[0].shape
-    live = facts[0].live or is_table
-
-    def of_weight(strand: Strand) -> Strand | None:
-        if not looked_up or not is_table:
-            return strand
-        if not facts[0].live:
-            found = Found("embedding", weak=strand.weak)
-            walk.use(strand.leaf, found, operation)
-        rows = sum(
-            size > 1
-            for dim, size in enumerate(operation.operands[0].shape)
-            if dim not in looked_up
-        )
-        return strand._replace(mark=("embedding", operation)) if rows > 1 else None
-
-    result = changed(facts[0], lambda p: moved(p, sources, shape), of_weight)
-    return Facts(live or any(one.live for one in facts[1:]), result.strands)
-
-
-def _sizes(operation: Operation) -> tuple[int, ...]:
-    return tuple(operation.params["slice_sizes"])
 
 
 def _rest(shape: Sequence[int], taken: Sequence[int]) -> tuple[int, ...]:
