@@ -46,11 +46,10 @@ class _Side(NamedTuple):
 
 def dot_general(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
     """A product: of activations, of parameters, or of the one with the other."""
-    facts = [
-        _as_tokens(walk, operation, mine, other) for mine, other in (facts, facts[::-1])
-    ]
-    contracting, batching = operation.params["dimension_numbers"]
     left, right = operation.operands
+    one = _as_tokens(walk, operation, *facts)
+    two = _as_tokens(walk, operation, *facts[::-1])
+    contracting, batching = operation.params["dimension_numbers"]
     free_left = _rest(left.shape, (*contracting[0], *batching[0]))
     free_right = _rest(right.shape, (*contracting[1], *batching[1]))
     first = _Side(
