@@ -161,16 +161,15 @@ def placed(pattern: Pattern, dim: int, before: int, after: int) -> Pattern:
     """The pattern of an array with entries from elsewhere around it."""
     if before == after == 0:
         return pattern
-    factors = pattern[dim] or (Factor(NOTHING, 0, 0, 1),)
-    minor = _total(factors[1:])
+    first, *more = pattern[dim] or (Factor(NOTHING, 0, 0, 1),)
+    minor = _total(more)
     if before % minor or after % minor:
-        wide = blank(before + _total(factors) + after)
+        wide = blank(before + _total(pattern[dim]) + after)
     else:
-        first = factors[0]
         first = first._replace(
             before=first.before + before // minor, after=first.after + after // minor
         )
-        wide = (first, *factors[1:])
+        wide = (first, *more)
     return (*pattern[:dim], wide, *pattern[dim + 1 :])
 
 

@@ -124,9 +124,8 @@ class Walk:
         if operation.name == "eq" and not any(x.is_float for x in operation.operands):
             if facts[0].live != facts[1].live:
                 self.one_hot.add(operation.results[0])
-        elif operation.name in _SAME_ENTRIES:
-            if operation.operands[0] in self.one_hot:
-                self.one_hot.add(operation.results[0])
+        elif operation.name in _SAME_ENTRIES and operation.operands[0] in self.one_hot:
+            self.one_hot.add(operation.results[0])
 
     def use(self, leaf: int, found: Found, operation: Operation) -> None:
         """Notes a use of a leaf."""
@@ -158,14 +157,17 @@ class Walk:
                 name, place = strand.mark or (kind, operation)
                 self.use(strand.leaf, Found(name, weak=strand.weak), place)
 
-    def uses_of(self, leaf: int) -> list[tuple[Found, Operation]]:
-        """The uses of a leaf; weak ones if there is no other."""
+    def uses_of(
+        self, leaf: int, alive: set[Operation]
+    ) -> list[tuple[Found, Operation]]:
+        """The uses of a leaf; weak ones, and such that are not alive, if all are."""
         every = [
             (found, operation)
             for found, operation in self.found.get(leaf, {})
             if (leaf, operation) not in self._overruled or found.inputs
         ]
-        return [one for one in every if not one[0].weak] or every
+        strong = [one for one in every if not one[0].weak and one[1] in alive]
+        return strong or every
 
 
 def leaf_facts(leaf: int, shape: tuple[int, ...]) -> Facts:
@@ -219,7 +221,7 @@ def changed(
 def entrywise(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
     """Strands stay where they are; parameters that meet others get their mark."""
     (result,) = operation.results
-    kind = _MARKS.get(operation.name, "other")
+    weak = not result.is_float or operation.name == "stop_gradient"
     every = []
     for index, (one, value) in enumerate(zip(facts, operation.operands, strict=True)):
         strands = one.strands
@@ -229,55 +231,87 @@ def entrywise(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Fact
             strands = {foreign(result.shape): scalars}
         others = facts[:index] + facts[index + 1 :]
         alone = not any(other.live or other.strands for other in others)
-        if not alone or not result.is_float or operation.name == "stop_gradient":
-            weak = not result.is_float or operation.name == "stop_gradient"
-            strands = {
-                pattern: _met(walk, operation, kind, pattern, some, one, others, weak)
-                for pattern, some in strands.items()
-            }
+        if weak or not alone:
+            meeting = _Meeting(
+                operation,
+                one.live,
+                any(other.live for other in others),
+                alone,
+                is_own(strands),
+                any(_is_own(p) for other in others for p in other.strands),
+                weak,
+            )
+            strands = {p: _met(walk, meeting, p, some) for p, some in strands.items()}
             strands = {pattern: some for pattern, some in strands.items() if some}
         every.append(strands)
     return [Facts(any(one.live for one in facts), joined(*every))]
 
 
+class _Meeting(NamedTuple):
+    """How one operand is combined with the others.
+
+    Attributes:
+        operation: that combines them.
+        live: whether the operand is an activation, or was combined with one.
+        with_live: whether another one is.
+        alone: whether all others are constants.
+        own: whether the operand has axes of parameters alone.
+        with_own: whether another one has axes of one parameter alone.
+        weak: whether no gradient passes the operation.
+    """
+
+    operation: Operation
+    live: bool
+    with_live: bool
+    alone: bool
+    own: bool
+    with_own: bool
+    weak: bool
+
+
 def _met(
-    walk: Walk,
-    operation: Operation,
-    kind: str,
-    pattern: Pattern,
-    strands: frozenset[Strand],
-    facts: Facts,
-    others: list[Facts],
-    weak: bool,
+    walk: Walk, meeting: _Meeting, pattern: Pattern, strands: frozenset[Strand]
 ) -> frozenset[Strand]:
-    """The strands of one operand after it was combined with the others."""
+    """The strands of one operand after it was combined with the others.
+
+    What is combined with activations is a gain or a bias. If it has axes of parameters
+    alone it is followed further, too: masked weights are still weights. What scales
+    the rows, columns or blocks of a larger parameter is a gain.
+    """
     if not any(strand.weight for strand in strands):
         return strands
-    live = any(other.live for other in others)
-    alone = not live and not any(other.strands for other in others)
+    operation = meeting.operation
+    mark = (_MARKS.get(operation.name, "other"), operation)
+    narrow = mark[0] == "gain" and meeting.with_own and not _is_own(pattern)
     kept = set()
     for strand in strands:
+        weak = strand.weak or meeting.weak
         if not strand.weight:
             kept.add(strand)
             continue
-        if alone:
-            kept.add(strand._replace(weak=strand.weak or weak))
+        if meeting.alone:
+            kept.add(strand._replace(weak=weak))
             continue
-        if live and not facts.live:
-            walk.use(strand.leaf, Found(kind, weak=strand.weak), operation)
-            strand = strand._replace(mark=(kind, operation))
+        if narrow and not strand.inner:
+            walk.use(strand.leaf, Found(mark[0], weak=strand.weak), operation)
+            continue
+        if meeting.with_live and not meeting.live:
+            walk.use(strand.leaf, Found(mark[0], weak=strand.weak), operation)
+            strand = strand._replace(mark=mark)
         elif strand.mark is None:
-            strand = strand._replace(mark=(kind, operation))
-        # An array of the leaf's own shape may still be a weight: a masked one. A wider
-        # one is an activation.
-        if not (live or facts.live) or (_is_own(pattern) and not strand.weak):
-            kept.add(strand._replace(weak=strand.weak or weak))
+            strand = strand._replace(mark=mark)
+        live = meeting.live or meeting.with_live
+        if not live or (meeting.own and not strand.weak):
+            kept.add(strand._replace(weak=weak))
     return frozenset(kept)
 
 
 def default(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
-    """Follows what has the shape of the result, through entrywise functions and loops
-    of them; ends the rest."""
+    """Follows what has the shape of the result, and ends the rest.
+
+    A primitive whose operands have the shape of its result is taken to work entry by
+    entry, or along axes that it keeps.
+    """
     shapes = [value.shape for value in operation.operands]
     results = [value.shape for value in operation.results]
     if operation.name not in _MIXING and not operation.bodies:
@@ -288,6 +322,14 @@ def default(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]
     for one in facts:
         walk.end(one, operation)
     return [UNKNOWN] * len(results)
+
+
+def is_own(strands: Strands) -> bool:
+    """Whether every axis of an array runs over an axis of some parameter in it."""
+    patterns = [p for p, some in strands.items() if any(s.weight for s in some)]
+    return all(
+        any(_is_own((dim,)) for dim in dims) for dims in zip(*patterns, strict=True)
+    )
 
 
 def _is_own(pattern: Pattern) -> bool:
@@ -305,14 +347,35 @@ _MARKS = {
 }
 """What a parameter is that an operation combines with activations."""
 
-_SAME_ENTRIES = frozenset(
-    "convert_element_type reshape broadcast_in_dim transpose squeeze copy "
-    "sharding_constraint stop_gradient optimization_barrier".split()
+_SAME_ENTRIES = (
+    "broadcast_in_dim",
+    "convert_element_type",
+    "copy",
+    "optimization_barrier",
+    "reshape",
+    "sharding_constraint",
+    "squeeze",
+    "stop_gradient",
+    "transpose",
 )
 """Primitives that keep the entries of an array."""
 
-_MIXING = frozenset(
-    "declared pallas_call custom_call fft cholesky qr eigh svd lu triangular_solve "
-    "schur hessenberg tridiagonal ffi_call pure_callback io_callback".split()
+_MIXING = (
+    "cholesky",
+    "custom_call",
+    "declared",
+    "eigh",
+    "fft",
+    "ffi_call",
+    "hessenberg",
+    "io_callback",
+    "lu",
+    "pallas_call",
+    "pure_callback",
+    "qr",
+    "schur",
+    "svd",
+    "triangular_solve",
+    "tridiagonal",
 )
 """Primitives whose results have other axes than their operands, though as long."""

@@ -1,6 +1,5 @@
-"""How parameters are used in products, convolutions and look-ups."""
+"""How parameters are used in products and convolutions."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,15 +12,14 @@ from manifold_optax.modular._provenance import (
     reshaped,
 )
 from manifold_optax.modular._walk import (
-    changed,
     Facts,
     Found,
+    is_own,
     joined,
     Strand,
     Strands,
     Walk,
 )
-from manifold_optax.modular._walk_axes import same_rank
 
 
 class _Side(NamedTuple):
@@ -48,12 +46,15 @@ class _Side(NamedTuple):
 
 def dot_general(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
     """A product: of activations, of parameters, or of the one with the other."""
-    contracting, batching = operation.params["dimension_numbers"]
     left, right = operation.operands
+    one = _as_tokens(walk, operation, *facts)
+    two = _as_tokens(walk, operation, *facts[::-1])
+    contracting, batching = operation.params["dimension_numbers"]
     free_left = _rest(left.shape, (*contracting[0], *batching[0]))
     free_right = _rest(right.shape, (*contracting[1], *batching[1]))
     first = _Side(
-        *facts,
+        one,
+        two,
         tuple(contracting[0]),
         tuple(batching[0]),
         free_left,
@@ -61,7 +62,8 @@ def dot_general(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Fa
         right in walk.one_hot,
     )
     second = _Side(
-        *facts[::-1],
+        two,
+        one,
         tuple(contracting[1]),
         tuple(batching[1]),
         free_right,
@@ -116,56 +118,20 @@ def convolution(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Fa
     kernel: list[int | None] = [None] * rank
     kernel[numbers.out_spec[1]] = numbers.rhs_spec[0]
     out, channel, *taps = numbers.rhs_spec
+    one, two = facts
     first = _Side(
-        *facts,
+        one,
+        two,
         (numbers.lhs_spec[1],),
         (),
         (numbers.lhs_spec[0], *numbers.lhs_spec[2:]),
         tuple(images),
     )
-    second = _Side(*facts[::-1], (channel, *taps), (), (out,), tuple(kernel))
+    second = _Side(two, one, (channel, *taps), (), (out,), tuple(kernel))
     if groups > 1:
-        for pattern, strands in facts[1].strands.items():
+        for pattern, strands in two.strands.items():
             _note_groups(walk, operation, pattern, strands, groups)
     return _product(walk, operation, first, second, "convolution")
-
-
-def gather(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
-    """Rows of a table: an embedding, unless they turn out to be matrices."""
-    for one in facts[1:]:
-        walk.end(one, operation)
-    numbers, sizes = operation.params["dimension_numbers"], _sizes(operation)
-    shape, rank = operation.operands[0].shape, len(operation.results[0].shape)
-    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    kept = [dim for dim in range(len(shape)) if dim not in gone]
-    sources: list[int | None] = [None] * rank
-    for dim, source in zip(sorted(numbers.offset_dims), kept, strict=True):
-        sources[dim] = source
-    looked_up = [dim for dim in numbers.start_index_map if sizes[dim] < shape[dim]]
-    several = math.prod(operation.operands[1].shape[:-1]) > 1
-    is_table = facts[1].live or several
-    return [_taken(walk, operation, facts, looked_up, sources, is_table)]
-
-
-def dynamic_slice(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
-    """Rows of a table, or one of the layers in a stack of them."""
-    for one in facts[1:]:
-        walk.end(one, operation)
-    shape, sizes = operation.operands[0].shape, _sizes(operation)
-    looked_up = [dim for dim, size in enumerate(shape) if sizes[dim] < size]
-    is_table = any(one.live for one in facts[1:])
-    sources = [None if dim in looked_up else dim for dim in range(len(shape))]
-    return [_taken(walk, operation, facts, looked_up, sources, is_table)]
-
-
-def dynamic_update_slice(
-    walk: Walk, operation: Operation, facts: list[Facts]
-) -> list[Facts]:
-    """What is written, beside what was there."""
-    written = same_rank(walk, operation, [facts[1]])
-    old = same_rank(walk, operation, [facts[0]])
-    live = any(one.live for one in facts)
-    return [Facts(live, joined(written[0].strands, old[0].strands))]
 
 
 def _product(
@@ -179,16 +145,30 @@ def _product(
     return [Facts(first.facts.live or second.facts.live, joined(*strands))]
 
 
+def _as_tokens(walk: Walk, operation: Operation, mine: Facts, other: Facts) -> Facts:
+    """A parameter that was repeated over a batch, as activations.
+
+    Learned queries are such; a matrix meets a matrix as it is.
+    """
+    if mine.live or not mine.strands or not other.strands or is_own(mine.strands):
+        return mine
+    walk.end(mine, operation, "bias")
+    return Facts(live=True)
+
+
 def _of_side(walk: Walk, operation: Operation, side: _Side, kind: str) -> Strands:
     """What of one operand is in the product."""
     shape = operation.results[0].shape
-    _note_taken(walk, side)
+    summed = _summed(side)
+    _note_taken(walk, side, summed)
     found: dict[Pattern, set[Strand]] = {}
     taken: dict[int, list[tuple[Pattern, tuple[int, ...]]]] = {}
     for pattern, strands in side.facts.strands.items():
         new = moved(pattern, side.layout, shape, parts=not side.facts.live)
         if any(factor.axis != NOTHING for dim in new for factor in dim):
-            found.setdefault(new, set()).update(s for s in strands if not s.weight)
+            found.setdefault(new, set()).update(
+                s for s in strands if not s.weight and s.leaf not in summed
+            )
         for strand in (s for s in strands if s.weight):
             kept = _of_weight(walk, operation, side, pattern, strand, kind)
             if kept is None:
@@ -213,7 +193,7 @@ def _of_side(walk: Walk, operation: Operation, side: _Side, kind: str) -> Strand
     return {pattern: frozenset(some) for pattern, some in found.items() if some}
 
 
-def _note_taken(walk: Walk, side: _Side) -> None:
+def _note_taken(walk: Walk, side: _Side, summed: frozenset[int]) -> None:
     """How the product takes the results of earlier matrices.
 
     A batch axis of a product belongs to several matrices side by side: heads, or
@@ -223,18 +203,29 @@ def _note_taken(walk: Walk, side: _Side) -> None:
     other = side.other
     if not side.contracted:
         return
-    fixed = not other.live and not other.strands
+    batch = side.batch if other.live or other.strands else ()
     groups: dict[int, list[tuple[Pattern, tuple[int, ...]]]] = {}
     for pattern, strands in side.facts.strands.items():
-        apart = () if fixed else side.batch
-        if other.live and axes_in(pattern, side.contracted):
-            apart = (*apart, *side.free)
-        if axes_in(pattern, (*side.contracted, *apart)):
-            for strand in strands:
-                if not strand.weight:
-                    groups.setdefault(strand.leaf, []).append((pattern, apart))
+        taken = axes_in(pattern, (*side.contracted, *batch))
+        for strand in strands:
+            if strand.weight or not (taken or strand.leaf in summed):
+                continue
+            free = side.free if other.live and strand.leaf in summed else ()
+            groups.setdefault(strand.leaf, []).append((pattern, (*batch, *free)))
     for leaf, parts in groups.items():
         walk.group(leaf, parts, "heads" if other.live else "experts")
+
+
+def _summed(side: _Side) -> frozenset[int]:
+    """The leaves over whose outputs the product sums."""
+    found = [
+        strand.leaf
+        for pattern, strands in side.facts.strands.items()
+        if axes_in(pattern, side.contracted)
+        for strand in strands
+        if not strand.weight
+    ]
+    return frozenset(found)
 
 
 def _of_weight(
@@ -314,39 +305,6 @@ def _note_groups(
     for strand in strands:
         if strand.weight and apart is not None:
             walk.group(strand.leaf, [(apart, (0,))], "groups")
-
-
-def _taken(
-    walk: Walk,
-    operation: Operation,
-    facts: list[Facts],
-    looked_up: Sequence[int],
-    sources: Sequence[int | None],
-    is_table: bool,
-) -> Facts:
-    """What is left of a table after some of its rows were taken."""
-    shape = operation.results[0].shape
-    live = facts[0].live or is_table
-
-    def of_weight(strand: Strand) -> Strand | None:
-        if not looked_up or not is_table:
-            return strand
-        if not facts[0].live:
-            found = Found("embedding", weak=strand.weak)
-            walk.use(strand.leaf, found, operation)
-        rows = sum(
-            size > 1
-            for dim, size in enumerate(operation.operands[0].shape)
-            if dim not in looked_up
-        )
-        return strand._replace(mark=("embedding", operation)) if rows > 1 else None
-
-    result = changed(facts[0], lambda p: moved(p, sources, shape), of_weight)
-    return Facts(live or any(one.live for one in facts[1:]), result.strands)
-
-
-def _sizes(operation: Operation) -> tuple[int, ...]:
-    return tuple(operation.params["slice_sizes"])
 
 
 def _rest(shape: Sequence[int], taken: Sequence[int]) -> tuple[int, ...]:
