@@ -15,9 +15,8 @@ from manifold_optax.modular._gains import Gains
 from manifold_optax.modular._graph import Graph, Operation, Value
 from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm, ratio
 from manifold_optax.modular._module import Atom
-from manifold_optax.modular._primitives import loop_of
+from manifold_optax.modular._primitives import loop_of, multiple
 from manifold_optax.modular._repeat import Repeat
-from manifold_optax.modular._scalar import analyse
 from manifold_optax.modular._sensitivities import Analysis
 from manifold_optax.modular._sizes import rule_of, Sizes
 from manifold_optax.roles import VECTOR
@@ -220,9 +219,9 @@ class _Tree:
 def _name(operation: Operation) -> str:
     """A name that a person knows: of the function that was called, or of the step."""
     if operation.name == "entrywise":
-        facts = analyse(operation.params["expression"])
-        if facts.slope_lo == facts.slope_hi and facts.at_zero == 0:
-            return f"× {facts.slope_lo:.4g}"
+        factor = multiple(operation)
+        if factor is not None:
+            return f"× {factor:.4g}"
         plain = [call for call in operation.calls if not call.startswith("_")]
         return plain[0] if plain else "scalar function"
     names = {

@@ -9,6 +9,7 @@ from manifold_optax.modular._primitives import (
     _sums,
 )
 from manifold_optax.modular._primitives._declared import register_rule
+from manifold_optax.modular._primitives._entries import multiple
 from manifold_optax.modular._primitives._loops import loop_of, slice_gains
 
-__all__ = ("loop_of", "register_rule", "slice_gains")
+__all__ = ("loop_of", "multiple", "register_rule", "slice_gains")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from manifold_optax.modular._graph import Operation, Value
 from manifold_optax.modular._mixed_norm import joined, MixedNorm, ratio, remarked
-from manifold_optax.modular._scalar import analyse, ScalarFacts
+from manifold_optax.modular._scalar import analyse, Ref, ScalarFacts
 from manifold_optax.modular._sizes import (
     all_max,
     Move,
@@ -21,6 +21,17 @@ Moves = Sequence[Sequence[Move]]
 def _entries(norm: MixedNorm) -> float:
     """The norm of an array of ones, from above."""
     return math.sqrt(norm.count("oi")) * norm.count("s")
+
+
+def multiple(operation: Operation) -> float | None:
+    """The factor of a function x ↦ c x; `None` for every other function."""
+    steps = operation.params["expression"].steps
+    if not steps:
+        return 1.0
+    if len(steps) > 1 or steps[0].primitive != "mul":
+        return None
+    numbers = [x for x in steps[0].operands if not isinstance(x, Ref)]
+    return float(numbers[0]) if len(numbers) == 1 else None
 
 
 def _facts(operation: Operation, sizes: Sizes) -> ScalarFacts:
@@ -44,10 +55,12 @@ def _entrywise_size(
     """|f(x)| is at most growth · |x|, |f(0)| + slope · |x|, and the largest value."""
     del result
     (root,) = operation.operands
+    factor = multiple(operation)
+    if factor is not None:
+        return _product(abs(factor), sizes.bound(root, norm))
     facts = _facts(operation, sizes)
     bounds = [max(abs(facts.lo), abs(facts.hi)) * _entries(norm)]
-    linear = facts.slope_lo == facts.slope_hi and facts.at_zero == 0
-    inner = norm if linear else remarked(norm, "i", "o")
+    inner = remarked(norm, "i", "o")
     if facts.growth < math.inf:
         bounds.append(facts.growth * sizes.bound(root, inner))
     elif facts.lipschitz < math.inf:
@@ -61,13 +74,15 @@ def _entrywise_moves(
 ) -> Moves:
     """A change of an entry is changed by the slope there."""
     del position
+    factor = multiple(operation)
+    if factor is not None:
+        return [[Move(0, abs(factor), norm, "multiple")]]
     facts = _facts(operation, sizes)
     if facts.lipschitz == math.inf:
         what = "jumps" if not facts.continuous else "has no bounded slope"
         raise unfollowed(operation, f"the function {what} where it is used")
-    outer = norm if facts.slope_lo == facts.slope_hi else remarked(norm, "i", "o")
-    factor = facts.lipschitz * ratio(outer, norm)
-    return [[Move(0, factor, outer, "slope")]]
+    outer = remarked(norm, "i", "o")
+    return [[Move(0, facts.lipschitz * ratio(outer, norm), outer, "slope")]]
 
 
 def _add_size(
