@@ -41,10 +41,15 @@ class Written:
     shapes: Mapping[str, tuple[int, ...]]
     numbers: Mapping[str, tuple[float, ...]]
 
-    def sensitivities(self, kind: Any) -> Mapping[str, tuple[float, ...]]:
+    @property
+    def slices(self) -> Mapping[str, int]:
+        """No stacks."""
+        return dict.fromkeys(self.shapes, 1)
+
+    def sensitivity(self, path: str, kind: Any) -> tuple[float, ...]:
         """One number for each parameter, all different."""
         del kind
-        return self.numbers
+        return self.numbers[path]
 
 
 def written(tree: Any, manifold: mo.Manifold) -> Written:

@@ -43,8 +43,13 @@ class ReadModule(Protocol):
         """Path of each parameter → shape of its leaf."""
         ...
 
-    def sensitivities(self, kind: Any) -> PerSlice:
-        """Sensitivity of the output to each parameter in its norm."""
+    @property
+    def slices(self) -> Mapping[str, int]:
+        """Path of each parameter → layers of the stack that it is, 1 for no stack."""
+        ...
+
+    def sensitivity(self, path: str, kind: Any) -> tuple[float, ...]:
+        """Of the output to one parameter in its norm, slice by slice."""
         ...
 
 
@@ -156,7 +161,7 @@ def budget(
     check_module("module", module)
     require_one_of("sensitivity", sensitivity, KINDS)
     atoms = sharing_atoms(module, vectors=vectors, masses=masses)
-    found = module.sensitivities(sensitivity)
+    found = {atom.path: module.sensitivity(atom.path, sensitivity) for atom in atoms}
     return budget_of(sensitivity, atoms, found, tare=tare)
 
 

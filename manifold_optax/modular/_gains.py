@@ -1,11 +1,13 @@
 """How much of a change of a value reaches the outputs, read from the outputs back."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from manifold_optax.modular._graph import Graph, Operation, Value
 from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm, ratio
 from manifold_optax.modular._sizes import (
+    all_max,
     Fact,
     Move,
     rule_of,
@@ -44,7 +46,7 @@ class Gains:
         self.graph = graph
         self.sizes = sizes
         self._wanted = wanted
-        self._uses = graph.uses()
+        self.uses = graph.uses()
         self._gains: dict[tuple[Value, MixedNorm], float | Unreadable] = {}
         self._prepare()
 
@@ -60,10 +62,6 @@ class Gains:
         if isinstance(found, Unreadable):
             raise found
         return found
-
-    def uses_of(self, value: Value) -> list[tuple[Operation, int]]:
-        """The operations that need a value."""
-        return self._uses.get(value, [])
 
     def best(self, operation: Operation, position: int, norm: MixedNorm) -> list[Move]:
         """The moves of one operation by which least of a change arrives."""
@@ -84,12 +82,12 @@ class Gains:
             yield move.factor * weight, [Link(None, move, weight)]
         if not value.is_float:
             return
-        for operation, position in self._uses.get(value, ()):
+        for operation, position in self.uses.get(value, ()):
             if any(self._is_seen(result) for result in operation.results):
                 yield self._least(operation, position, norm)
 
     def _is_seen(self, result: Value) -> bool:
-        return result in self._uses or result in self._wanted
+        return result in self.uses or result in self._wanted
 
     def _least(
         self, operation: Operation, position: int, norm: MixedNorm
@@ -117,17 +115,17 @@ class Gains:
         return self.gain(result, move.norm) if self._is_seen(result) else 0.0
 
     def _prepare(self) -> None:
-        """Fills the natural norms from the outputs back, so that no call nests deep.
+        """Fills the usual norms from the outputs back, so that no call nests deep.
 
         What fails here fails again, with its message, if it is asked for.
         """
         for operation in reversed(self.graph.operations()):
             for result in operation.results:
-                if result.is_float and self.sizes.moves(result):
-                    try:
-                        self.gain(result, natural_norm(result.shape))
-                    except Unreadable:
-                        continue
+                if not result.is_float or not self.sizes.moves(result):
+                    continue
+                for usual in (natural_norm, all_max):
+                    with contextlib.suppress(Unreadable):
+                        self.gain(result, usual(result.shape))
 
 
 def _times(factor: float, gain: float) -> float:

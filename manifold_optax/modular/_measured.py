@@ -148,9 +148,7 @@ def _sensitivities(
     draws: int,
 ) -> dict[str, tuple[float, ...]]:
     """Path → estimate for each slice."""
-    counts = {
-        path: len(numbers) for path, numbers in module.sensitivities("nominal").items()
-    }
+    counts = module.slices
     groups = groups_of(atoms, module.shapes)
     groups(params)
     leaves = _Leaves.of(params, [atom.path for atom in atoms])

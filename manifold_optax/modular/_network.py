@@ -9,6 +9,7 @@ from manifold_optax.modular._explain import explained
 from manifold_optax.modular._fuse import fuse
 from manifold_optax.modular._graph import Graph
 from manifold_optax.modular._module import Atom, Module
+from manifold_optax.modular._primitives import slices_of
 from manifold_optax.modular._sensitivities import Analysis
 from manifold_optax.modular._sizes import Assumptions, Unreadable
 from manifold_optax.modular._tree import tree_of
@@ -23,7 +24,7 @@ class Network:
     """What `read` found in a function: its parameters, and how they reach the output.
 
     Attributes:
-        function: as it was given.
+        function: as it was given, returning the output that counts alone.
         graph: its computation.
         shapes: of the parameters, by path.
         atoms: the parameters, in the order of their leaves.
@@ -60,16 +61,27 @@ class Network:
         Raises:
             ValueError: for a step that has no rule, with the parameter and the line.
         """
-        analysis = self.analysis(kind)
-        found = {}
-        for atom in self.atoms:
-            try:
-                found[atom.path] = analysis.sensitivity(atom.path)
-            except Unreadable as error:
-                raise Unreadable(
-                    f"No sensitivity of {atom.path!r} is known. {error}"
-                ) from None
-        return found
+        return {atom.path: self.sensitivity(atom.path, kind) for atom in self.atoms}
+
+    def sensitivity(
+        self, path: str, kind: Sensitivity = "nominal"
+    ) -> tuple[float, ...]:
+        """The same of one parameter."""
+        require_one_of("path", path, tuple(self.shapes))
+        try:
+            return self.analysis(kind).sensitivity(path)
+        except Unreadable as error:
+            raise Unreadable(
+                f"No sensitivity of {path!r} is known. {error}"
+            ) from None
+
+    @property
+    def slices(self) -> dict[str, int]:
+        """By path, the layers of the scanned stack that a parameter is; else 1."""
+        fused = fuse(self.graph)
+        uses = fused.uses()
+        leaves = zip(self.shapes, fused.inputs, strict=False)
+        return {path: slices_of(leaf, uses) for path, leaf in leaves}
 
     def explain(self, path: str, kind: Sensitivity = "nominal") -> str:
         """The factors from a parameter to the output, one line each.

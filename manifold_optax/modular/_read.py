@@ -7,11 +7,12 @@ import jax
 
 from manifold_optax._checks import require_in_range
 from manifold_optax._typing import ArrayTree
-from manifold_optax.modular._graph import Graph, Value
+from manifold_optax.modular._graph import Graph
 from manifold_optax.modular._module import Atom
 from manifold_optax.modular._network import Network
 from manifold_optax.modular._rules import (
     check_geometry_rules,
+    check_keys,
     geometry_of,
     GeometryRules,
 )
@@ -81,7 +82,8 @@ def read(
     check_geometry_rules(geometry)
     require_in_range("floor", floor, "[0, inf)")
     graph, paths, outputs = trace(function, params, *inputs)
-    graph = Graph(graph.inputs, (_output(graph, outputs, output),))
+    place = _output(graph, outputs, output)
+    graph = Graph(graph.inputs, (graph.outputs[place],))
     leaves = dict(zip(paths, graph.inputs, strict=False))
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     found = roles_from_use(graph, paths, shapes, roles or {})
@@ -91,8 +93,9 @@ def read(
         assert role is not None
         pair = geometry_of(path, role.label, role.axes, shape, geometry)
         atoms.append(Atom(path, role.label, role.axes, *pair))
+    check_keys("geometry", geometry, atoms, "(manifold, norm), a manifold or a norm")
     return Network(
-        function=function,
+        function=lambda *args: jax.tree.leaves(function(*args))[place],
         graph=graph,
         shapes=shapes,
         atoms=tuple(atoms),
@@ -102,19 +105,14 @@ def read(
     )
 
 
-def _output(graph: Graph, paths: tuple[str, ...], wanted: str | None) -> Value:
-    """The output that counts."""
-    if wanted is None:
-        for value in graph.outputs:
-            if value.is_float and value.shape:
-                return value
-        for value in graph.outputs:
-            if value.is_float:
-                return value
-    elif wanted in paths:
-        value = graph.outputs[paths.index(wanted)]
-        if value.is_float:
-            return value
+def _output(graph: Graph, paths: tuple[str, ...], wanted: str | None) -> int:
+    """The place of the output that counts."""
+    floats = [k for k, value in enumerate(graph.outputs) if value.is_float]
+    if wanted is not None:
+        floats = [k for k in floats if paths[k] == wanted]
+    arrays = [k for k in floats if graph.outputs[k].shape]
+    for place in (*arrays, *floats):
+        return place
     raise ValueError(
         f"The function has no output of floats at {wanted!r}; its outputs are "
         f"{list(paths)}. Give output= one of their paths."

@@ -24,10 +24,14 @@ class Handmade:
     function: Callable[..., Any] | None = None
     roles: mo.Roles = mo.roles()  # noqa: RUF009 - immutable
 
-    def sensitivities(self, kind: str) -> Mapping[str, tuple[float, ...]]:
+    @property
+    def slices(self) -> Mapping[str, int]:
+        return {path: len(numbers) for path, numbers in self.nominal.items()}
+
+    def sensitivity(self, path: str, kind: str) -> tuple[float, ...]:
         found = self.nominal if kind == "nominal" else self.derived
         assert found is not None
-        return found
+        return found[path]
 
 
 def handmade(

@@ -10,6 +10,6 @@ from manifold_optax.modular._primitives import (
 )
 from manifold_optax.modular._primitives._declared import register_rule
 from manifold_optax.modular._primitives._entries import multiple
-from manifold_optax.modular._primitives._loops import loop_of, slice_gains
+from manifold_optax.modular._primitives._loops import loop_of, slice_gains, slices_of
 
-__all__ = ("loop_of", "multiple", "register_rule", "slice_gains")
+__all__ = ("loop_of", "multiple", "register_rule", "slice_gains", "slices_of")

@@ -7,7 +7,7 @@ values, a small matrix of numbers; so a loop of a thousand steps is read once.
 import dataclasses
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -316,11 +316,15 @@ def slice_gains(gains: Gains, leaf: Value, norm: MixedNorm) -> tuple[float, ...]
 
     A change of one layer of a stack passes the layers after it alone.
     """
-    scans = _scans_of(gains, leaf)
-    if scans is None:
+    way, scans = _scans_of(leaf, gains.uses)
+    if not scans:
         return (gains.gain(leaf, norm),)
+    factor = 1.0
+    for operation in way:
+        ((move,), *_) = RULES[operation.name].moves(operation, 0, norm, gains.sizes)
+        factor, norm = factor * move.factor, move.norm
     total = np.zeros(leaf.shape[0])
-    for operation, position, factor in scans:
+    for operation, position in scans:
         loop = loop_of(operation, gains.sizes)
         added = loop.step(position, MixedNorm(norm.axes[1:])) * factor
         rows = slice_changes(loop, added)
@@ -337,23 +341,31 @@ def _gain_of_result(gains: Gains, loop: Loop, result: int) -> float:
     return gains.gain(loop.operation.results[result], move.norm)
 
 
-def _scans_of(gains: Gains, leaf: Value) -> list[tuple[Operation, int, float]] | None:
-    """The loops that run through a leaf, perhaps cast or scaled before; `None`: none.
+def slices_of(
+    leaf: Value, uses: Mapping[Value, Sequence[tuple[Operation, int]]]
+) -> int:
+    """How many slices a leaf has that a loop runs through; 1 for every other leaf."""
+    _, scans = _scans_of(leaf, uses)
+    return leaf.shape[0] if scans else 1
 
-    All of its uses must be such loops.
+
+def _scans_of(
+    leaf: Value, uses: Mapping[Value, Sequence[tuple[Operation, int]]]
+) -> tuple[list[Operation], list[tuple[Operation, int]]]:
+    """The loops that run through a leaf, if nothing else uses it.
+
+    Before them it may be cast or scaled: these steps come first.
     """
-    factor = 1.0
-    uses = gains.uses_of(leaf)
-    while len(uses) == 1 and uses[0][0].name in ("entrywise", "convert_element_type"):
-        operation, _ = uses[0]
-        norm = natural_norm(leaf.shape)
-        ((move,), *_) = RULES[operation.name].moves(operation, 0, norm, gains.sizes)
-        factor *= move.factor
-        uses = gains.uses_of(operation.results[0])
+    way: list[Operation] = []
+    found = uses.get(leaf, ())
+    while len(found) == 1 and found[0][0].name in ("entrywise", "convert_element_type"):
+        way.append(found[0][0])
+        found = uses.get(way[-1].results[0], ())
     sliced = [
-        (operation, position, factor)
-        for operation, position in uses
+        (operation, position)
+        for operation, position in found
         if operation.name == "scan"
-        and position >= loop_of(operation, gains.sizes).carried.stop
+        and position
+        >= operation.params["num_consts"] + operation.params["num_carry"]
     ]
-    return sliced if sliced and len(sliced) == len(uses) else None
+    return (way, sliced) if len(sliced) == len(found) else ([], [])
