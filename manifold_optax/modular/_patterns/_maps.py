@@ -115,7 +115,10 @@ def _slice(maps: Maps, operation: Operation) -> Weighted | None:
 
 
 def _split(maps: Maps, operation: Operation, index: int) -> Weighted | None:
-    sizes, axis = operation.params["sizes"], operation.params["axis"] - maps.leading
+    sizes, axis = (
+        operation.params["sizes"],
+        int(operation.params["axis"]) - maps.leading,
+    )
     start = sum(sizes[:index])
     cut = slice(start, start + sizes[index])
     if axis < 0:
@@ -124,7 +127,7 @@ def _split(maps: Maps, operation: Operation, index: int) -> Weighted | None:
 
 
 def _unstack(maps: Maps, operation: Operation, index: int) -> Weighted | None:
-    axis = operation.params["axis"] - maps.leading
+    axis = int(operation.params["axis"]) - maps.leading
     if axis < 0:
         return None
     return _moved(maps, operation, lambda x, n: x.take(index, n + axis))
@@ -179,7 +182,7 @@ def _scale(maps: Maps, operation: Operation) -> Weighted | None:
     factor = array.astype(complex if np.iscomplexobj(array) else float)
     if operation.name == "div":
         with np.errstate(all="ignore"):
-            factor = 1 / factor
+            factor = np.asarray(1 / factor)
     if not np.isfinite(factor).all():
         return None
     return x.placed(operation.results[0].shape[maps.leading :]).scaled(factor)
@@ -195,7 +198,7 @@ def _add(maps: Maps, operation: Operation) -> Weighted | None:
 
 
 def _concatenate(maps: Maps, operation: Operation) -> Weighted | None:
-    axis = operation.params["dimension"] - maps.leading
+    axis = int(operation.params["dimension"]) - maps.leading
     parts = [x for x in map(maps.of, operation.operands) if x is not None]
     if axis < 0 or len(parts) < len(operation.operands):
         return None
@@ -203,7 +206,7 @@ def _concatenate(maps: Maps, operation: Operation) -> Weighted | None:
 
 
 def _stack(maps: Maps, operation: Operation) -> Weighted | None:
-    axis = operation.params["axis"] - maps.leading
+    axis = int(operation.params["axis"]) - maps.leading
     parts = [x for x in map(maps.of, operation.operands) if x is not None]
     if axis < 0 or len(parts) < len(operation.operands):
         return None

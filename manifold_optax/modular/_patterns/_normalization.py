@@ -255,7 +255,9 @@ def _with_mean(quotient: _Quotient, first: Leaf, second: Leaf) -> _Quotient | No
     if [_key(gain) for gain in other.gains] != [_key(gain) for gain in quotient.gains]:
         return None
     mean = _along(second.path, other.numerator)
-    numerator = mean and added(quotient.numerator, mean, first.weight * second.weight)
+    numerator = mean and added(
+        quotient.numerator, mean, float(first.weight * second.weight)
+    )
     if not numerator:
         return None
     sign = {key: first.weight * c for key, c in numerator.terms.items()}

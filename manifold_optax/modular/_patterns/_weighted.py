@@ -91,8 +91,8 @@ def total(a: Weighted, b: Weighted) -> Weighted | None:
     for x in (a, b):
         for source, weight in zip(x.sources, x.weights, strict=True):
             key = source.tobytes()
-            sources[key] = source
-            weights[key] = weights[key] + weight if key in weights else weight
+            sources[key] = np.asarray(source)
+            weights[key] = np.asarray(weights.get(key, 0.0) + weight)
     return stacked(a.leading, list(sources.values()), list(weights.values()))
 
 

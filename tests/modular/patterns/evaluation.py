@@ -1,8 +1,8 @@
-"""The value of a graph, computed with the patterns in it or without."""
+"""Graphs of functions, and their values with patterns computed as they are defined."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
 from manifold_optax.modular._graph import Graph, Operation, Value
 from manifold_optax.modular._patterns import recognise
 from manifold_optax.modular._trace import trace
@@ -15,55 +15,60 @@ def only_output(function, *arguments) -> tuple[Graph, Value]:
     return graph, output
 
 
-def found(value: Value, graph: Graph, name: str) -> list[Operation]:
-    """All patterns of a name that a walk from `value` to the inputs meets."""
-    seen, stack, patterns = set(), [value], []
+def found(function, *arguments, name: str | None = None) -> list[Operation]:
+    """The patterns, of one name or all, that a walk back from the output meets."""
+    graph, output = only_output(function, *arguments)
+    seen, stack, patterns = set(graph.inputs), [output], []
     while stack:
         value = stack.pop()
-        if value in seen or value in graph.inputs:
+        if value in seen:
             continue
         seen.add(value)
         operation = recognise(value) or value.operation
         if operation is None:
             continue
         assert operation.results[value.index] is value
-        if operation.name == name:
+        if operation.name in PATTERNS if name is None else operation.name == name:
             patterns.append(operation)
         stack.extend(operation.operands)
     return patterns
 
 
-def evaluate(value: Value, graph: Graph, arguments) -> np.ndarray:
-    """The value, with every pattern computed by its definition."""
+def evaluate(function, *arguments) -> jax.Array:
+    """The output, with every pattern computed as it is defined."""
+    graph, output = only_output(function, *arguments)
     known = dict(zip(graph.inputs, arguments, strict=True))
 
     def get(value):
-        if value not in known:
-            operation = recognise(value) or value.operation
-            if operation is None:
-                known[value] = jnp.asarray(value.constant)
-            else:
-                operands = [get(operand) for operand in operation.operands]
-                known[value] = _apply(operation, operands, value)
+        if value in known:
+            return known[value]
+        operation = recognise(value)
+        if operation is None or operation.name == "linear":
+            operation = value.operation
+        if operation is None:
+            return jnp.asarray(value.constant)
+        operands = [get(operand) for operand in operation.operands]
+        known[value] = _apply(operation, operands, value)
         return known[value]
 
-    return np.asarray(get(value))
+    return get(output)
 
 
 def _apply(operation, operands, value):
-    if operation.name in DEFINITIONS:
-        result = DEFINITIONS[operation.name](*operands, **operation.params)
-        return jnp.asarray(result, value.dtype)
-    if operation.name in ARITHMETIC:
-        return jnp.asarray(ARITHMETIC[operation.name](*operands), value.dtype)
-    if operation.name == "broadcast_in_dim":  # Those of the graph itself are incomplete.
-        dimensions = operation.params["broadcast_dimensions"]
+    name, params = operation.name, operation.params
+    if name in DEFINITIONS:
+        return jnp.asarray(DEFINITIONS[name](*operands, **params), value.dtype)
+    if name in ARITHMETIC:  # Without JAX's check that dtypes agree: casts are left out.
+        return jnp.asarray(ARITHMETIC[name](*operands), value.dtype)
+    if name == "broadcast_in_dim":  # Those that the graph adds lack a parameter.
+        dimensions = params["broadcast_dimensions"]
         return jax.lax.broadcast_in_dim(operands[0], value.shape, dimensions)
-    results = operation.primitive.bind(*operands, **operation.params)
+    results = operation.primitive.bind(*operands, **params)
     return results[value.index] if operation.primitive.multiple_results else results
 
 
 def normalize(x, *, axes, centred, epsilon, scale, offset, floor):
+    """As `normalization` documents it."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     x = x - jnp.mean(x, axes, keepdims=True) if centred else x
     size = jnp.sqrt(jnp.mean(x * x, axes, keepdims=True) + epsilon)
@@ -76,4 +81,11 @@ DEFINITIONS = {
     "log_softmax": lambda z, *, axes: jax.nn.log_softmax(z, axes),
 }
 
-ARITHMETIC = {"add": jnp.add, "sub": jnp.subtract, "mul": jnp.multiply, "div": jnp.divide}
+PATTERNS = (*DEFINITIONS, "linear")
+
+ARITHMETIC = {
+    "add": jnp.add,
+    "sub": jnp.subtract,
+    "mul": jnp.multiply,
+    "div": jnp.divide,
+}
