@@ -154,7 +154,7 @@ def _compact(array: np.ndarray) -> np.ndarray:
         slice(0, 1) if stride == 0 and size > 1 else slice(None)
         for stride, size in zip(array.strides, array.shape, strict=True)
     )
-    return array[index]
+    return np.asarray(array[index])  # Of rank 0, NumPy gives a number.
 
 
 def _iota(operation: Operation) -> np.ndarray:
