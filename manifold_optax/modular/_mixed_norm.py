@@ -84,7 +84,7 @@ def natural_norm(shape: Sequence[int]) -> MixedNorm:
 def reshaped(norm: MixedNorm, shape: tuple[int, ...]) -> MixedNorm | None:
     """The same norm of the reshaped array; `None` if its factors are cut."""
     axes: list[Factors] = []
-    waiting = list(reversed(norm.factors))
+    waiting = list(reversed(joined(norm.factors)))
     for size in shape:
         axis: list[tuple[int, str]] = []
         while size > 1:
@@ -116,10 +116,15 @@ def resized(factors: Factors, size: int, *, aligned: bool) -> Factors:
 
 def coarse(norm: MixedNorm) -> MixedNorm:
     """The Euclidean norm over every axis that has more than one factor."""
+    return euclidean(norm, {k for k, axis in enumerate(norm.axes) if len(axis) > 1})
+
+
+def euclidean(norm: MixedNorm, axes: Set[int]) -> MixedNorm:
+    """The Euclidean norm over some axes, over the others as before."""
     return MixedNorm(
         tuple(
-            axis if len(axis) <= 1 else joined((n, "o") for n, _ in axis)
-            for axis in norm.axes
+            joined((n, "o") for n, _ in axis) if k in axes else axis
+            for k, axis in enumerate(norm.axes)
         )
     )
 
@@ -162,7 +167,7 @@ def ratio(wanted: MixedNorm, given: MixedNorm, *, even: bool = False) -> float:
     found = [_common(*pair) for pair in zip(wanted.axes, given.axes, strict=True)]
     cut = {k for k, pairs in enumerate(found) if pairs is None}
     if cut:  # By way of the Euclidean norm over the axes whose factors do not fit.
-        mine, yours = _euclidean(wanted, cut), _euclidean(given, cut)
+        mine, yours = euclidean(wanted, cut), euclidean(given, cut)
         first, last = ratio(wanted, mine, even=even), ratio(yours, given, even=even)
         return first * ratio(mine, yours, even=even) * last
     table = _EVEN_RATIOS if even else _RATIOS
@@ -189,16 +194,6 @@ def _turned(counts: dict[tuple[str, str], int]) -> float:
         return 1.0
     least = min(to_input * to_output, inputs * to_output, to_input * outputs)
     return math.sqrt(least) if least > 1 else 1.0
-
-
-def _euclidean(norm: MixedNorm, axes: Set[int]) -> MixedNorm:
-    """The Euclidean norm over some axes, over the others as before."""
-    return MixedNorm(
-        tuple(
-            joined((n, "o") for n, _ in axis) if k in axes else axis
-            for k, axis in enumerate(norm.axes)
-        )
-    )
 
 
 def _common(mine: Factors, yours: Factors) -> list[tuple[int, str, str]] | None:
