@@ -55,7 +55,8 @@ class Gains:
         key = (value, norm)
         if key not in self._gains:
             try:
-                self._gains[key] = sum(total for total, _ in self._ways(value, norm))
+                ways = self._ways(value, norm)
+                self._gains[key] = sum((total for total, _ in ways), 0.0)
             except Unreadable as error:
                 self._gains[key] = error
         found = self._gains[key]

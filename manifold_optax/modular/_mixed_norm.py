@@ -14,8 +14,9 @@ numbers that are 12 heads of 64 has the factors 12 and 64):
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
 
 Factors = tuple[tuple[int, str], ...]
@@ -83,7 +84,7 @@ def natural_norm(shape: Sequence[int]) -> MixedNorm:
 def reshaped(norm: MixedNorm, shape: tuple[int, ...]) -> MixedNorm | None:
     """The same norm of the reshaped array; `None` if its factors are cut."""
     axes: list[Factors] = []
-    waiting = list(reversed(norm.factors))
+    waiting = list(reversed(joined(norm.factors)))
     for size in shape:
         axis: list[tuple[int, str]] = []
         while size > 1:
@@ -115,10 +116,15 @@ def resized(factors: Factors, size: int, *, aligned: bool) -> Factors:
 
 def coarse(norm: MixedNorm) -> MixedNorm:
     """The Euclidean norm over every axis that has more than one factor."""
+    return euclidean(norm, {k for k, axis in enumerate(norm.axes) if len(axis) > 1})
+
+
+def euclidean(norm: MixedNorm, axes: Set[int]) -> MixedNorm:
+    """The Euclidean norm over some axes, over the others as before."""
     return MixedNorm(
         tuple(
-            axis if len(axis) <= 1 else joined((n, "o") for n, _ in axis)
-            for axis in norm.axes
+            joined((n, "o") for n, _ in axis) if k in axes else axis
+            for k, axis in enumerate(norm.axes)
         )
     )
 
@@ -135,15 +141,15 @@ def remarked(norm: MixedNorm, old: str, new: str) -> MixedNorm:
 
 _RATIOS = {
     ("b", "b"): 0.0, ("b", "o"): 0.0, ("b", "i"): 0.0, ("b", "s"): 0.0,
-    ("o", "b"): 0.5, ("o", "o"): 0.0, ("o", "i"): 0.5, ("o", "s"): 0.0,
+    ("o", "b"): 0.5, ("o", "o"): 0.0, ("o", "i"): 0.0, ("o", "s"): 0.0,
     ("i", "b"): 0.5, ("i", "o"): 0.0, ("i", "i"): 0.0, ("i", "s"): 0.0,
-    ("s", "b"): 1.0, ("s", "o"): 0.5, ("s", "i"): 1.0, ("s", "s"): 0.0,
+    ("s", "b"): 1.0, ("s", "o"): 0.5, ("s", "i"): 0.5, ("s", "s"): 0.0,
 }  # fmt: skip
 """(wanted, given) → k: the wanted norm over n entries is at most n^k times the given.
 
 An entry is no more than the Euclidean norm, that no more than the sum; n entries below
-1 have a sum below n and a Euclidean norm below √n; an operator's columns are below its
-norm, hence the Frobenius norm below √n times it; and Cauchy-Schwarz for the rest."""
+1 have a sum below n and a Euclidean norm below √n; and Cauchy-Schwarz for the rest.
+What inputs and outputs of operators add is in `_turned`."""
 
 _EVEN_RATIOS = {**_RATIOS, ("b", "o"): -0.5, ("b", "s"): -1.0, ("o", "s"): -0.5}
 """The same for values whose entries are all of one size."""
@@ -158,19 +164,36 @@ def ratio(wanted: MixedNorm, given: MixedNorm, *, even: bool = False) -> float:
         given: a norm of arrays of the same shape.
         even: for all x whose entries are of one size, rather than for all x.
     """
+    found = [_common(*pair) for pair in zip(wanted.axes, given.axes, strict=True)]
+    cut = {k for k, pairs in enumerate(found) if pairs is None}
+    if cut:  # By way of the Euclidean norm over the axes whose factors do not fit.
+        mine, yours = euclidean(wanted, cut), euclidean(given, cut)
+        first, last = ratio(wanted, mine, even=even), ratio(yours, given, even=even)
+        return first * ratio(mine, yours, even=even) * last
     table = _EVEN_RATIOS if even else _RATIOS
     product = 1.0
-    for mine, yours in zip(wanted.axes, given.axes, strict=True):
-        pairs = _common(mine, yours)
-        if pairs is None:
-            size = math.prod(n for n, _ in mine)
-            pairs = [(size, "o", "o")]
-            product *= math.prod(n ** table[m, "o"] for n, m in mine)
-            product *= math.prod(n ** table["o", m] for n, m in yours)
-        for size, want, give in pairs:
-            exponent = table[want, give]
-            product *= size**exponent if exponent else 1.0
-    return product
+    counts: dict[tuple[str, str], int] = {}
+    for size, want, give in itertools.chain(*filter(None, found)):
+        exponent = table[want, give]
+        product *= size**exponent if exponent else 1.0
+        pair = ("o" if want == "s" else want, give)
+        counts[pair] = counts.get(pair, 1) * size
+    return product * _turned(counts)
+
+
+def _turned(counts: dict[tuple[str, str], int]) -> float:
+    """What it costs that some inputs of an operator become outputs, or the reverse.
+
+    To fix an index costs √n where the norm over it was an operator's. So all that
+    changes sides may be fixed, or the Frobenius norm be taken: it is at most √rank times
+    the operator norm. The transposed operator has the same norm.
+    """
+    both = [counts.get(pair, 1) for pair in itertools.product("io", repeat=2)]
+    inputs, to_input, to_output, outputs = both
+    if inputs == outputs == 1:
+        return 1.0
+    least = min(to_input * to_output, inputs * to_output, to_input * outputs)
+    return math.sqrt(least) if least > 1 else 1.0
 
 
 def _common(mine: Factors, yours: Factors) -> list[tuple[int, str, str]] | None:

@@ -1,6 +1,6 @@
 """From a JAX function to its graph: calls are entered, loops keep their bodies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -119,13 +119,21 @@ def _apply(
     return made_by(
         name,
         operands,
-        equation.params,
+        _plain(equation.params),
         shapes,
         bodies=tuple(_graphs(name, equation.params, operands, inside)),
         primitive=equation.primitive,
         sources=sources,
         calls=around.calls,
     )
+
+
+def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Axes that NumPy made are integers as any others."""
+    return {
+        name: int(value) if isinstance(value, np.integer) else value
+        for name, value in params.items()
+    }
 
 
 def _body(jaxpr: Any) -> tuple[jax_core.Jaxpr, Sequence[Any]]:

@@ -4,6 +4,7 @@ from manifold_optax.modular._primitives import (
     _convolution,
     _declared,
     _entries,
+    _pieces,
     _products,
     _shapes,
     _sums,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from manifold_optax.modular._graph import Operation
 from manifold_optax.modular._mixed_norm import (
     coarse,
+    euclidean,
     Factors,
     joined,
     MixedNorm,
@@ -82,7 +83,7 @@ def _transpose_forth(operation: Operation, norm: MixedNorm) -> Way:
     return 1.0, MixedNorm(tuple(norm.axes[mine] for mine in order))
 
 
-_REPEATED = {"b": 0.0, "o": 0.5, "i": 0.5, "s": 1.0}
+REPEATED = {"b": 0.0, "o": 0.5, "i": 0.5, "s": 1.0}
 """n equal entries under a mark are n^k times one of them."""
 
 
@@ -99,7 +100,7 @@ def _broadcast_back(operation: Operation, norm: MixedNorm) -> Way:
         if inner is not None and shape[inner] == norm.shape[outer]:
             axes[inner] = axis
         else:
-            factor *= math.prod(n ** _REPEATED[mark] for n, mark in axis)
+            factor *= math.prod(n ** REPEATED[mark] for n, mark in axis)
     return factor, MixedNorm(tuple(axes))
 
 
@@ -119,7 +120,7 @@ def _tile_back(operation: Operation, norm: MixedNorm) -> Way:
     pairs = list(zip(operation.params["reps"], shape, strict=True))
     factor, apart = _fitted(norm, tuple(n for pair in pairs for n in pair), wanted=True)
     repeats, kept = apart.axes[::2], apart.axes[1::2]
-    factor *= math.prod(n ** _REPEATED[mark] for axis in repeats for n, mark in axis)
+    factor *= math.prod(n ** REPEATED[mark] for axis in repeats for n, mark in axis)
     return factor, MixedNorm(kept)
 
 
@@ -128,186 +129,110 @@ def _tile_forth(operation: Operation, norm: MixedNorm) -> Way:
     return 1.0, MixedNorm(tuple(joined([(n, "b"), *axis]) for n, axis in pairs))
 
 
-def piece(norm: MixedNorm, axis: int, size: int, *, aligned: bool) -> Way:
-    """The norm of arrays that are longer or shorter along one axis.
-
-    The factor is that of a coarser norm, which is taken where the blocks do not fit.
-    """
-    old = norm.axes[axis]
-    new = resized(old, size, aligned=aligned)
-    factor = 1.0
-    if len(old) > 1 and len(new) == 1 and new[0][1] == "o":
-        one = MixedNorm((old,))
-        factor = ratio(MixedNorm((joined((n, "o") for n, _ in old),)), one)
-    axes = (*norm.axes[:axis], new, *norm.axes[axis + 1 :])
-    return factor, MixedNorm(axes)
-
-
-def _cut(
+def cut(
     norm: MixedNorm, shape: Sequence[int], starts: Sequence[int | None], *, back: bool
 ) -> Way:
-    """Through a slice: `starts` where each axis is cut, `None` where nobody knows."""
+    """Through a slice, or the way into a longer array.
+
+    Args:
+        norm: of the one array.
+        shape: of the other.
+        starts: where each axis is cut; `None` where nobody knows, or where entries do
+            not stay neighbours.
+        back: whether the norm is that of the result.
+
+    Returns:
+        A norm of the other array. Its blocks stay where they are whole; else the whole
+        axis counts under the Euclidean norm, and the factor is what that costs.
+    """
     factor = 1.0
     for axis, (size, start) in enumerate(zip(shape, starts, strict=True)):
-        if norm.shape[axis] == size:
-            continue
         old = norm.axes[axis]
+        if norm.shape[axis] == size and start == 0:
+            continue
         inner = math.prod(n for n, _ in old[1:])
-        aligned = start is not None and start % inner == 0
-        if back and aligned:
-            aligned = size % inner == 0
-        once, norm = piece(norm, axis, size, aligned=aligned)
-        # The whole axis under the Euclidean norm bounds any norm of a piece of it.
-        factor *= 1.0 if back else once
+        aligned = start is not None and start % inner == 0 == size % inner
+        if len(old) > 1 and not aligned:
+            wide = euclidean(norm, {axis})
+            factor *= ratio(norm, wide) if back else ratio(wide, norm)
+        new = resized(old, size, aligned=aligned)
+        norm = MixedNorm((*norm.axes[:axis], new, *norm.axes[axis + 1 :]))
     return factor, norm
 
 
 def _starts(operation: Operation) -> list[int | None]:
-    strides = operation.params.get("strides") or (1,) * len(
-        operation.params["start_indices"]
-    )
-    pairs = zip(operation.params["start_indices"], strides, strict=True)
-    return [start if stride == 1 else None for start, stride in pairs]
+    starts = operation.params["start_indices"]
+    strides = operation.params.get("strides") or (1,) * len(starts)
+    pairs = zip(_anywhere(operation), starts, strides, strict=True)
+    return [
+        start if known is None and stride == 1 else known
+        for known, start, stride in pairs
+    ]
+
+
+def _anywhere(operation: Operation) -> list[int | None]:
+    """Nobody knows where, but that whole axes are whole."""
+    shapes = zip(operation.operands[0].shape, operation.results[0].shape, strict=True)
+    return [0 if before == after else None for before, after in shapes]
 
 
 def _slice_back(operation: Operation, norm: MixedNorm) -> Way:
-    return _cut(norm, operation.operands[0].shape, _starts(operation), back=True)
+    return cut(norm, operation.operands[0].shape, _starts(operation), back=True)
 
 
 def _slice_forth(operation: Operation, norm: MixedNorm) -> Way:
-    return _cut(norm, operation.results[0].shape, _starts(operation), back=False)
+    return cut(norm, operation.results[0].shape, _starts(operation), back=False)
 
 
 def _anywhere_back(operation: Operation, norm: MixedNorm) -> Way:
-    shape = operation.operands[0].shape
-    return _cut(norm, shape, [None] * len(shape), back=True)
+    return cut(norm, operation.operands[0].shape, _anywhere(operation), back=True)
 
 
 def _anywhere_forth(operation: Operation, norm: MixedNorm) -> Way:
-    shape = operation.results[0].shape
-    return _cut(norm, shape, [None] * len(shape), back=False)
+    return cut(norm, operation.results[0].shape, _anywhere(operation), back=False)
 
 
 def _shard_back(operation: Operation, norm: MixedNorm) -> Way:
     """A shard is a slice that starts at a multiple of its size."""
     shape = operation.operands[0].shape
-    return _cut(norm, shape, [0] * len(shape), back=True)
+    return cut(norm, shape, [0] * len(shape), back=True)
 
 
 def _shard_forth(operation: Operation, norm: MixedNorm) -> Way:
     shape = operation.results[0].shape
-    return _cut(norm, shape, [0] * len(shape), back=False)
-
-
-def _split_size(
-    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
-    (x,) = operation.operands
-    _, inner = _cut(norm, x.shape, _split_starts(operation, result), back=True)
-    return sizes.bound(x, inner)
-
-
-def _split_moves(
-    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
-) -> Sequence[Sequence[Move]]:
-    del position, sizes
-    moves = []
-    for result, value in enumerate(operation.results):
-        starts = _split_starts(operation, result)
-        moves.append(Move(result, *_cut(norm, value.shape, starts, back=False)))
-    return [moves]
-
-
-def _split_starts(operation: Operation, result: int) -> list[int | None]:
-    starts: list[int | None] = [0] * len(operation.operands[0].shape)
-    starts[operation.params["axis"]] = sum(operation.params["sizes"][:result])
-    return starts
-
-
-def _concatenate_size(
-    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
-    """Parts under a maximum: the largest; under a norm: the norm of their norms."""
-    del result
-    axis = operation.params["dimension"]
-    mark = norm.axes[axis][0][1] if norm.axes[axis] else "b"
-    bounds, start = [], 0
-    for operand in operation.operands:
-        shape = operand.shape
-        _, inner = _cut(
-            norm, shape, [start if k == axis else 0 for k in range(len(shape))],
-            back=True,
-        )  # fmt: skip
-        bounds.append(sizes.bound(operand, inner))
-        start += shape[axis]
-    if mark == "b":
-        return max(bounds)
-    return sum(bounds) if mark == "s" else math.hypot(*bounds)
-
-
-def _concatenate_moves(
-    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
-) -> Sequence[Sequence[Move]]:
-    """Zeros beside a change add nothing to any norm."""
-    del sizes
-    axis = operation.params["dimension"]
-    starts = [operand.shape[axis] for operand in operation.operands[:position]]
-    shape = operation.results[0].shape
-    where = [sum(starts) if k == axis else 0 for k in range(len(shape))]
-    return [[Move(0, *_cut(norm, shape, where, back=False))]]
-
-
-def _pad_back(operation: Operation, norm: MixedNorm) -> Way:
-    return _cut(norm, operation.operands[0].shape, _pads(operation), back=True)
-
-
-def _pad_forth(operation: Operation, norm: MixedNorm) -> Way:
-    return _cut(norm, operation.results[0].shape, _pads(operation), back=False)
-
-
-def _pads(operation: Operation) -> list[int | None]:
-    pads = operation.params["padding_config"]
-    return [None if inner or low < 0 else low for low, _, inner in pads]
-
-
-def _pad_size(
-    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
-    """What is padded, and what it is padded with."""
-    del result
-    x, fill = operation.operands
-    _, inner = _pad_back(operation, norm)
-    around = sizes.bound(fill, MixedNorm(()))
-    count = math.sqrt(norm.count("oi")) * norm.count("s")
-    return sizes.bound(x, inner) + (around * count if around else 0.0)
+    return cut(norm, shape, [0] * len(shape), back=False)
 
 
 def _gather_back(operation: Operation, norm: MixedNorm) -> Way:
     """The rows that are looked up: of each the norm, of all the largest."""
     numbers = operation.params["dimension_numbers"]
-    shape = operation.operands[0].shape
-    kept = _kept_axes(operation)
+    shape, places = operation.operands[0].shape, numbers.offset_dims
+    rows = MixedNorm(tuple(norm.axes[k] for k in places))
+    sizes = [shape[k] for k in _kept_axes(operation)]
+    factor, found = cut(rows, sizes, _known_whole(rows, sizes), back=True)
     axes = [joined([(size, "b")]) for size in shape]
-    for inner, outer in zip(kept, numbers.offset_dims, strict=True):
-        one = MixedNorm((norm.axes[outer],))
-        _, found = _cut(one, (shape[inner],), [None], back=True)
-        axes[inner] = found.axes[0]
-    looked_up = [k for k in range(len(norm.axes)) if k not in numbers.offset_dims]
-    factor = math.prod(n ** _REPEATED[m] for k in looked_up for n, m in norm.axes[k])
+    for axis, factors in zip(_kept_axes(operation), found.axes, strict=True):
+        axes[axis] = factors
+    looked_up = [axis for k, axis in enumerate(norm.axes) if k not in places]
+    factor *= math.prod(n ** REPEATED[mark] for axis in looked_up for n, mark in axis)
     return factor, MixedNorm(tuple(axes))
 
 
 def _gather_forth(operation: Operation, norm: MixedNorm) -> Way:
     numbers = operation.params["dimension_numbers"]
-    shape = operation.results[0].shape
+    shape, places = operation.results[0].shape, numbers.offset_dims
+    rows = MixedNorm(tuple(norm.axes[k] for k in _kept_axes(operation)))
+    sizes = [shape[k] for k in places]
+    factor, found = cut(rows, sizes, _known_whole(rows, sizes), back=False)
     axes = [joined([(size, "b")]) for size in shape]
-    factor = 1.0
-    for inner, outer in zip(_kept_axes(operation), numbers.offset_dims, strict=True):
-        one = MixedNorm((norm.axes[inner],))
-        once, found = _cut(one, (shape[outer],), [None], back=False)
-        axes[outer] = found.axes[0]
-        factor *= once
+    for place, factors in zip(places, found.axes, strict=True):
+        axes[place] = factors
     return factor, MixedNorm(tuple(axes))
+
+
+def _known_whole(norm: MixedNorm, sizes: Sequence[int]) -> list[int | None]:
+    pairs = zip(norm.shape, sizes, strict=True)
+    return [0 if mine == other else None for mine, other in pairs]
 
 
 def _kept_axes(operation: Operation) -> list[int]:
@@ -333,6 +258,3 @@ RULES["shard"] = _relabelled(_shard_back, _shard_forth)
 RULES["slice"] = _relabelled(_slice_back, _slice_forth)
 RULES["dynamic_slice"] = _relabelled(_anywhere_back, _anywhere_forth)
 RULES["gather"] = _relabelled(_gather_back, _gather_forth)
-RULES["pad"] = Rule(_pad_size, _relabelled(_pad_back, _pad_forth).moves)
-RULES["split"] = Rule(_split_size, _split_moves)
-RULES["concatenate"] = Rule(_concatenate_size, _concatenate_moves)
