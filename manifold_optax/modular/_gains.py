@@ -5,7 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from manifold_optax.modular._graph import Graph, Operation, Value
-from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm, ratio
+from manifold_optax.modular._mixed_norm import (
+    MixedNorm,
+    natural_norm,
+    ratio,
+    remarked,
+)
 from manifold_optax.modular._sizes import (
     all_max,
     Fact,
@@ -52,6 +57,10 @@ class Gains:
 
     def gain(self, value: Value, norm: MixedNorm) -> float:
         """What a change of `value`, of norm 1, does to the outputs at most."""
+        if norm.has("i") and not self.sizes.is_weight(value):
+            # What happens to an activation differs from row to row, so that a norm of
+            # all rows together says no more than that of the longest.
+            norm = remarked(norm, "i", "b")
         key = (value, norm)
         if key not in self._gains:
             try:
@@ -95,10 +104,14 @@ class Gains:
     ) -> tuple[float, list[Link]]:
         """The least of the ways that the rule of one use offers."""
         best: tuple[float, list[Link]] | None = None
-        rule = rule_of(operation)
-        for moves in rule.moves(operation, position, norm, self.sizes):
+        rule, given = rule_of(operation), norm
+        if not rule.operators:
+            given = remarked(norm, "i", "o")
+        factor = ratio(given, norm)
+        for moves in rule.moves(operation, position, given, self.sizes):
+            scaled = [move._replace(factor=factor * move.factor) for move in moves]
             links = [
-                Link(operation, move, self._beyond(operation, move)) for move in moves
+                Link(operation, move, self._beyond(operation, move)) for move in scaled
             ]
             total = sum(_times(link.move.factor, link.gain) for link in links)
             if best is None or total < best[0]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from manifold_optax.modular._constants import constant_array
 from manifold_optax.modular._graph import Graph, Operation, Value
-from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm, ratio
+from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm, ratio, remarked
 from manifold_optax.modular._scalar import analyse
 
 _T = TypeVar("_T")
@@ -70,10 +70,13 @@ class Rule:
         moves: `(operation, operand, norm, sizes)` → ways to bound what a change of that
             operand, of norm 1, does: a list of alternatives, each the moves of all
             results that change.
+        operators: whether both know operator norms, of weights (mark `"i"`); else they
+            are asked for the Euclidean norm, which is larger.
     """
 
     size: "Callable[[Operation, int, MixedNorm, Sizes], float]"
     moves: "Callable[[Operation, int, MixedNorm, Sizes], Sequence[Sequence[Move]]]"
+    operators: bool = False
 
 
 RULES: dict[str, Rule] = {}
@@ -190,8 +193,10 @@ class Sizes:
             return constant_size(array, norm)
         if operation is None or not value.is_float:
             return math.inf
-        index = operation.results.index(value)
-        size = rule_of(operation).size(operation, index, norm, self)
+        index, rule = operation.results.index(value), rule_of(operation)
+        if not rule.operators:
+            norm = remarked(norm, "i", "o")
+        size = rule.size(operation, index, norm, self)
         if size == math.inf:
             wide = natural_norm(value.shape)
             if wide != norm:

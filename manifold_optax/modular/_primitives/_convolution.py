@@ -94,4 +94,4 @@ def _moves(
     return ways
 
 
-RULES["conv_general_dilated"] = Rule(_size, _moves)
+RULES["conv_general_dilated"] = Rule(_size, _moves, operators=True)

@@ -141,13 +141,32 @@ def _select_moves(
 def _mul_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
 ) -> float:
-    """The largest entry of one times the norm of the other, either way."""
+    """The largest entry of one times the norm of the other, either way.
+
+    For an operator norm the one must scale whole rows, or whole columns.
+    """
     del result
-    x, y = operation.operands
+    scales = [k for k in (0, 1) if _scales(operation, k, norm, sizes)]
+    if not scales:
+        norm, scales = remarked(norm, "i", "o"), [0, 1]
+    pairs = ((operation.operands[k], operation.operands[1 - k]) for k in scales)
     return min(
-        _product(_largest(x, y, sizes), _size_in(y, x, norm, sizes)),
-        _product(_largest(y, x, sizes), _size_in(x, y, norm, sizes)),
+        _product(_largest(x, y, sizes), _size_in(y, x, norm, sizes)) for x, y in pairs
     )
+
+
+def _scales(
+    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
+) -> bool:
+    """Whether a factor bounds a product by its largest entry, in this norm."""
+    if not norm.has("i"):
+        return True
+    equal = _repeated(operation, position, sizes)
+    sides = [
+        {k for k, axis in enumerate(norm.axes) if any(m == mark for _, m in axis)}
+        for mark in "io"
+    ]
+    return any(side <= equal for side in sides)
 
 
 def _largest(value: Value, other: Value, sizes: Sizes) -> float:
@@ -175,8 +194,13 @@ def _mul_moves(
     norm over that row is then what counts.
     """
     x, y = operation.operands[position], operation.operands[1 - position]
+    factor = 1.0
+    if not _scales(operation, 1 - position, norm, sizes):
+        larger = remarked(norm, "i", "o")
+        factor, norm = ratio(larger, norm), larger
     outer = _spread(operation, position, norm)
-    ways = [[Move(0, _size_in(y, x, all_max(y.shape), sizes), outer, "factor")]]
+    largest = factor * _size_in(y, x, all_max(y.shape), sizes)
+    ways = [[Move(0, largest, outer, "factor")]]
     rows = _repeated(operation, position, sizes)
     if rows and y.shape == outer.shape:
         wide = MixedNorm(
@@ -191,7 +215,8 @@ def _mul_moves(
                 for k, axis in enumerate(outer.axes)
             )
         )
-        ways.append([Move(0, _size_in(y, x, other, sizes), wide, "row factor")])
+        size = factor * _size_in(y, x, other, sizes)
+        ways.append([Move(0, size, wide, "row factor")])
     return ways
 
 
@@ -254,11 +279,14 @@ def _no_size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -
     return math.inf
 
 
-RULES["entrywise"] = Rule(_entrywise_size, _entrywise_moves)
-RULES["add"] = RULES["sub"] = RULES["add_any"] = Rule(_add_size, _passes)
+RULES["entrywise"] = Rule(
+    _entrywise_size, _entrywise_moves, operators=True
+)
+RULES["add"] = Rule(_add_size, _passes, operators=True)
+RULES["sub"] = RULES["add_any"] = RULES["add"]
 RULES["max"] = RULES["min"] = Rule(_either_size, _passes)
 RULES["select_n"] = Rule(_either_size, _select_moves)
-RULES["mul"] = Rule(_mul_size, _mul_moves)
+RULES["mul"] = Rule(_mul_size, _mul_moves, operators=True)
 RULES["div"] = Rule(_div_size, _div_moves)
 for _name in (
     "gt", "ge", "lt", "le", "eq", "ne", "argmax", "argmin", "sign", "floor", "ceil",

@@ -158,8 +158,8 @@ def _pad_moves(
     return [[Move(0, *cut(norm, shape, _pads(operation), back=False))]]
 
 
-RULES["concatenate"] = Rule(_concatenate_size, _concatenate_moves)
-RULES["split"] = Rule(_split_size, _split_moves)
-RULES["stack"] = Rule(_stack_size, _stack_moves)
-RULES["unstack"] = Rule(_unstack_size, _unstack_moves)
-RULES["pad"] = Rule(_pad_size, _pad_moves)
+RULES["concatenate"] = Rule(_concatenate_size, _concatenate_moves, operators=True)
+RULES["split"] = Rule(_split_size, _split_moves, operators=True)
+RULES["stack"] = Rule(_stack_size, _stack_moves, operators=True)
+RULES["unstack"] = Rule(_unstack_size, _unstack_moves, operators=True)
+RULES["pad"] = Rule(_pad_size, _pad_moves, operators=True)

@@ -205,4 +205,4 @@ def _times(a: float, b: float) -> float:
     return a * b if a and b else 0.0
 
 
-RULES["dot_general"] = Rule(_dot_size, _dot_moves)
+RULES["dot_general"] = Rule(_dot_size, _dot_moves, operators=True)

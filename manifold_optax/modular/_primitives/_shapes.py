@@ -46,7 +46,7 @@ def _relabelled(
         factor, outer = forth(operation, norm)
         return [[Move(0, factor, outer)]]
 
-    return Rule(size, moves)
+    return Rule(size, moves, operators=True)
 
 
 def _same(operation: Operation, norm: MixedNorm) -> Way:

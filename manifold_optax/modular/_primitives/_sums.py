@@ -263,7 +263,7 @@ def _linear_norm(operation: Operation, norm: MixedNorm) -> MixedNorm:
     return _marked(remarked(norm, "is", "o"), operation.params["axes"], "o")
 
 
-RULES["reduce_sum"] = Rule(_sum_size, _sum_moves)
+RULES["reduce_sum"] = Rule(_sum_size, _sum_moves, operators=True)
 RULES["reduce_max"] = RULES["reduce_min"] = Rule(_largest_size, _largest_moves)
 RULES["reduce_window_sum"] = _windows(_window_count)
 RULES["reduce_window_max"] = RULES["reduce_window_min"] = _windows(
