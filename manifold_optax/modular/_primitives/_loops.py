@@ -307,8 +307,8 @@ def _cond_moves(
     ]
 
 
-RULES["scan"] = Rule(_scan_size, _scan_moves)
-RULES["cond"] = Rule(_cond_size, _cond_moves)
+RULES["scan"] = Rule(_scan_size, _scan_moves, operators=True)
+RULES["cond"] = Rule(_cond_size, _cond_moves, operators=True)
 
 
 def slice_gains(gains: Gains, leaf: Value, norm: MixedNorm) -> tuple[float, ...]:

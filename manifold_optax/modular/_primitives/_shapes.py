@@ -20,6 +20,7 @@ from manifold_optax.modular._mixed_norm import (
     reshaped,
     resized,
 )
+from manifold_optax.modular._primitives._truth import truth_size
 from manifold_optax.modular._sizes import Move, Rule, RULES, Sizes
 
 Way = tuple[float, MixedNorm]
@@ -52,6 +53,16 @@ def _relabelled(
 def _same(operation: Operation, norm: MixedNorm) -> Way:
     del operation
     return 1.0, norm
+
+
+def _cast_size(
+    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
+) -> float:
+    """A cast keeps numbers; truth values become 0 and 1."""
+    (x,) = operation.operands
+    if x.dtype == bool:
+        return truth_size(operation.results[result], norm, sizes.graph)
+    return sizes.bound(x, norm)
 
 
 def _fitted(norm: MixedNorm, shape: tuple[int, ...], *, wanted: bool) -> Way:
@@ -248,6 +259,9 @@ for _name in (
     "mesh_cast", "reshard", "device_put", "real",
 ):  # fmt: skip
     RULES[_name] = _relabelled(_same, _same)
+RULES["convert_element_type"] = Rule(
+    _cast_size, RULES["convert_element_type"].moves, operators=True
+)
 RULES["reshape"] = _relabelled(_reshape_back, _reshape_forth)
 RULES["squeeze"] = RULES["expand_dims"] = RULES["reshape"]
 RULES["transpose"] = _relabelled(_transpose_back, _transpose_forth)

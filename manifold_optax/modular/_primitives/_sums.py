@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from manifold_optax.modular._graph import Operation
 from manifold_optax.modular._mixed_norm import joined, MixedNorm, ratio, remarked
-from manifold_optax.modular._sizes import Move, Rule, RULES, Sizes
+from manifold_optax.modular._sizes import all_max, Move, Rule, RULES, Sizes
 
 Moves = Sequence[Sequence[Move]]
 
@@ -206,6 +206,37 @@ def _marked(norm: MixedNorm, axes: Sequence[int], mark: str) -> MixedNorm:
     )
 
 
+def _log_softmax_size(
+    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
+) -> float:
+    """|log p| is at most the range of what enters, and the logarithm of its number."""
+    del result
+    (x,), axes = operation.operands, operation.params["axes"]
+    count = math.prod(x.shape[k] for k in axes)
+    largest = 2 * sizes.bound(x, all_max(x.shape)) + math.log(count)
+    return math.sqrt(norm.count("oi")) * norm.count("s") * largest
+
+
+def _log_softmax_moves(
+    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
+) -> Moves:
+    """The derivative is v - p·v, an entry less a mean: twice the largest at most.
+
+    Of a vector of length 1 it is ‖e - p‖ ≤ √2 at most.
+    """
+    del position, sizes
+    axes = operation.params["axes"]
+    rest = _without(norm, axes)
+    ways = []
+    for mark, factor in (("b", 2.0), ("o", math.sqrt(2.0))):
+        if mark == "o" or not rest.has("ois"):
+            inner = _marked(norm, axes, mark)
+            outer = _marked(remarked(norm, "ois", "b"), axes, "b")
+            total = factor * ratio(inner, norm)
+            ways.append([Move(0, total, outer, "log softmax")])
+    return ways
+
+
 def _normalize_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
 ) -> float:
@@ -273,5 +304,6 @@ RULES["cumsum"] = _along(float)
 RULES["cummax"] = RULES["cummin"] = _along(math.sqrt)
 RULES["sort"] = Rule(_along(lambda _: 1.0).size, _sort_moves)
 RULES["softmax"] = Rule(_softmax_size, _softmax_moves)
+RULES["log_softmax"] = Rule(_log_softmax_size, _log_softmax_moves)
 RULES["normalize"] = Rule(_normalize_size, _normalize_moves)
 RULES["linear"] = Rule(_linear_size, _linear_moves)
