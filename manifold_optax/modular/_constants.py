@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import jax
@@ -40,22 +40,37 @@ def constant_array(value: Value) -> np.ndarray | None:
 
 def compact_array(value: Value) -> np.ndarray | None:
     """Like `constant_array`, with size 1 along axes that are known to be constant."""
-    if not is_constant(value):
-        return None
+    return _computed(value, _ARRAYS) if is_constant(value) else None
+
+
+def array_given(value: Value, given: Mapping[Value, np.ndarray]) -> np.ndarray | None:
+    """Like `compact_array`, for a value that depends on no inputs but `given`."""
+    return _computed(value, dict(given))
+
+
+def _computed(
+    value: Value, arrays: MutableMapping[Value, np.ndarray | None]
+) -> np.ndarray | None:
+    """What is known of a value, after all that it needs has been added to `arrays`."""
     stack = [value]
     while stack:  # Without recursion: a table may be made by a long chain.
         needed = stack[-1]
         operation = needed.operation
-        if needed in _ARRAYS:
+        if needed in arrays:
             stack.pop()
+        elif arrays is not _ARRAYS and is_constant(needed):
+            arrays[stack.pop()] = compact_array(needed)
         elif operation is None:
-            _ARRAYS[stack.pop()] = _held(needed.constant)
-        elif missing := [x for x in operation.operands if x not in _ARRAYS]:
+            constant = needed.constant
+            arrays[stack.pop()] = None if constant is None else _held(constant)
+        elif missing := [x for x in operation.operands if x not in arrays]:
             stack.extend(missing)
         else:
-            _compute(operation)
+            operands = [arrays[operand] for operand in operation.operands]
+            results = _compute(operation, operands)
+            arrays.update(zip(operation.results, results, strict=True))
             stack.pop()
-    return _ARRAYS[value]
+    return arrays[value]
 
 
 def constant_number(value: Value) -> float | None:
@@ -108,18 +123,17 @@ def _held(constant: Any) -> np.ndarray | None:
     return _compact(np.asarray(constant))
 
 
-def _compute(operation: Operation) -> None:
-    """Fills in the results of an operation whose operands are known."""
-    operands = [_ARRAYS[operand] for operand in operation.operands]
-    arrays: list[np.ndarray | None] = [None] * len(operation.results)
-    if all(operand is not None for operand in operands):
-        if operation.name in _ELEMENTWISE:
-            arrays = [_elementwise(operation, operands)]
-        elif operation.name in _SHAPES:
-            arrays = [_SHAPES[operation.name](operation, *operands)]
-        else:
-            arrays = _by_jax(operation, operands)
-    _ARRAYS.update(zip(operation.results, arrays, strict=True))
+def _compute(
+    operation: Operation, operands: list[np.ndarray | None]
+) -> list[np.ndarray | None]:
+    """The results of an operation, as far as they can be known."""
+    if any(operand is None for operand in operands) or not _computable(operation):
+        return [None] * len(operation.results)
+    if operation.name in _ELEMENTWISE:
+        return [_elementwise(operation, operands)]
+    if operation.name in _SHAPES:
+        return [_SHAPES[operation.name](operation, *operands)]
+    return _by_jax(operation, operands)
 
 
 def _elementwise(operation: Operation, operands: list[Any]) -> np.ndarray | None:

@@ -10,16 +10,24 @@ import weakref
 
 import numpy as np
 
-from manifold_optax.modular._constants import is_constant
 from manifold_optax.modular._graph import Operation, Value
-from manifold_optax.modular._patterns._maps import LINEAR, Maps
-from manifold_optax.modular._patterns._weighted import operator_norm
+from manifold_optax.modular._patterns._maps import is_table, LINEAR, Maps, positions
+from manifold_optax.modular._patterns._weighted import grams, operator_norm, Weighted
 
 _JOINS = frozenset({"add", "add_any", "concatenate", "select_n", "stack", "sub"})
 """Operations in which several uses of a value can meet."""
 
 _MOST_STEPS = 64
 """Operations between a value and the root of its map; rotary positions take 20."""
+
+
+_POINTS = (1, 7, 53, 401, 3001, 20011, 150001)
+"""Positions at which a map is formed whose positions are an input. Its Gram matrix is
+analytic in the position; if it is the same at all of these, it is constant. The
+frequencies of rotary positions reach from 1 to 1e-6, and the points match them."""
+
+_ROUNDING = 1e-5
+"""Of products of float32 cosines; those of bfloat16 are not recognised."""
 
 
 def linear(value: Value) -> Operation | None:
@@ -37,17 +45,17 @@ def linear(value: Value) -> Operation | None:
     operation = value.operation
     if operation is None or not value.is_float or not _may_join(operation):
         return None
-    root = _root(value)
-    if root is None or root.shape[:-1] != value.shape[:-1] or not value.shape:
+    found = _root(value)
+    if found is None or not value.shape:
         return None
-    if len(root.shape) != len(value.shape):
+    root, places = found
+    if len(root.shape) != len(value.shape) or root.shape[:-1] != value.shape[:-1]:
         return None
-    if root.shape[-1] == 0 or value.shape[-1] == 0:
+    if root.shape[-1] == 0 or value.shape[-1] == 0 or len(places) > 1:
         return None
-    found = Maps(root).of(value)
-    if found is None or np.iscomplexobj(found.weights):
+    norm = _norm(value, root, places)
+    if norm is None:
         return None
-    norm = operator_norm(found, root.shape[-1])
     return Operation(
         "linear",
         (root,),
@@ -55,6 +63,34 @@ def linear(value: Value) -> Operation | None:
         results=[value],
         sources=operation.sources,
     )
+
+
+def _norm(value: Value, root: Value, places: set[Value]) -> float | None:
+    """The norm of a map, if it is known or the same at all positions."""
+    maps: list[Weighted] = []
+    for point in _POINTS if places else (0,):
+        if any(np.iinfo(x.dtype).max < point for x in places):
+            break
+        given = {x: np.full((1,) * len(x.shape), point, x.dtype) for x in places}
+        found = Maps(root, given).of(value)
+        if found is None or np.iscomplexobj(found.weights):
+            return None
+        maps.append(found)
+    if places and not _agree([grams(x, root.shape[-1]) for x in maps]):
+        return None
+    return operator_norm(maps[0], root.shape[-1])
+
+
+def _agree(maps: list[list[np.ndarray] | None]) -> bool:
+    """Whether the Gram matrices of maps are the same."""
+    first = maps[0]
+    for other in maps[1:]:
+        if first is None or other is None or len(first) != len(other):
+            return False
+        for a, b in zip(first, other, strict=True):
+            if a.shape != b.shape or not np.allclose(a, b, atol=_ROUNDING):
+                return False
+    return True
 
 
 def _may_join(operation: Operation) -> bool:
@@ -69,22 +105,27 @@ def _may_join(operation: Operation) -> bool:
     return operation.name in _JOINS
 
 
-def _root(value: Value) -> Value | None:
+def _root(value: Value) -> tuple[Value, set[Value]] | None:
     """The nearest value that a value is a linear function of, after a join.
+
+    And the positions that this function depends on.
 
     Walks back from the value that lies deepest. Where that one is not linear, no other
     can lie behind it, and the search ends: `x + f(x)` costs two steps.
     """
     order = itertools.count()
     heap, waiting, joined_once = [(0, next(order), value)], {value}, False
+    places: set[Value] = set()
     for _ in range(_MOST_STEPS):
         if len(heap) == 1 and joined_once:
-            return heap[0][2]
+            return heap[0][2], places
         operation = heapq.heappop(heap)[2].operation
         below = None if operation is None else _arguments(operation)
         if not below:
             return None
         joined_once |= len(below) > 1
+        for operand in operation.operands if operation else ():
+            places.update(positions(operand) or ())
         for operand in below:
             if operand not in waiting:
                 waiting.add(operand)
@@ -94,7 +135,7 @@ def _root(value: Value) -> Value | None:
 
 def _arguments(operation: Operation) -> list[Value] | None:
     """The operands that its results are linear in; `None` if they are not linear."""
-    unknown = [x for x in operation.operands if not is_constant(x)]
+    unknown = [x for x in operation.operands if not is_table(x)]
     if operation.name not in LINEAR or not all(x.is_float for x in unknown):
         return None
     if operation.name in ("mul", "dot_general") and len(unknown) > 1:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from manifold_optax.modular._constants import (
-    compact_array,
+    array_given,
     constant_number,
     is_constant,
 )
@@ -25,11 +26,62 @@ _MOST_TERMS = 2048
 """Entries in one sum. The matrix of a longer sum would take seconds to bound."""
 
 
+_TABLES = frozenset(
+    {"add", "broadcast_in_dim", "complex", "concatenate", "convert_element_type", "cos"}
+    | {"div", "dot_general", "exp", "imag", "mul", "neg", "pow", "real", "reshape"}
+    | {"sin", "slice", "split", "squeeze", "stack", "sub", "tile", "transpose"}
+)
+"""Analytic operations and structure: what angles are computed by from positions."""
+
+_LONGEST = 40
+"""Operations from positions to a table; there are about ten."""
+
+_POSITIONS: weakref.WeakKeyDictionary[Value, tuple[Value, ...] | None] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def positions(value: Value) -> tuple[Value, ...] | None:
+    """The integers that a table of cosines is computed from.
+
+    Returns:
+        None of them for a constant; `None` for a value that is no table, because it
+        depends on anything else.
+    """
+    if value not in _POSITIONS:
+        _POSITIONS[value] = _find_positions(value)
+    return _POSITIONS[value]
+
+
+def is_table(value: Value) -> bool:
+    """Whether a value depends on constants and positions alone."""
+    return positions(value) is not None
+
+
+def _find_positions(value: Value) -> tuple[Value, ...] | None:
+    stack, seen, found = [value], {value}, []
+    while stack:
+        needed = stack.pop()
+        if is_constant(needed):
+            continue
+        if np.issubdtype(needed.dtype, np.integer):
+            found.append(needed)
+            continue
+        operation = needed.operation
+        if operation is None or operation.name not in _TABLES or len(seen) > _LONGEST:
+            return None
+        new = [operand for operand in operation.operands if operand not in seen]
+        seen.update(new)
+        stack.extend(new)
+    return tuple(found)
+
+
 class Maps:
     """Values as maps of a root; few operations away from it."""
 
-    def __init__(self, root: Value) -> None:
+    def __init__(self, root: Value, given: Mapping[Value, np.ndarray]) -> None:
         self.root = root
+        self.given = given
         self.leading = len(root.shape) - 1
         self._known: dict[Value, Weighted | None] = {}
 
@@ -38,6 +90,10 @@ class Maps:
         if value not in self._known:
             self._known[value] = self._of(value)
         return self._known[value]
+
+    def known(self, value: Value) -> np.ndarray | None:
+        """The array of a table, which may depend on what is given."""
+        return array_given(value, self.given)
 
     def _of(self, value: Value) -> Weighted | None:
         if value is self.root:
@@ -175,8 +231,8 @@ def _negative(maps: Maps, operation: Operation) -> Weighted | None:
 def _scale(maps: Maps, operation: Operation) -> Weighted | None:
     """A product with, or a quotient by, an array that is known."""
     a, b = operation.operands
-    known, other = (a, b) if is_constant(a) else (b, a)
-    array, x = compact_array(known), maps.of(other)
+    known, other = (a, b) if is_table(a) else (b, a)
+    array, x = maps.known(known), maps.of(other)
     if array is None or x is None:
         return None
     factor = array.astype(complex if np.iscomplexobj(array) else float)
@@ -230,7 +286,7 @@ def _part(maps: Maps, operation: Operation) -> Weighted | None:
 
 
 def _select(maps: Maps, operation: Operation) -> Weighted | None:
-    which = compact_array(operation.operands[0])
+    which = maps.known(operation.operands[0])
     shape = operation.results[0].shape[maps.leading :]
     whole: Weighted | None = nothing(maps.leading, shape)
     for case, operand in enumerate(operation.operands[1:]):
@@ -246,7 +302,7 @@ def _product(maps: Maps, operation: Operation) -> Weighted | None:
     """A product of the last axis with a matrix that is known."""
     a, b = operation.operands
     (left, right), (batch, _) = operation.params["dimension_numbers"]
-    matrix, x = compact_array(b), None if is_constant(a) else maps.of(a)
+    matrix, x = maps.known(b), None if is_table(a) else maps.of(a)
     if matrix is None or x is None or batch or len(b.shape) != 2:
         return None
     if tuple(left) != (maps.leading,) or len(x.shape) != 1:

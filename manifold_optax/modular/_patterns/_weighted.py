@@ -139,13 +139,28 @@ def operator_norm(x: Weighted, size: int) -> float:
         or orthogonal; otherwise the root of the product of the largest row sum and the
         largest column sum.
     """
-    (out,) = x.shape
-    weights = x.weights.reshape(len(x.sources), -1, out)
-    rows, columns = _blocks(x.sources, abs(weights).max(1) > 0, size)
-    blocks = _dense(x.sources, weights, rows, columns)
+    blocks = _matrices(x, size)
     if blocks is None:
-        return _by_sums(x.sources, weights, size)
-    return max((_norm(block) for block in blocks), default=0.0)
+        return _by_sums(x, size)
+    return float(max((_norm(block) for block in blocks), default=0.0))
+
+
+def grams(x: Weighted, size: int) -> list[np.ndarray] | None:
+    """The Gram matrices of the blocks of a map; `None` if they are too large."""
+    blocks = _matrices(x, size)
+    return None if blocks is None else [m.swapaxes(-1, -2) @ m for m in blocks]
+
+
+def _matrices(x: Weighted, size: int) -> list[np.ndarray] | None:
+    """The blocks of a map to one axis, stacked by their shapes."""
+    weights = _flat(x)
+    rows, columns = _blocks(x.sources, abs(weights).max(1) > 0, size)
+    return _dense(x.sources, weights, rows, columns)
+
+
+def _flat(x: Weighted) -> np.ndarray:
+    """The weights with one leading axis."""
+    return x.weights.reshape(len(x.sources), -1, *x.shape)
 
 
 def _blocks(
@@ -175,7 +190,9 @@ def _dense(
         return None
     row_place, column_place = _places(rows), _places(columns)
     dense = []
-    for height, width in set(zip(heights.tolist(), widths.tolist(), strict=True)):
+    for height, width in sorted(
+        set(zip(heights.tolist(), widths.tolist(), strict=True))
+    ):
         chosen = names[(heights == height) & (widths == width)]
         index = np.full(len(columns) + 1, -1)
         index[chosen] = np.arange(len(chosen))
@@ -224,7 +241,8 @@ def _norm(matrices: np.ndarray) -> float:
     return math.sqrt(max(np.linalg.eigvalsh(gram).max(), 0.0))
 
 
-def _by_sums(sources: np.ndarray, weights: np.ndarray, size: int) -> float:
+def _by_sums(x: Weighted, size: int) -> float:
+    sources, weights = x.sources, _flat(x)
     row = abs(weights).sum(0).max()
     column = np.zeros((weights.shape[1], size))
     for source, weight in zip(sources, weights, strict=True):

@@ -167,6 +167,45 @@ def test_parameters_are_no_constants():
     assert not found(lambda x, angle: x * jnp.cos(angle) + x, X, X)
 
 
+def by_positions(x, places, shift=0.0):
+    """As Gemma and others write it: positions are an input."""
+    timescale = 10000 ** (jnp.arange(0, SIZE, 2) / SIZE)
+    angle = places[..., None, None] / timescale[None, None, None]
+    a, b = jnp.split(x, 2, -1)
+    cos, sin = jnp.cos(angle + shift), jnp.sin(angle)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def repeated_by_positions(x, places):
+    frequencies = 1 / 10000 ** (jnp.arange(0, SIZE, 2) / SIZE)
+    angle = jnp.einsum("bt,d->btd", places.astype(jnp.float32), frequencies)
+    angle = jnp.concatenate([angle, angle], -1)[:, :, None]
+    turned = jnp.concatenate([-x[..., SIZE // 2 :], x[..., : SIZE // 2]], -1)
+    return x * jnp.cos(angle) + turned * jnp.sin(angle)
+
+
+PLACES = np.broadcast_to(np.arange(TOKENS), (BATCH, TOKENS))
+
+
+@pytest.mark.parametrize("function", [by_positions, repeated_by_positions])
+def test_positions_may_be_inputs(function):
+    (pattern,) = found(function, X, PLACES)
+    assert pattern.name == "linear"
+    # Angles in float32 have a cosine and a sine of their own, rounded once.
+    assert pattern.params["norm"] == pytest.approx(1, rel=2**-22)
+
+
+def two_angles(x, p, q):
+    cos, sin = jnp.cos(p)[..., None, None], jnp.sin(q)[..., None, None]
+    return x * cos + x[..., ::-1] * sin
+
+
+def test_positions_that_change_the_norm():
+    assert not found(lambda x, places: by_positions(x, places, shift=0.1), X, PLACES)
+    assert not found(lambda x, p: x + x * jnp.cos(p)[..., None, None], X, PLACES)
+    assert not found(two_angles, X, PLACES, PLACES)
+
+
 def test_nearest_root():
     """A rotation of a sum is a map of the sum: what is below has its own reading."""
 
