@@ -17,7 +17,8 @@ from manifold_optax.modular._rules import (
     GeometryRules,
 )
 from manifold_optax.modular._trace import trace
-from manifold_optax.modular._use import roles_from_use
+from manifold_optax.modular._roles import conflicts, roles_from_use
+from manifold_optax.modular._use import uses
 from manifold_optax.trees import matches
 
 
@@ -86,7 +87,11 @@ def read(
     graph = Graph(graph.inputs, (graph.outputs[place],))
     leaves = dict(zip(paths, graph.inputs, strict=False))
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
-    found = roles_from_use(graph, paths, shapes, roles or {})
+    used = uses(graph, paths)
+    found = roles_from_use(used, shapes, roles)
+    contradictions = conflicts(used, shapes, roles)
+    if contradictions:
+        raise ValueError("\n".join(contradictions))
     atoms = []
     for path, shape in shapes.items():
         role = found.role_of(path, shape)

@@ -1,7 +1,7 @@
 """Rules of operations that act on every entry for itself."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from manifold_optax.modular._graph import Operation, Value
 from manifold_optax.modular._mixed_norm import joined, MixedNorm, ratio, remarked
@@ -93,21 +93,42 @@ def _add_size(
     terms = operation.operands
     if sizes.assumptions.nominal and not all(map(sizes.is_weight, terms)):
         terms = tuple(term for term in terms if not sizes.is_weight(term))
-    return sum(sizes.bound(term, _of(term, norm)) for term in terms)
+    return sum((_within(term, norm, sizes.bound) for term in terms), 0.0)
 
 
-def _of(value: Value, norm: MixedNorm) -> MixedNorm:
-    """The norm, for an operand that is a number beside arrays."""
-    return norm if value.shape == norm.shape else MixedNorm(())
+def _within(
+    value: Value, norm: MixedNorm, bound: Callable[[Value, MixedNorm], float]
+) -> float:
+    """The size of an operand in a norm of the result; also of a lone number."""
+    if value.shape == norm.shape:
+        return bound(value, norm)
+    return _product(_entries(norm), bound(value, MixedNorm(())))
+
+
+def _add_moves(
+    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
+) -> Moves:
+    """A change of one operand changes the result as much."""
+    del sizes
+    return [[Move(0, 1.0, _spread(operation, position, norm))]]
 
 
 def _passes(
     operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
 ) -> Moves:
-    """A change of one operand changes the result as much, or less."""
+    """A change of one operand changes some entries as much, and others not at all."""
     del sizes
-    outer = _spread(operation, position, norm)
-    return [[Move(0, 1.0, outer)]]
+    factor, outer = _entry_by_entry(_spread(operation, position, norm))
+    return [[Move(0, factor, outer)]]
+
+
+def _entry_by_entry(norm: MixedNorm) -> tuple[float, MixedNorm]:
+    """A norm that grows with the entries, and its ratio to another: the Frobenius norm.
+
+    A matrix without some of its entries may have a larger operator norm.
+    """
+    outer = remarked(norm, "i", "o")
+    return ratio(outer, norm), outer
 
 
 def _spread(operation: Operation, position: int, norm: MixedNorm) -> MixedNorm:
@@ -121,9 +142,10 @@ def _either_size(
 ) -> float:
     """Each entry is one of several: the largest, or under a norm their norm."""
     del result
+    norm = remarked(norm, "i", "o")
     cases = [x for x in operation.operands if x.is_float]
-    bounds = [sizes.bound(case, _of(case, norm)) for case in cases]
-    if not norm.has("ois"):
+    bounds = [_within(case, norm, sizes.bound) for case in cases]
+    if not norm.has("os"):
         return max(bounds)
     return sum(bounds) if norm.has("s") else math.hypot(*bounds)
 
@@ -175,10 +197,9 @@ def _largest(value: Value, other: Value, sizes: Sizes) -> float:
 
 def _size_in(value: Value, other: Value, norm: MixedNorm, sizes: Sizes) -> float:
     """The size of one factor; of two activations each is assumed, in nominal."""
-    norm = _of(value, norm)
     if sizes.is_weight(other) or sizes.is_weight(value) or not sizes.moves(other):
-        return sizes.bound(value, norm)
-    return sizes.entering(value, norm)
+        return _within(value, norm, sizes.bound)
+    return _within(value, norm, sizes.entering)
 
 
 def _product(a: float, b: float) -> float:
@@ -199,7 +220,7 @@ def _mul_moves(
         larger = remarked(norm, "i", "o")
         factor, norm = ratio(larger, norm), larger
     outer = _spread(operation, position, norm)
-    largest = factor * _size_in(y, x, all_max(y.shape), sizes)
+    largest = _product(factor, _size_in(y, x, all_max(y.shape), sizes))
     ways = [[Move(0, largest, outer, "factor")]]
     rows = _repeated(operation, position, sizes)
     if rows and y.shape == outer.shape:
@@ -215,7 +236,7 @@ def _mul_moves(
                 for k, axis in enumerate(outer.axes)
             )
         )
-        size = factor * _size_in(y, x, other, sizes)
+        size = _product(factor, _size_in(y, x, other, sizes))
         ways.append([Move(0, size, wide, "row factor")])
     return ways
 
@@ -242,20 +263,24 @@ def _div_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
 ) -> float:
     del result
-    x = operation.operands[0]
-    return _product(_reciprocal(operation, sizes), sizes.bound(x, _of(x, norm)))
+    x, y = operation.operands
+    if y.shape == norm.shape:
+        norm = remarked(norm, "i", "o")
+    return _product(_reciprocal(operation, sizes), _within(x, norm, sizes.bound))
 
 
 def _div_moves(
     operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
 ) -> Moves:
     """d(x/y) = dx/y − x dy/y²."""
-    x, _ = operation.operands
+    x, y = operation.operands
     least = _reciprocal(operation, sizes)
-    outer = _spread(operation, position, norm)
+    outer, times = _spread(operation, position, norm), 1.0
+    if y.shape == outer.shape:
+        times, outer = _entry_by_entry(outer)
     if position:
         least = _product(least * least, sizes.entering(x, all_max(x.shape)))
-    return [[Move(0, least, outer, "divisor")]]
+    return [[Move(0, _product(times, least), outer, "divisor")]]
 
 
 def _reciprocal(operation: Operation, sizes: Sizes) -> float:
@@ -282,7 +307,7 @@ def _no_size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -
 RULES["entrywise"] = Rule(
     _entrywise_size, _entrywise_moves, operators=True
 )
-RULES["add"] = Rule(_add_size, _passes, operators=True)
+RULES["add"] = Rule(_add_size, _add_moves, operators=True)
 RULES["sub"] = RULES["add_any"] = RULES["add"]
 RULES["max"] = RULES["min"] = Rule(_either_size, _passes)
 RULES["select_n"] = Rule(_either_size, _select_moves)

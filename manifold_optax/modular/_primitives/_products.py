@@ -140,15 +140,23 @@ def _dot_moves(
     ways = []
     batch, _, free = x.parts(norm)
     for marks in _over_contracted(x, norm):
-        # A maximum over what is added goes with a maximum over the batch alone.
-        kept = "b" if marks in "bs" else batch
-        inner = x.norm(kept, marks, free)
+        inner = x.norm([_kept(axis, marks) for axis in batch], marks, free)
         factor = ratio(inner, norm)
         for y_norm in _partners(y, marks, sizes):
             size = sizes.entering(y.value, y_norm)
             outer = _product_norm(operation, x, inner, y, y_norm)
             ways.append([Move(0, factor * size, outer, _reason(y, sizes))])
     return ways
+
+
+def _kept(batch: Factors, marks: str) -> Factors:
+    """How a batch axis goes on, by the marks over C: its members differ in y.
+
+    A maximum or a sum over C goes with maxima. An operator from the batch to C passes y
+    with one member of the batch at a time, and so does one from C to the batch.
+    """
+    gone = {"b": "ois", "s": "ois", "i": "os", "o": "is"}[marks]
+    return joined((n, "b" if mark in gone else mark) for n, mark in batch)
 
 
 def _over_contracted(x: _Side, norm: MixedNorm) -> list[str]:
