@@ -325,3 +325,302 @@ def test_ragged_experts() -> None:
     found = read(function, {"w": (4, WIDTH, WIDTH), "out": (WIDTH, 3)}, X, groups)
     assert the_axes(found, "w") is mo.STACKED
     assert kinds(found)["w"] == ["matrix"]
+
+
+def test_heads_on_the_devices_of_a_mesh() -> None:
+    """Each device has one pair of the heads; the leaf has them all."""
+    mesh = jax.sharding.AbstractMesh((2,), ("model",))
+    spec = jax.sharding.PartitionSpec
+
+    def local(query: jax.Array, out: jax.Array, x: jax.Array) -> jax.Array:
+        y = in_heads(x @ query)
+        return lax.psum(mixed(y, y, y) @ out, "model")
+
+    def function(p: Any, x: jax.Array) -> jax.Array:
+        specs = (spec(None, "model"), spec("model"), spec())
+        sharded = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=spec())
+        return sharded(p["query"], p["out"], x)
+
+    found = read(function, {"query": (WIDTH, 16), "out": (16, 3)}, X)
+    assert the_axes(found, "query") == mo.Split((SIZE,) * 4)
+    assert the_axes(found, "out") is mo.STACKED
+    assert found["out"][0].readout
+
+
+# ------------------------------------------------------------- loops, look-ups
+
+
+@pytest.mark.parametrize("loop", ["for", "fori", "scan", "nested", "cond"])
+def test_layers_of_a_stack(loop: str) -> None:
+    def layer(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.tanh(x @ w + b)
+
+    def function(p: Any, x: jax.Array) -> jax.Array:
+        w, b = p["w"], p["b"]
+        step = lambda x, row: (layer(x, *row), None)
+        if loop == "for":
+            for i in range(4):
+                x = layer(x, w[i], b[i])
+        elif loop == "fori":
+            x = lax.fori_loop(0, 4, lambda i, x: layer(x, w[i], b[i]), x)
+        elif loop == "scan":
+            x, _ = lax.scan(step, x, (w, b))
+        elif loop == "nested":
+            rows = (w.reshape(2, 2, WIDTH, WIDTH), b.reshape(2, 2, WIDTH))
+            x, _ = lax.scan(lambda x, row: lax.scan(step, x, row), x, rows)
+        else:
+            ways = [lambda x, i=i: layer(x, w[i], b[i]) for i in range(4)]
+            x = lax.switch(jnp.argmax(x[0, 0, :4]), ways, x)
+        return x @ p["out"]
+
+    shapes = {"w": (4, WIDTH, WIDTH), "b": (4, WIDTH), "out": (WIDTH, 3)}
+    found = read(function, shapes, X)
+    assert kinds(found) == {"w": ["matrix"], "b": ["bias"], "out": ["matrix"]}
+    assert the_axes(found, "w") is mo.STACKED
+    assert [path for path in shapes if found[path][0].readout] == ["out"]
+    assert ("scanned" in found["w"][0].note) == (loop in ("scan", "nested"))
+
+
+def test_slices_of_one_axis_that_a_loop_takes() -> None:
+    def function(p: Any, x: jax.Array) -> jax.Array:
+        rows = p["w"].reshape(3, WIDTH, WIDTH)
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, rows)[0] @ p["out"]
+
+    found = read(function, {"w": (3 * WIDTH, WIDTH), "out": (WIDTH, 3)}, X)
+    assert the_axes(found, "w") == mo.Split((WIDTH,) * 3, -2, mo.STACKED)
+
+
+def test_a_recurrence_over_time() -> None:
+    """Gates are split in the next step; the first state is added, as a bias is."""
+
+    def function(p: Any, x: jax.Array) -> jax.Array:
+        def step(state: Any, x: jax.Array) -> Any:
+            hidden, cell = state
+            y = jnp.concatenate([x, hidden], axis=-1) @ p["w"] + p["b"]
+            i, f, g, o = jnp.split(y, 4, axis=-1)
+            cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+            hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+            return (hidden, cell), hidden @ p["out"]
+
+        start = jnp.broadcast_to(p["start"], (BATCH, WIDTH))
+        return lax.scan(step, (start, start), jnp.swapaxes(x, 0, 1))[1]
+
+    shapes = {"w": (2 * WIDTH, 4 * WIDTH), "b": (4 * WIDTH,), "out": (WIDTH, 3)}
+    found = read(function, shapes | {"start": (WIDTH,)}, X)
+    assert the_axes(found, "w") == mo.Split((WIDTH,) * 4)
+    assert kinds(found)["start"] == ["bias"]
+    assert found["out"][0].readout
+    assert not found["w"][0].readout
+
+
+def test_while_with_parameters_in_the_loop() -> None:
+    def function(p: Any, x: jax.Array) -> jax.Array:
+        small = lambda state: jnp.sum(state[0] ** 2) < p["limit"]
+        step = lambda state: (jnp.tanh(state[0] @ state[1]), state[1])
+        return lax.while_loop(small, step, (x, p["w"]))[0] @ p["out"]
+
+    shapes = {"w": (WIDTH, WIDTH), "out": (WIDTH, 3), "limit": ()}
+    found = read(function, shapes, X)
+    assert kinds(found) == {"w": ["matrix"], "out": ["matrix"], "limit": ["other"]}
+
+
+@pytest.mark.parametrize(
+    "look_up",
+    [
+        lambda table, tokens, _: table[tokens],
+        lambda table, tokens, _: jnp.take(table, tokens, axis=0),
+        lambda table, tokens, _: table.T[:, tokens].transpose(1, 2, 0),
+        lambda table, tokens, _: jax.nn.one_hot(tokens, 11) @ table,
+        lambda table, *_: table[jnp.arange(LENGTH)][None],
+        lambda table, _, start: lax.dynamic_slice_in_dim(table, start, LENGTH)[None],
+    ],
+    ids=["gather", "take", "columns", "one_hot", "positions", "window"],
+)
+def test_rows_that_are_looked_up(look_up: Callable[..., jax.Array]) -> None:
+    function = lambda p, tokens, start: look_up(p["table"], tokens, start) @ p["out"]
+    shapes = {"table": (11, WIDTH), "out": (WIDTH, 3)}
+    found = read(function, shapes, TOKENS, INDEX)
+    assert kinds(found) == {"table": ["embedding"], "out": ["matrix"]}
+
+
+# ------------------------------------------------------- vectors, and the rest
+
+
+def test_what_is_added_or_multiplied() -> None:
+    def function(p: Any, x: jax.Array, hidden: jax.Array) -> jax.Array:
+        x = x * (1 + p["gain"]) + p["positions"][:LENGTH] - p["mean"]
+        x = jnp.where(hidden[..., None], p["mask"], x)
+        x = jnp.einsum("btd,td->btd", x, p["by_place"])
+        token = jnp.broadcast_to(p["token"], (BATCH, 1, WIDTH))
+        x = jnp.concatenate([token, x], axis=1)
+        return (x / jnp.exp(p["temperature"])) @ p["out"]
+
+    shapes = {"gain": (WIDTH,), "positions": (9, WIDTH), "mean": (WIDTH,)}
+    shapes |= {"mask": (1, 1, WIDTH), "by_place": (LENGTH, WIDTH), "temperature": ()}
+    shapes |= {"token": (1, 1, WIDTH), "out": (WIDTH, 3)}
+    hidden = jax.ShapeDtypeStruct((BATCH, LENGTH), np.bool_)
+    found = read(function, shapes, X, hidden)
+    biases = {"positions", "mean", "mask", "token"}
+    gains = {"gain", "by_place", "temperature"}
+    assert {path for path, one in kinds(found).items() if one == ["bias"]} == biases
+    assert {path for path, one in kinds(found).items() if one == ["gain"]} == gains
+    roles = roles_from_use(found, shapes)
+    assert {roles.role_of(p, shapes[p]) for p in biases | gains} == {mo.Role("vector")}
+
+
+def test_what_cannot_be_told_is_other() -> None:
+    def function(p: Any, x: jax.Array) -> Any:
+        basis = jnp.linalg.qr(p["basis"])[0]
+        return x @ basis @ p["w"] @ p["out"], p["returned"], jnp.sum(p["w"] ** 2)
+
+    square = (WIDTH, WIDTH)
+    shapes = {"basis": square, "w": square, "out": (WIDTH, 3), "returned": square}
+    found = read(function, shapes | {"unused": square}, X)
+    shapes["unused"] = square
+    assert kinds(found)["basis"] == ["other"]
+    assert "householder" in str(found["basis"][0].operation) or "qr" in str(
+        found["basis"][0].operation
+    )
+    assert kinds(found)["returned"] == ["output"]
+    # A penalty on the weights is not a second use of them.
+    assert kinds(found)["w"] == ["matrix"]
+    assert unused(found) == ("unused",)
+    roles = roles_from_use(found, shapes)
+    for path in ("basis", "returned", "unused"):
+        assert roles.role_of(path, square) == mo.Role("other")
+
+
+def test_the_only_matrix_is_no_readout() -> None:
+    function = lambda p, x: x @ p["w"] + p["b"]
+    shapes = {"w": (WIDTH, 3), "b": (3,)}
+    found = read(function, shapes, X)
+    assert found["w"][0].readout
+    assert roles_from_use(found, shapes).role_of("w", (WIDTH, 3)) == mo.Role(
+        "matrix", mo.STACKED
+    )
+
+
+def test_readouts_are_what_no_matrix_follows_on_any_way() -> None:
+    def function(p: Any, x: jax.Array) -> Any:
+        hidden = jnp.tanh(x @ p["first"])
+        return hidden @ p["policy"], hidden @ p["value"], hidden
+
+    shapes = {"first": (WIDTH, WIDTH), "policy": (WIDTH, 4), "value": (WIDTH, 1)}
+    found = read(function, shapes, X)
+    assert [p for p in shapes if found[p][0].readout] == ["policy", "value"]
+
+
+# ----------------------------------------------------------- roles and messages
+
+
+def test_paths_are_matched_exactly() -> None:
+    function = lambda p, x: x @ p["a.b"] @ p["a+b"] @ p["a.b(c)"]
+    shapes = dict.fromkeys(("a.b", "a+b", "a.b(c)"), (WIDTH, WIDTH))
+    roles = roles_from_use(read(function, shapes, X), shapes)
+    labels = roles({path: jnp.ones(shape) for path, shape in shapes.items()})
+    assert labels == {"a.b": "matrix", "a+b": "matrix", "a.b(c)": "readout"}
+
+
+def _tied(p: Any, tokens: jax.Array) -> jax.Array:
+    return jnp.tanh(p["table"][tokens] @ p["w"]) @ p["table"].T
+
+
+TIED = {"table": (11, WIDTH), "w": (WIDTH, WIDTH)}
+
+
+def test_a_tied_embedding_must_be_decided() -> None:
+    found = read(_tied, TIED, TOKENS)
+    with pytest.raises(ValueError, match="more than one way") as error:
+        roles_from_use(found, TIED)
+    message = str(error.value)
+    assert "matrix [out, in]" in message
+    assert "gather [test_use.py:" in message
+    assert "{'table': 'embedding'}" in message
+
+    roles = roles_from_use(found, TIED, {"table": "embedding"})
+    assert roles.role_of("table", TIED["table"]) == mo.Role("embedding")
+    assert roles.role_of("w", TIED["w"]) == mo.Role("matrix", mo.STACKED)
+    roles = roles_from_use(found, TIED, {"table": "readout"})
+    assert roles.role_of("table", TIED["table"]) == mo.Role("readout", mo.OUT_IN)
+    roles = roles_from_use(found, TIED, {"table": mo.STACKED})
+    assert roles.role_of("table", TIED["table"]) == mo.Role("matrix", mo.STACKED)
+
+
+def test_a_matrix_used_in_both_directions_must_be_decided() -> None:
+    function = lambda p, x: jnp.tanh(x @ p["0"]["w"]) @ p["0"]["w"].T @ p["out"]
+    params = {"0": {"w": (WIDTH, 4)}, "out": (WIDTH, 3)}
+    shapes = {"0/w": (WIDTH, 4), "out": (WIDTH, 3)}
+    is_shape = lambda node: isinstance(node, tuple)
+    as_leaf = lambda shape: jax.ShapeDtypeStruct(shape, np.float32)
+    leaves = jax.tree.map(as_leaf, params, is_leaf=is_shape)
+    graph, paths, _ = trace(function, leaves, X)
+    with pytest.raises(ValueError, match="matrix \\[out, in\\]"):
+        roles_from_use(uses(graph, paths), shapes)
+
+
+def test_decisions_that_match_nothing() -> None:
+    found = read(_tied, TIED, TOKENS)
+    with pytest.raises(ValueError, match="'tabel'.*'table', 'w'"):
+        roles_from_use(found, TIED, {"tabel": "embedding"})
+    with pytest.raises(TypeError, match="must be axes, a label"):
+        roles_from_use(found, TIED, {"table": 3})
+
+
+def test_a_use_in_words() -> None:
+    (use,) = read(_tied, TIED, TOKENS)["w"]
+    assert described(use, 2).startswith("matrix [in, out], by dot_general [test_use.py")
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "path", "words"),
+    [
+        (lambda w, x: x @ w, (WIDTH, 4), "up/weight", r"matrix \[out, in\].*STACKED"),
+        (lambda w, x: x @ w, (WIDTH, 4), "up/bias", r"says vector.*as matrix"),
+        (lambda w, x: x * w, (LENGTH, WIDTH), "up/kernel", r"says matrix.*as gain"),
+        (lambda w, x: x @ w, (WIDTH, 4), "lm_head/kernel", r"says readout"),
+        (lambda w, x: x @ w, (WIDTH, 4), "up/kernel", None),
+        (lambda w, x: x @ w.T, (4, WIDTH), "up/weight", None),
+        (lambda w, x: x @ w, (WIDTH, 4), "patch_embed/kernel", None),
+        (lambda w, x: x + w, (LENGTH, WIDTH), "pos_embed", None),
+    ],
+)
+def test_names_that_say_something_else(
+    function: Callable[..., Any], shape: tuple[int, ...], path: str, words: str | None
+) -> None:
+    parts = path.split("/")
+
+    def model(p: Any, x: jax.Array) -> jax.Array:
+        for part in parts:
+            p = p[part]
+        return jnp.sum(function(p, x), axis=-1, keepdims=True) * jnp.ones((1, 3))
+
+    def forward(p: Any, x: jax.Array) -> jax.Array:
+        return model(p["inner"], x) @ p["last"]
+
+    inner: Any = jax.ShapeDtypeStruct(shape, np.float32)
+    for part in reversed(parts):
+        inner = {part: inner}
+    last = jax.ShapeDtypeStruct((3, 3), np.float32)
+    with jax.numpy_rank_promotion("allow"):
+        graph, paths, _ = trace(forward, {"inner": inner, "last": last}, X)
+    shapes = {f"inner/{path}": shape, "last": (3, 3)}
+    found = uses(graph, paths)
+    messages = conflicts(found, shapes)
+    if words is None:
+        assert messages == []
+    else:
+        (message,) = messages
+        assert path in message
+        assert pytest.approx(len(messages)) == 1
+        import re
+
+        assert re.search(words, message)
+        assert "test_use.py:" in message
+        assert conflicts(found, shapes, {path: "other"}) == []
+
+
+def test_the_layers_of_a_readout_are_no_conflict() -> None:
+    function = lambda p, x: jnp.tanh(x @ p["head/0/kernel"]) @ p["head/1/kernel"]
+    shapes = {"head/0/kernel": (WIDTH, WIDTH), "head/1/kernel": (WIDTH, 3)}
+    found = read(function, shapes, X)
+    assert conflicts(found, shapes) == []
