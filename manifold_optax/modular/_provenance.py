@@ -144,12 +144,13 @@ def sliced(
     factors = pattern[dim]
     if not factors or (count == _total(factors) and step == 1):
         return pattern
-    minor = _total(factors[1:])
-    if count == 1 and len(factors) > 1:
+    first, *more = factors
+    minor = _total(more)
+    if count == 1 and more:
         kept = _entry(factors, start)
     elif start % minor == 0 and count % minor == 0 and (step == 1 or minor == 1):
-        taken = _window(factors[0], start // minor, count // minor, step)
-        kept = None if taken is None else (taken, *factors[1:])
+        taken = _window(first, start // minor, count // minor, step)
+        kept = None if taken is None else (taken, *more)
     else:
         kept = blank(count)
     if kept is None:

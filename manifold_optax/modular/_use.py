@@ -89,6 +89,13 @@ class Use(NamedTuple):
     readout: bool = False
     note: str = ""
 
+    def __repr__(self) -> str:
+        """Without the operands of the operation, which are half the model."""
+        return (
+            f"Use({self.kind!r}, {self.axes}, {self.operation}, "
+            f"readout={self.readout}, note={self.note!r})"
+        )
+
 
 def uses(graph: Graph, paths: Sequence[str]) -> dict[str, tuple[Use, ...]]:
     """How each parameter is used: different uses, each once.

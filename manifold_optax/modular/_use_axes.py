@@ -62,6 +62,7 @@ def _blocks(
     """
     count = shards.get(axis, 1)
     label = np.zeros(size // count, np.int64)
+    taken = np.zeros(size // count, bool)
     reasons: dict[str, None] = {}
     for group in groups:
         for piece in _pieces(size // count, axis, group, alone):
@@ -70,8 +71,10 @@ def _blocks(
             if finer.max() > label.max():
                 reasons[group.reason if piece.max() > 1 else "fused"] = None
             label = finer
+            taken |= piece > 0
     ends = np.flatnonzero(np.diff(label)) + 1
-    if len(ends) == 0:
+    if len(np.unique(label[taken])) < 2:
+        # One part is taken beside the whole, or the others are not used at all.
         return (), []
     if len(ends) > label.max():
         return (), ["its parts alternate: one matrix"]

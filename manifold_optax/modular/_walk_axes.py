@@ -161,7 +161,8 @@ def pad(operation: Operation, facts: list[Facts]) -> list[Facts]:
 
     def change(pattern: Pattern) -> Pattern | None:
         new: Pattern | None = pattern
-        for dim, (low, high, interior) in enumerate(config):
+        for dim, edges in enumerate(config):
+            low, high, interior = map(int, edges)
             size = operation.results[0].shape[dim]
             if new is None or (low, high, interior) == (0, 0, 0):
                 continue

@@ -142,7 +142,9 @@ def _product(
     kind: str = "matrix",
 ) -> list[Facts]:
     strands = [_of_side(walk, operation, side, kind) for side in (first, second)]
-    return [Facts(first.facts.live or second.facts.live, joined(*strands))]
+    applied = any(not s.weight for one in strands for some in one.values() for s in some)
+    live = applied or first.facts.live or second.facts.live
+    return [Facts(live, joined(*strands))]
 
 
 def _as_tokens(walk: Walk, operation: Operation, mine: Facts, other: Facts) -> Facts:
@@ -242,11 +244,12 @@ def _of_weight(
         is_weight = any(s.weight for some in side.other.strands.values() for s in some)
         if not side.other.live or is_weight:
             return None
-    elif not side.other.live:
+    elif not side.other.live and (side.other.strands or not side.contracted):
         mark = strand.mark
         if side.other.strands and not side.contracted and mark is None:
             mark = ("gain", operation)
         return strand._replace(inner=strand.inner | contracted, mark=mark)
+    # Constants are inputs like others: coordinates, waves, or a first state of zeros.
     if side.one_hot and contracted:
         walk.use(strand.leaf, Found("embedding", weak=strand.weak), operation)
         return None
