@@ -20,7 +20,7 @@ from modular.models import gpt2
 def measure(title: str, **options: object) -> None:
     """Prints one line."""
     model = gpt2(**options)
-    decided = {"^embed": "embedding"}
+    decided = {"wte": "embedding"}
     start = time.perf_counter()
     jax.make_jaxpr(model.forward)(model.params, *model.inputs)
     traced = time.perf_counter()

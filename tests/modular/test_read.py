@@ -59,13 +59,15 @@ def test_the_tree_and_the_analysis_agree_where_nothing_is_lost() -> None:
 
 def test_sums_and_multiples() -> None:
     x, w = jnp.zeros((2, 4)), jnp.zeros((4, 4))
-    params = {"a": w, "b": w}
-    double = modular.read(lambda p, x: 2.0 * (x @ p["a"]) @ (2 * p["b"]), params, x)
-    assert double.sensitivities() == {"a": (4.0,), "b": (4.0,)}
-    chain = modular.read(lambda p, x: 2.0 * ((x @ p["a"]) @ p["b"]), params, x)
-    assert modular.budget(chain).shares == {"a": (0.25,), "b": (0.25,)}
-    both = modular.read(lambda p, x: x @ p["a"] + x @ p["b"], params, x)
-    assert modular.budget(both).shares == {"a": (0.5,), "b": (0.5,)}
+    params = {"w": w, "v": w}
+    # (2 · L) ∘ L: the first is doubled, so is the step of the second.
+    chain = modular.read(lambda p, x: 2.0 * ((x @ p["w"]) @ p["v"]), params, x)
+    assert modular.budget(chain).shares == {"v": (0.25,), "w": (0.25,)}
+    # A weight that is doubled itself is the same.
+    chain = modular.read(lambda p, x: (x @ p["w"]) @ (2.0 * p["v"]), params, x)
+    assert modular.budget(chain).shares == {"v": (0.25,), "w": (0.25,)}
+    both = modular.read(lambda p, x: x @ p["w"] + x @ p["v"], params, x)
+    assert modular.budget(both).shares == {"v": (0.5,), "w": (0.5,)}
     assert modular.sensitivity(both.tree) == pytest.approx(2.0)
 
 
@@ -88,7 +90,10 @@ def test_shares_times_sensitivities_sum_to_one() -> None:
 
 def decisions(name: str) -> dict[str, Any]:
     """What the user of a model has to decide."""
-    return {"fused_gpt": {"embed/embedding": "embedding"}}.get(name, {})
+    return {
+        "fused_gpt": {"embed/embedding": "embedding"},
+        "lora": {"adapters/.*/b": mo.STACKED},  # not the bias that its name says
+    }.get(name, {})
 
 
 def test_a_scanned_stack_is_read_as_its_layers() -> None:
@@ -136,25 +141,20 @@ def test_a_long_scan_is_read_like_a_short_one() -> None:
 
 
 def test_attention_is_bounded_alike_for_all_lengths() -> None:
-    model = MODELS["multi_head_gpt"]()
+    attention = nnx.eval_shape(
+        lambda: nnx.MultiHeadAttention(4, 16, decode=False, rngs=nnx.Rngs(0))
+    )
+    graphdef, state = nnx.split(attention)
+
+    def forward(params: Any, x: Any) -> Any:
+        return nnx.merge(graphdef, params)(x)
 
     def read(tokens: int) -> dict[str, tuple[float, ...]]:
-        inputs = [jax.ShapeDtypeStruct((2, tokens), jnp.int32)]
-        attention = nnx.eval_shape(
-            lambda: nnx.MultiHeadAttention(4, 16, decode=False, rngs=nnx.Rngs(0))
-        )
-        graphdef, state = nnx.split(attention)
-
-        def forward(params: Any, x: Any) -> Any:
-            return nnx.merge(graphdef, params)(x)
-
         x = jax.ShapeDtypeStruct((2, tokens, 16), jnp.float32)
-        del inputs, model
-        return modular.read(forward, state, x).sensitivities("derived")
+        return modular.read(forward, nnx.to_pure_dict(state), x).sensitivities("derived")
 
-    model = MODELS["multi_head_gpt"]()
     first = read(4)
-    assert all(math.isfinite(s) for path in first for s in first[path])
+    assert all(math.isfinite(s) for found in first.values() for s in found)
     for tokens in (16, 64):
         for path, found in read(tokens).items():
             assert found == pytest.approx(first[path], rel=1e-12), (tokens, path)
@@ -172,13 +172,13 @@ def test_side_outputs_do_not_refuse_a_model() -> None:
 
 def test_the_output_is_chosen_by_its_path() -> None:
     def forward(params: Any, x: Any) -> Any:
-        return {"a": x @ params["a"], "b": x @ params["b"] * 3.0}
+        return {"first": x @ params["v"], "second": x @ params["w"] * 3.0}
 
-    params = {"a": jnp.zeros((4, 4)), "b": jnp.zeros((4, 4))}
+    params = {"v": jnp.zeros((4, 4)), "w": jnp.zeros((4, 4))}
     x = jnp.zeros((3, 4))
-    network = modular.read(forward, params, x, output="b")
-    assert network.sensitivities() == {"a": (0.0,), "b": pytest.approx((3.0,))}
-    with pytest.raises(ValueError, match=r"no output of floats at 'c'.*\['a', 'b'\]"):
+    network = modular.read(forward, params, x, output="second")
+    assert network.sensitivities() == {"v": (0.0,), "w": pytest.approx((3.0,))}
+    with pytest.raises(ValueError, match=r"of floats at 'c'.*'first', 'second'"):
         modular.read(forward, params, x, output="c")
 
 
@@ -246,20 +246,20 @@ def test_explain_multiplies_to_the_sensitivity() -> None:
         network.explain("w9")
 
 
-def test_gpt2_is_read_in_one_pass() -> None:
-    model = gpt2(layers=12)
+@pytest.mark.parametrize(
+    "layers", [2, pytest.param(12, marks=pytest.mark.slow, id="small")]
+)
+def test_gpt2_is_read_in_one_pass(layers: int) -> None:
+    model = gpt2(layers=layers)
     network = modular.read(
-        model.forward, model.params, *model.inputs, roles=dict(model.roles)
+        model.forward, model.params, *model.inputs, roles={"wte": "embedding"}
     )
-    shares = modular.budget(network).shares
-    assert len(shares) >= 12 * 4
-    steps = len(network.analysis("nominal").graph.operations())
-    # One fused graph, read once forwards and once back: no more steps than equations.
-    assert steps < 921
+    assert len(modular.budget(network).shares) >= layers * 4
+    # Each step of the fused graph is read once forwards and once back.
+    assert len(network.analysis("nominal").graph.operations()) <= 50 + 60 * layers
 
 
-def test_stiefel_by_a_rule(rng: Any) -> None:
-    del rng
+def test_stiefel_by_a_rule() -> None:
     forward, params, x = mlp(3)
     network = modular.read(forward, params, x, geometry={"^w0$": mo.Stiefel("rms")})
     manifolds = {atom.path: repr(atom.manifold) for atom in network.atoms}

@@ -76,7 +76,7 @@ def _split_moves(
 
 
 def _split_starts(operation: Operation, result: int) -> list[int | None]:
-    start = sum(operation.params["sizes"][:result])
+    start = int(sum(operation.params["sizes"][:result]))
     return _along(operation, operation.params["axis"], start)
 
 
