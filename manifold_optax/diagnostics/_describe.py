@@ -14,10 +14,19 @@ from manifold_optax.attention import ClipReport
 from manifold_optax.matrices import Placement, Plan, plan_matrices
 from manifold_optax.matrices._report import check_matrices, MatrixReport
 from manifold_optax.matrices._view import View
-from manifold_optax.roles import LabelReport, Roles
+from manifold_optax.roles import (
+    LabelReport,
+    ReadRoles,
+    role_by_name,
+    Roles,
+    UseReport,
+)
 from manifold_optax.trees import is_absent, leaf_path, leaves_by_path
 
-_HEADER = ("path", "shape", "dtype", "label", "fan_out × fan_in", "matrices", "links")
+_HEADER = (
+    "path", "shape", "dtype", "label", "fan_out × fan_in", "matrices", "links",
+    "by its use", "by its name",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +43,10 @@ class DescribedLeaf:
     repeat are one; none where it is no matrix."""
     links: tuple[str, ...] = ()
     """The transformations that read it as matrices, and those that clip its heads."""
+    use: str = ""
+    """How the computation uses it, where that was read."""
+    name: str = ""
+    """The label that its name alone would give, beside a use; empty if it says none."""
 
     @property
     def count(self) -> int:
@@ -68,7 +81,7 @@ class Description:
 
 
 def describe(
-    subject: optax.GradientTransformation | Roles,
+    subject: optax.GradientTransformation | Roles | ReadRoles,
     params: ArrayTree,
     *,
     placement: Placement | None = None,
@@ -82,8 +95,9 @@ def describe(
     here. It computes nothing: the time is that of one trace of `init`.
 
     Args:
-        subject: an optimizer as it was built (also inside Optax's wrappers), or the
-            `Roles` that one would be built with.
+        subject: an optimizer as it was built (also inside Optax's wrappers); the
+            `Roles` that one would be built with; or what `modular.read` returns, whose
+            table says how each parameter is used, and what its name says.
         params: tree of arrays or `jax.ShapeDtypeStruct`s of any shapes and dtypes.
             `None`, `optax.MaskedNode` and empty leaves are passed over, as they are by
             the optimizers.
@@ -112,6 +126,9 @@ def describe(
     """
     if isinstance(subject, Roles):
         facts = _facts_of_roles(subject, params, placement)
+    elif isinstance(subject, ReadRoles) and not isinstance(subject, type):
+        facts = _facts_of_roles(subject.roles, params, placement)
+        facts.append(UseReport(subject.uses))
     elif isinstance(subject, optax.GradientTransformation):
         if placement is not None:
             raise ValueError(
@@ -121,8 +138,8 @@ def describe(
         facts = _facts_of_optimizer(subject, params)
     else:
         raise TypeError(
-            "subject must be an optax.GradientTransformation or mo.Roles, got "
-            f"{subject!r}."
+            "subject must be an optax.GradientTransformation, mo.Roles, or what "
+            f"mo.modular.read returns; got {subject!r}."
         )
     leaves = {
         path: leaf
@@ -163,7 +180,8 @@ def _facts_of_roles(
 
 
 def _described(path: str, leaf: Any, facts: Iterable[Any]) -> DescribedLeaf:
-    label, views, links = "", (), []
+    label, views, links, use, name = "", (), [], "", ""
+    shape = tuple(getattr(leaf, "shape", ()))
     for fact in facts:
         if isinstance(fact, LabelReport):
             label = fact.labels.get(path, label)
@@ -172,10 +190,12 @@ def _described(path: str, leaf: Any, facts: Iterable[Any]) -> DescribedLeaf:
             links.append(fact.name)
         elif isinstance(fact, ClipReport) and path in fact.paths:
             links.append(fact.name)
+        elif isinstance(fact, UseReport):
+            use, named = fact.uses.get(path, ""), role_by_name(path, shape)
+            name = "" if named is None else named.label
     dtype = str(getattr(leaf, "dtype", type(leaf).__name__))
-    shape = tuple(getattr(leaf, "shape", ()))
-    named = tuple(dict.fromkeys(filter(None, links)))
-    return DescribedLeaf(path, shape, dtype, label, views, named)
+    distinct = tuple(dict.fromkeys(filter(None, links)))
+    return DescribedLeaf(path, shape, dtype, label, views, distinct, use, name)
 
 
 def _plans(facts: Iterable[Any], params: ArrayTree) -> Iterable[Plan]:
@@ -206,4 +226,6 @@ def _row(leaf: DescribedLeaf) -> tuple[str, ...]:
         leaf.sizes,
         count,
         ", ".join(leaf.links),
+        leaf.use,
+        leaf.name,
     )

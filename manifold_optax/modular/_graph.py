@@ -1,6 +1,7 @@
 """A traced computation as a graph: values, and the operations that make them."""
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -146,7 +147,24 @@ def _in_order(graph: Graph) -> Iterator[Operation]:
 
 
 def _line(source: Any) -> str:
-    """`/home/me/model.py:176:4 (_route)` without the folders."""
+    """`model.py:176 (_route)`: the innermost line that is not of an installed package.
+
+    Where all are, as for a model out of a package, the innermost outside of JAX.
+    """
+    for frame in getattr(source.traceback, "frames", ()):
+        if not any(folder in frame.file_name for folder in _INSTALLED):
+            return _place(f"{frame.file_name}:{frame.line_num}", frame.function_name)
     place, _, function = source_info.summarize(source).partition(" (")
-    place = place.replace("\\", "/").rsplit("/", 1)[-1]
-    return f"{place} ({function}" if function else place
+    return _place(place, function.removesuffix(")"))
+
+
+_INSTALLED = (
+    "site-packages", "dist-packages", "<frozen", str(pathlib.Path(__file__).parents[1]),
+)  # fmt: skip
+"""Parts of paths of files that the user did not write; the last is this library."""
+
+
+def _place(place: str, function: str) -> str:
+    """A line without the folders of its file."""
+    name = place.replace("\\", "/").rsplit("/", 1)[-1]
+    return f"{name} ({function})" if name and function else name

@@ -29,6 +29,7 @@ class Network:
         shapes: of the parameters, by path.
         atoms: the parameters, in the order of their leaves.
         roles: labels and axes, for `hybrid`, `project`, `describe` and all `axes`.
+        uses: by path, how the function uses each parameter, in words.
         input_rms: bounds of the inputs.
         floor: least RMS of what enters a norm layer.
     """
@@ -38,6 +39,7 @@ class Network:
     shapes: Mapping[str, tuple[int, ...]]
     atoms: tuple[Atom, ...]
     roles: Roles
+    uses: Mapping[str, str]
     input_rms: tuple[float, ...]
     floor: float
     _analyses: dict[str, Analysis] = dataclasses.field(default_factory=dict, repr=False)

@@ -17,7 +17,7 @@ from manifold_optax.modular._rules import (
     GeometryRules,
 )
 from manifold_optax.modular._trace import trace
-from manifold_optax.modular._roles import conflicts, roles_from_use
+from manifold_optax.modular._roles import conflicts, described, roles_from_use
 from manifold_optax.modular._use import uses
 from manifold_optax.trees import matches
 
@@ -105,6 +105,10 @@ def read(
         shapes=shapes,
         atoms=tuple(atoms),
         roles=found,
+        uses={
+            path: "; ".join(described(use, len(shapes[path])) for use in ways)
+            for path, ways in used.items()
+        },
         input_rms=_input_rms(inputs, input_rms),
         floor=float(floor),
     )

@@ -1,7 +1,7 @@
 """What each parameter of a model is: its label, and its axes as a matrix."""
 
 from manifold_optax.roles._names import role_by_name
-from manifold_optax.roles._report import LabelReport
+from manifold_optax.roles._report import LabelReport, ReadRoles, UseReport
 from manifold_optax.roles._role import (
     EMBEDDING,
     MATRIX,
@@ -23,8 +23,10 @@ __all__ = (
     "ROUTER",
     "VECTOR",
     "LabelReport",
+    "ReadRoles",
     "Role",
     "Roles",
+    "UseReport",
     "role_by_name",
     "roles",
 )

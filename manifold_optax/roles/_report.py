@@ -1,10 +1,33 @@
-"""What `hybrid` reports of the labels that it gave."""
+"""What is reported of the labels of parameters, and of their uses."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from manifold_optax.roles._roles import Roles
 
 
 class LabelReport(NamedTuple):
     """The label of every parameter, by path."""
 
     labels: Mapping[str, str]
+
+
+@runtime_checkable
+class ReadRoles(Protocol):
+    """Roles that were read from a computation; `modular.read` returns such a network."""
+
+    @property
+    def roles(self) -> Roles:
+        """What each parameter is."""
+        ...
+
+    @property
+    def uses(self) -> Mapping[str, str]:
+        """By path, how the computation uses each parameter, in words."""
+        ...
+
+
+class UseReport(NamedTuple):
+    """How each parameter is used, by path; `describe` prints it beside its name."""
+
+    uses: Mapping[str, str]
