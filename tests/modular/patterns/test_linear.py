@@ -101,6 +101,8 @@ MAPS = ROTATIONS | {
     "twice": lambda x: x + x,
     "known matrix": lambda x: x + x.dot(W),
     "shifted": shifted,
+    "sums": lambda x: jnp.cumsum(x, -1),
+    "sums from behind": lambda x: lax.cumsum(x, 3, reverse=True) + x,
     "signs": signs,
 }
 
@@ -153,6 +155,7 @@ def test_vector():
         lambda x: x + jnp.sin(x),
         lambda x: (2 * x[..., ::-1]).reshape(BATCH, TOKENS, -1),
         lambda x: x + 1,
+        lambda x: jnp.cumsum(x, 1),
         lambda x: jnp.where(x > 0, x, -x),
         lambda x: x * x + x,
     ],

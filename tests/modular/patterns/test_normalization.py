@@ -117,6 +117,10 @@ LAYERS = {
         lambda x: x * (1 / jnp.sqrt(square(x) + 1e-6)),
         RMS | {"epsilon": 1e-6},
     ),
+    "einsum": (
+        lambda x: x * lax.rsqrt(jnp.einsum("btd,btd->bt", x, x) / 8 + 1e-6)[..., None],
+        RMS | {"epsilon": 1e-6},
+    ),
     "of a product": (gated, RMS | {"epsilon": 1e-6}),
     "of 3 x": (
         lambda x: 3 * x * lax.rsqrt(square(3 * x) + 9e-3),
