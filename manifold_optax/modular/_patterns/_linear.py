@@ -23,7 +23,6 @@ _JOINS = frozenset(
 _MOST_STEPS = 64
 """Operations between a value and the root of its map; rotary positions take 20."""
 
-
 _POINTS = (1, 7, 53, 401, 3001, 20011, 150001)
 """Positions at which a map is formed whose positions are an input. Its Gram matrix is
 analytic in the position; if it is the same at all of these, it is constant. The
@@ -109,9 +108,7 @@ def _may_join(operation: Operation) -> bool:
 
 
 def _root(value: Value) -> tuple[Value, set[Value]] | None:
-    """The nearest value that a value is a linear function of, after a join.
-
-    And the positions that this function depends on.
+    """The nearest value that a value is a linear function of, and its positions.
 
     Walks back from the value that lies deepest. Where that one is not linear, no other
     can lie behind it, and the search ends: `x + f(x)` costs two steps.

@@ -9,7 +9,6 @@ import numpy as np
 from manifold_optax.modular._constants import (
     array_given,
     constant_number,
-    is_constant,
 )
 from manifold_optax.modular._graph import Operation, Value
 from manifold_optax.modular._patterns._tables import is_table
@@ -48,7 +47,7 @@ class Maps:
     def _of(self, value: Value) -> Weighted | None:
         if value is self.root:
             return entries(self.leading, value.shape[-1])
-        if is_constant(value):
+        if is_table(value):
             zero = constant_number(value) == 0
             shape = value.shape[self.leading :]
             return nothing(self.leading, shape) if zero else None

@@ -27,11 +27,14 @@ def positions(value: Value) -> tuple[Value, ...] | None:
     """The integers that a table of cosines is computed from.
 
     Returns:
-        None of them for a constant; `None` for a value that is no table, because it
-        depends on anything else.
+        An empty tuple for a constant; `None` for a value that depends on anything else
+        than constants and integers, by other operations than `_TABLES`.
     """
     if value not in _POSITIONS:
-        _POSITIONS[value] = _find_positions(value)
+        found = _find_positions(value)
+        if found is not None and value in found:
+            return found  # Kept, it would keep itself alive.
+        _POSITIONS[value] = found
     return _POSITIONS[value]
 
 
@@ -48,6 +51,8 @@ def _find_positions(value: Value) -> tuple[Value, ...] | None:
             continue
         if jax.numpy.issubdtype(needed.dtype, np.integer):
             found.append(needed)
+            if not _is_of_integers(needed):
+                return None
             continue
         operation = needed.operation
         if operation is None or operation.name not in _TABLES or len(seen) > _LONGEST:
@@ -56,3 +61,19 @@ def _find_positions(value: Value) -> tuple[Value, ...] | None:
         seen.update(new)
         stack.extend(new)
     return tuple(found)
+
+
+def _is_of_integers(value: Value) -> bool:
+    """Whether a value depends on no float: the position of a maximum moves with it."""
+    stack, seen = [value], {value}
+    while stack:
+        needed = stack.pop()
+        if is_constant(needed):
+            continue
+        if needed.is_float or len(seen) > _LONGEST:
+            return False
+        operands = needed.operation.operands if needed.operation else ()
+        new = [operand for operand in operands if operand not in seen]
+        seen.update(new)
+        stack.extend(new)
+    return True

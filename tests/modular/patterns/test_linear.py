@@ -207,6 +207,9 @@ def test_positions_that_change_the_norm():
     assert not found(lambda x, places: by_positions(x, places, shift=0.1), X, PLACES)
     assert not found(lambda x, p: x + x * jnp.cos(p)[..., None, None], X, PLACES)
     assert not found(two_angles, X, PLACES, PLACES)
+    assert not found(lambda x, p: x + jnp.cos(p)[..., None, None] + x, X, PLACES)
+    # A position that depends on the value makes the map a step function of it.
+    assert not found(lambda x: by_positions(x, jnp.argmax(x[..., 0], -1)), X)
 
 
 def test_nearest_root():
