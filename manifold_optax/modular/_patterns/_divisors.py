@@ -92,8 +92,8 @@ def _find_roots(square: Value, most: int = 24) -> Iterator[Value]:
         operation = bare(queue.pop(0)).operation
         if operation is None:
             continue
-        if operation.name == "reduce_sum":
-            base = _squared(bare(operation.operands[0]).operation)
+        if operation.name in ("reduce_sum", "dot_general"):
+            base = _summed_square(operation)
             if base is None:
                 continue
             made = base.operation
@@ -104,6 +104,14 @@ def _find_roots(square: Value, most: int = 24) -> Iterator[Value]:
                 yield from (bare(x) for x in made.operands if x.shape == base.shape)
         elif operation.name in _AROUND_A_SUM:
             queue.extend(operation.operands)
+
+
+def _summed_square(operation: Operation) -> Value | None:
+    """What is squared and summed."""
+    first = bare(operation.operands[0])
+    if operation.name == "dot_general":
+        return first if first is bare(operation.operands[1]) else None
+    return _squared(first.operation)
 
 
 def _squared(operation: Operation | None) -> Value | None:

@@ -11,15 +11,17 @@ import weakref
 import numpy as np
 
 from manifold_optax.modular._graph import Operation, Value
-from manifold_optax.modular._patterns._maps import is_table, LINEAR, Maps, positions
+from manifold_optax.modular._patterns._maps import LINEAR, Maps
+from manifold_optax.modular._patterns._tables import is_table, positions
 from manifold_optax.modular._patterns._weighted import grams, operator_norm, Weighted
 
-_JOINS = frozenset({"add", "add_any", "concatenate", "select_n", "stack", "sub"})
-"""Operations in which several uses of a value can meet."""
+_JOINS = frozenset(
+    {"add", "add_any", "concatenate", "cumsum", "select_n", "stack", "sub"}
+)
+"""Operations in which several uses of a value can meet, or several of its entries."""
 
 _MOST_STEPS = 64
 """Operations between a value and the root of its map; rotary positions take 20."""
-
 
 _POINTS = (1, 7, 53, 401, 3001, 20011, 150001)
 """Positions at which a map is formed whose positions are an input. Its Gram matrix is
@@ -106,9 +108,7 @@ def _may_join(operation: Operation) -> bool:
 
 
 def _root(value: Value) -> tuple[Value, set[Value]] | None:
-    """The nearest value that a value is a linear function of, after a join.
-
-    And the positions that this function depends on.
+    """The nearest value that a value is a linear function of, and its positions.
 
     Walks back from the value that lies deepest. Where that one is not linear, no other
     can lie behind it, and the search ends: `x + f(x)` costs two steps.
@@ -121,10 +121,10 @@ def _root(value: Value) -> tuple[Value, set[Value]] | None:
             return heap[0][2], places
         operation = heapq.heappop(heap)[2].operation
         below = None if operation is None else _arguments(operation)
-        if not below:
+        if operation is None or not below:
             return None
-        joined_once |= len(below) > 1
-        for operand in operation.operands if operation else ():
+        joined_once |= len(below) > 1 or operation.name == "cumsum"
+        for operand in operation.operands:
             places.update(positions(operand) or ())
         for operand in below:
             if operand not in waiting:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import weakref
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -10,9 +9,9 @@ import numpy as np
 from manifold_optax.modular._constants import (
     array_given,
     constant_number,
-    is_constant,
 )
 from manifold_optax.modular._graph import Operation, Value
+from manifold_optax.modular._patterns._tables import is_table
 from manifold_optax.modular._patterns._weighted import (
     entries,
     joined,
@@ -24,56 +23,6 @@ from manifold_optax.modular._patterns._weighted import (
 
 _MOST_TERMS = 2048
 """Entries in one sum. The matrix of a longer sum would take seconds to bound."""
-
-
-_TABLES = frozenset(
-    {"add", "broadcast_in_dim", "complex", "concatenate", "convert_element_type", "cos"}
-    | {"div", "dot_general", "exp", "imag", "mul", "neg", "pow", "real", "reshape"}
-    | {"sin", "slice", "split", "squeeze", "stack", "sub", "tile", "transpose"}
-)
-"""Analytic operations and structure: what angles are computed by from positions."""
-
-_LONGEST = 40
-"""Operations from positions to a table; there are about ten."""
-
-_POSITIONS: weakref.WeakKeyDictionary[Value, tuple[Value, ...] | None] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def positions(value: Value) -> tuple[Value, ...] | None:
-    """The integers that a table of cosines is computed from.
-
-    Returns:
-        None of them for a constant; `None` for a value that is no table, because it
-        depends on anything else.
-    """
-    if value not in _POSITIONS:
-        _POSITIONS[value] = _find_positions(value)
-    return _POSITIONS[value]
-
-
-def is_table(value: Value) -> bool:
-    """Whether a value depends on constants and positions alone."""
-    return positions(value) is not None
-
-
-def _find_positions(value: Value) -> tuple[Value, ...] | None:
-    stack, seen, found = [value], {value}, []
-    while stack:
-        needed = stack.pop()
-        if is_constant(needed):
-            continue
-        if np.issubdtype(needed.dtype, np.integer):
-            found.append(needed)
-            continue
-        operation = needed.operation
-        if operation is None or operation.name not in _TABLES or len(seen) > _LONGEST:
-            return None
-        new = [operand for operand in operation.operands if operand not in seen]
-        seen.update(new)
-        stack.extend(new)
-    return tuple(found)
 
 
 class Maps:
@@ -98,7 +47,7 @@ class Maps:
     def _of(self, value: Value) -> Weighted | None:
         if value is self.root:
             return entries(self.leading, value.shape[-1])
-        if is_constant(value):
+        if is_table(value):
             zero = constant_number(value) == 0
             shape = value.shape[self.leading :]
             return nothing(self.leading, shape) if zero else None
@@ -223,6 +172,29 @@ def _sum(maps: Maps, operation: Operation) -> Weighted | None:
     return _moved(maps, operation, move)
 
 
+def _cumulative(maps: Maps, operation: Operation) -> Weighted | None:
+    """Sums of the entries before: one term for each distance."""
+    axis = int(operation.params["axis"]) - maps.leading
+    x = maps.of(operation.operands[0])
+    if x is None or axis < 0 or x.shape[axis] > _MOST_TERMS:
+        return None
+    whole: Weighted | None = None
+    for distance in range(x.shape[axis]):
+        shift = -distance if operation.params["reverse"] else distance
+        place = np.arange(x.shape[axis]) - shift
+        inside = (place >= 0) & (place < x.shape[axis])
+        inside = inside.reshape([-1 if i == axis else 1 for i in range(len(x.shape))])
+        moved = Weighted(
+            maps.leading,
+            np.roll(x.sources, shift, 1 + axis),
+            np.roll(x.weights, shift, 1 + maps.leading + axis) * inside,
+        )
+        whole = moved if whole is None else total(whole, moved)
+        if whole is None:
+            return None
+    return whole
+
+
 def _negative(maps: Maps, operation: Operation) -> Weighted | None:
     x = maps.of(operation.operands[0])
     return None if x is None else x.scaled(np.asarray(-1.0))
@@ -325,6 +297,7 @@ _RULES: dict[str, Callable[[Maps, Operation], Weighted | None]] = {
     "broadcast_in_dim": _broadcast,
     "complex": _complex,
     "concatenate": _concatenate,
+    "cumsum": _cumulative,
     "dot_general": _product,
     "neg": _negative,
     "pad": _pad,

@@ -178,10 +178,29 @@ def _axes(x: Moments, y: Moments) -> frozenset[int] | None:
 
 
 def _sum(operation: Operation, x: Moments) -> Moments | None:
+    return _summed(
+        x, operation.operands[0].shape, tuple(map(int, operation.params["axes"]))
+    )
+
+
+def _product(operation: Operation, x: Moments, y: Moments) -> Moments | None:
+    """Sums of products, as `einsum("td,td->t", x, x)`: all other axes must be kept."""
+    (left, right), (first, second) = operation.params["dimension_numbers"]
+    shape = operation.operands[0].shape
+    if left != right or first != second or len(left) + len(first) < len(shape):
+        return None
+    if operation.operands[1].shape != shape or list(first) != sorted(first):
+        return None
+    whole = multiplied(x, y)
+    return None if whole is None else _summed(whole, shape, tuple(map(int, left)))
+
+
+def _summed(
+    x: Moments, shape: tuple[int, ...], reduced: tuple[int, ...]
+) -> Moments | None:
     """Sums over axes: n times the mean."""
-    reduced = operation.params["axes"]
     axes = frozenset[int]().union(*(places(x.layout[axis]) for axis in reduced))
-    count = math.prod(operation.operands[0].shape[axis] for axis in reduced)
+    count = math.prod(shape[axis] for axis in reduced)
     if axes and x.axes not in (None, axes):
         return None
     if x.has_x and not axes:
@@ -225,6 +244,7 @@ _RULES: dict[str, Callable[..., Moments | None]] = {
     "add": lambda _, x, y: added(x, y),
     "add_any": lambda _, x, y: added(x, y),
     "div": _divided,
+    "dot_general": _product,
     "integer_pow": _power,
     "max": _maximum,
     "mul": lambda _, x, y: multiplied(x, y),

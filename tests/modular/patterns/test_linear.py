@@ -101,6 +101,8 @@ MAPS = ROTATIONS | {
     "twice": lambda x: x + x,
     "known matrix": lambda x: x + x.dot(W),
     "shifted": shifted,
+    "sums": lambda x: jnp.cumsum(x, -1),
+    "sums from behind": lambda x: lax.cumsum(x, 3, reverse=True) + x,
     "signs": signs,
 }
 
@@ -153,6 +155,7 @@ def test_vector():
         lambda x: x + jnp.sin(x),
         lambda x: (2 * x[..., ::-1]).reshape(BATCH, TOKENS, -1),
         lambda x: x + 1,
+        lambda x: jnp.cumsum(x, 1),
         lambda x: jnp.where(x > 0, x, -x),
         lambda x: x * x + x,
     ],
@@ -204,6 +207,9 @@ def test_positions_that_change_the_norm():
     assert not found(lambda x, places: by_positions(x, places, shift=0.1), X, PLACES)
     assert not found(lambda x, p: x + x * jnp.cos(p)[..., None, None], X, PLACES)
     assert not found(two_angles, X, PLACES, PLACES)
+    assert not found(lambda x, p: x + jnp.cos(p)[..., None, None] + x, X, PLACES)
+    # A position that depends on the value makes the map a step function of it.
+    assert not found(lambda x: by_positions(x, jnp.argmax(x[..., 0], -1)), X)
 
 
 def test_nearest_root():
