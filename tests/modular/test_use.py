@@ -109,9 +109,20 @@ def _complex_rotation(p: Any, x: jax.Array) -> jax.Array:
     return mixed(query, key, value) @ p["out"]
 
 
+def _one_head_after_the_other(p: Any, x: jax.Array) -> jax.Array:
+    query, key, value = jnp.split(x @ p["w"], 3, axis=-1)
+    heads = []
+    for head in range(HEADS):
+        own = slice(head * SIZE, (head + 1) * SIZE)
+        logits = query[..., own] @ jnp.swapaxes(key[..., own], 1, 2)
+        heads.append(jax.nn.softmax(logits) @ value[..., own])
+    return jnp.concatenate(heads, axis=-1) @ p["out"]
+
+
 @pytest.mark.parametrize(
     "function",
     [
+        _one_head_after_the_other,
         _per_head_fused,
         _unstacked,
         _sliced_weights,
