@@ -69,8 +69,8 @@ def test_twelve_layers_are_read_quickly() -> None:
     graph, paths, _ = trace(model.forward, model.params, *model.inputs)
     start = time.process_time()
     found = uses(graph, paths)
-    # 0.08 s on an idle core, 0.5 s with checks of types and 1.3 s under coverage: a rule
-    # that enumerates entries of a leaf takes minutes.
+    # 0.08 s on an idle core, 0.5 s with checks of types, 1.3 s under coverage: a rule
+    # that enumerates the entries of a leaf takes minutes.
     assert time.process_time() - start < 5.0
     assert the_axes(found, "h/11/c_attn/w") == mo.Split((64,) * 36)
 
