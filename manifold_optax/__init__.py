@@ -15,6 +15,7 @@ from manifold_optax import (
     geometry,
     initializers,
     linalg,
+    modular,
     programs,
     sharding,
     trees,
@@ -53,6 +54,7 @@ from manifold_optax.matrices import (
     Split,
     STACKED,
 )
+from manifold_optax.modular import modular_optimizer, scale_by_modular_budget
 from manifold_optax.optimizers import (
     hybrid,
     hyperball,
@@ -99,6 +101,9 @@ __all__ = ["__version__"]
 
 # A whole model: what its parameters are, and one optimizer for all of them.
 __all__ += ["Role", "Roles", "describe", "hybrid", "roles"]
+
+# A whole model, read from its computation: roles, budgets and an optimizer.
+__all__ += ["modular", "modular_optimizer", "scale_by_modular_budget"]
 
 # How a leaf is a batch of matrices.
 __all__ += ["CONV", "HEADS", "HEADS_OUT", "OUT_IN", "STACKED", "Split"]

@@ -20,6 +20,7 @@ PACKAGES = [
     "manifold_optax.initializers",
     "manifold_optax.linalg",
     "manifold_optax.matrices",
+    "manifold_optax.modular",
     "manifold_optax.optimizers",
     "manifold_optax.programs",
     "manifold_optax.roles",

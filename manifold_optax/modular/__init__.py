@@ -1,0 +1,83 @@
+"""Modular manifolds: a network as it is read, and the shares of its parameters.
+
+`read` traces a function and finds what each parameter is and how it reaches the output.
+`budget` shares one learning rate among the parameters, so that a step changes the
+output by the learning rate at most; `modular_optimizer` takes such steps. The algebra
+behind it can be written by hand, too: atoms (parameters) and bonds (maps without
+parameters), put together by composition, sums and tuples.
+"""
+
+from manifold_optax.modular._budget import Budget, budget, ReadModule
+from manifold_optax.modular._declare import declare
+from manifold_optax.modular._expression import (
+    Bond,
+    compose,
+    Composition,
+    Concat,
+    Identity,
+    Module,
+    Sum,
+)
+from manifold_optax.modular._factors import Factor, factors
+from manifold_optax.modular._measured import measured_budget
+from manifold_optax.modular._mixed_norm import mixed_norm, MixedNorm
+from manifold_optax.modular._modular_norm import modular_norm
+from manifold_optax.modular._module import (
+    Atom,
+    atoms,
+    mass,
+    repeats,
+    residual,
+    sensitivities,
+    sensitivity,
+    shares,
+)
+from manifold_optax.modular._network import Network
+from manifold_optax.modular._optimizer import modular_optimizer, project_parameters
+from manifold_optax.modular._primitives import register_rule
+from manifold_optax.modular._read import read
+from manifold_optax.modular._repeat import Repeat
+from manifold_optax.modular._scale import scale_by_modular_budget
+from manifold_optax.modular._sizes import Move, Rule, Sizes, Unreadable
+from manifold_optax.modular._tare import map_atoms, tare
+
+__all__ = (
+    "Atom",
+    "Bond",
+    "Budget",
+    "Composition",
+    "Concat",
+    "Factor",
+    "Identity",
+    "MixedNorm",
+    "Module",
+    "Move",
+    "Network",
+    "ReadModule",
+    "Repeat",
+    "Rule",
+    "Sizes",
+    "Sum",
+    "Unreadable",
+    "atoms",
+    "budget",
+    "compose",
+    "declare",
+    "factors",
+    "map_atoms",
+    "mass",
+    "measured_budget",
+    "mixed_norm",
+    "modular_norm",
+    "modular_optimizer",
+    "project_parameters",
+    "read",
+    "register_rule",
+    "repeats",
+    "residual",
+    "scale_by_modular_budget",
+    "sensitivities",
+    "sensitivity",
+    "shares",
+    "tare",
+)

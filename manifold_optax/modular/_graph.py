@@ -10,7 +10,7 @@ import jax.extend.source_info_util as source_info
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Value:
     """An array of the computation, known by its shape alone.
 
@@ -28,13 +28,17 @@ class Value:
     index: int = 0
     constant: Any = None
 
+    def __repr__(self) -> str:
+        # Not what made it: that would be the whole network.
+        return f"Value({self.dtype}{list(self.shape)})"
+
     @property
     def is_float(self) -> bool:
         """Whether a small change of the value means anything."""
         return jax.numpy.issubdtype(self.dtype, jax.numpy.inexact)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Operation:
     """One primitive, or one pattern of several, applied to values.
 
@@ -47,6 +51,7 @@ class Operation:
         bodies: graphs of the functions that it calls: of `scan`, `while`, `cond`.
         primitive: the primitive, to compute constants with; `None` for a pattern.
         sources: where the user wrote it, and then the calls around it; see `line`.
+        calls: the names of the functions around it, such as `"relu"`, inner first.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Operation:
     bodies: "tuple[Graph, ...]" = ()
     primitive: jax_core.Primitive | None = None
     sources: tuple[Any, ...] = ()
+    calls: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
@@ -63,7 +69,7 @@ class Operation:
         lines = (_line(source) for source in self.sources)
         return next(filter(None, lines), "unknown line")
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.name} [{self.line}]"
 
 

@@ -1,12 +1,13 @@
 """From a JAX function to its graph: calls are entered, loops keep their bodies."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jax_core
 import numpy as np
 
+from manifold_optax.modular._constants import is_constant
 from manifold_optax.modular._declare import declaration
 from manifold_optax.modular._graph import constant, Graph, made_by, Value
 from manifold_optax.trees import leaf_path
@@ -26,12 +27,29 @@ _CALLS = {
 }
 """Primitives that call one function once, and the parameter that holds it."""
 
-_ALIKE = frozenset(
-    "add sub mul div max min pow rem atan2 nextafter select_n clamp and or xor not "
-    "eq ne lt le gt ge add_any".split()
-)
+_ALIKE = frozenset({
+    "add", "sub", "mul", "div", "max", "min", "pow", "rem", "atan2", "nextafter",
+    "select_n", "clamp", "and", "or", "xor", "not", "eq", "ne", "lt", "le", "gt",
+    "ge", "add_any",
+})  # fmt: skip
 """Primitives whose operands have one shape, up to axes of size 1, which some jaxprs
 leave to be broadcast."""
+
+
+class _Around(NamedTuple):
+    """The calls around an equation, inner first: where they stand, and their names."""
+
+    sources: tuple[Any, ...] = ()
+    calls: tuple[str, ...] = ()
+
+    def entered(self, equation: Any) -> "_Around":
+        """Inside of a call."""
+        name = equation.params.get("name")
+        names = (name, *self.calls) if isinstance(name, str) else self.calls
+        return _Around((equation.source_info, *self.sources), names)
+
+
+_OUTSIDE = _Around()
 
 
 def trace(
@@ -62,15 +80,16 @@ def _interpret(
     jaxpr: jax_core.Jaxpr,
     consts: Sequence[Any],
     arguments: Sequence[Value],
-    around: tuple[Any, ...] = (),
+    around: "_Around" = _OUTSIDE,
 ) -> tuple[Value, ...]:
-    """The outputs of a jaxpr, applied to values; `around`: where its calls stand."""
+    """The outputs of a jaxpr, applied to values."""
     known: dict[Any, Value] = dict(zip(jaxpr.invars, arguments, strict=True))
     known.update(zip(jaxpr.constvars, map(constant, consts), strict=True))
 
     def read(atom: Any) -> Value:
         if isinstance(atom, jax_core.Literal):
-            return constant(np.asarray(atom.val, atom.aval.dtype))
+            aval: Any = atom.aval
+            return constant(np.asarray(atom.val, aval.dtype))
         return known[atom]
 
     for equation in jaxpr.eqns:
@@ -80,28 +99,41 @@ def _interpret(
 
 
 def _apply(
-    equation: jax_core.JaxprEqn, operands: list[Value], around: tuple[Any, ...]
+    equation: jax_core.JaxprEqn, operands: list[Value], around: "_Around"
 ) -> Sequence[Value]:
     """The results of one equation: of its body for a call, of an operation else."""
     name = equation.primitive.name
-    sources = (equation.source_info, *around)
+    inside = around.entered(equation)
+    sources = inside.sources
     if name in _CALLS and declaration(equation.params.get("name")) is None:
-        if name != "shard_map" or _is_whole(equation):
-            return _interpret(*_body(equation.params[_CALLS[name]]), operands, sources)
+        body = _body(equation.params[_CALLS[name]])
+        if name == "shard_map":
+            return _sharded(equation, body, operands, inside)
+        return _interpret(*body, operands, inside)
     if name in _CALLS:
-        name = "declared" if name != "shard_map" else name
-    shapes = [(var.aval.shape, var.aval.dtype) for var in equation.outvars]
+        name = "declared"
+    avals: list[Any] = [var.aval for var in equation.outvars]
+    shapes = [(aval.shape, aval.dtype) for aval in avals]
     if name in _ALIKE:
         operands = [_broadcast(x, shapes[0][0], sources) for x in operands]
     return made_by(
         name,
         operands,
-        equation.params,
+        _plain(equation.params),
         shapes,
-        bodies=tuple(_graphs(name, equation.params, sources)),
+        bodies=tuple(_graphs(name, equation.params, operands, inside)),
         primitive=equation.primitive,
         sources=sources,
+        calls=around.calls,
     )
+
+
+def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Axes that NumPy made are integers as any others."""
+    return {
+        name: int(value) if isinstance(value, np.integer) else value
+        for name, value in params.items()
+    }
 
 
 def _body(jaxpr: Any) -> tuple[jax_core.Jaxpr, Sequence[Any]]:
@@ -111,29 +143,71 @@ def _body(jaxpr: Any) -> tuple[jax_core.Jaxpr, Sequence[Any]]:
     return jaxpr, ()
 
 
-def _is_whole(equation: jax_core.JaxprEqn) -> bool:
-    """Whether each device of a `shard_map` sees whole arrays."""
-    jaxpr, _ = _body(equation.params["jaxpr"])
-    return all(
-        inner.aval.shape == outer.aval.shape
-        for inner, outer in zip(jaxpr.invars, equation.invars, strict=True)
-    )
+def _sharded(
+    equation: jax_core.JaxprEqn,
+    body: tuple[jax_core.Jaxpr, Sequence[Any]],
+    operands: list[Value],
+    inside: "_Around",
+) -> list[Value]:
+    """The results of a `shard_map`, whose body sees one shard of each array."""
+    jaxpr, consts = body
+
+    def fitted(name: str, value: Value, aval: Any) -> Value:
+        if value.shape == tuple(aval.shape):
+            return value
+        pairs = zip(aval.shape, value.shape, strict=True)
+        params = {"reps": tuple(max(1, new // old) for new, old in pairs)}
+        shape = [(aval.shape, value.dtype)]
+        (made,) = made_by(name, (value,), params, shape, sources=inside.sources)
+        return made
+
+    shards = [
+        fitted("shard", value, var.aval)
+        for value, var in zip(operands, jaxpr.invars, strict=True)
+    ]
+    results = _interpret(jaxpr, consts, shards, inside)
+    return [
+        fitted("joined_shards", value, var.aval)
+        for value, var in zip(results, equation.outvars, strict=True)
+    ]
 
 
-def _graphs(name: str, params: Any, around: tuple[Any, ...]) -> list[Graph]:
-    """The graphs of the functions that a loop or a branch calls."""
-    held = {
-        "scan": lambda: [params["jaxpr"]],
-        "cond": lambda: params["branches"],
-        "while": lambda: [params["cond_jaxpr"], params["body_jaxpr"]],
-        "shard_map": lambda: [params["jaxpr"]],
-    }
+def _graphs(
+    name: str, params: Any, operands: list[Value], around: "_Around"
+) -> list[Graph]:
+    """The graphs of the functions that a loop or a branch calls.
+
+    A constant that is handed in from outside is a constant inside, too.
+    """
     graphs = []
-    for jaxpr in held.get(name, list)():
+    for jaxpr, handed in _calls(name, params, operands):
         body, consts = _body(jaxpr)
-        arguments = tuple(_unknown(var.aval) for var in body.invars)
+        arguments = tuple(
+            value if value is not None and is_constant(value) else _unknown(var.aval)
+            for var, value in zip(body.invars, handed, strict=True)
+        )
         graphs.append(Graph(arguments, _interpret(body, consts, arguments, around)))
     return graphs
+
+
+def _calls(
+    name: str, params: Any, operands: list[Value]
+) -> list[tuple[Any, list[Value | None]]]:
+    """The jaxprs that an equation holds, each with what stays the same inside of it."""
+    if name == "scan":
+        first = params["num_consts"]
+        rest: list[Value | None] = [None] * (len(operands) - first)
+        return [(params["jaxpr"], [*operands[:first], *rest])]
+    if name == "cond":
+        return [(branch, list(operands[1:])) for branch in params["branches"]]
+    if name == "while":
+        tests, steps = params["cond_nconsts"], params["body_nconsts"]
+        carried: list[Value | None] = [None] * (len(operands) - tests - steps)
+        return [
+            (params["cond_jaxpr"], [*operands[:tests], *carried]),
+            (params["body_jaxpr"], [*operands[tests : tests + steps], *carried]),
+        ]
+    return []
 
 
 def _broadcast(x: Value, shape: tuple[int, ...], sources: tuple[Any, ...]) -> Value:

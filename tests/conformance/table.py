@@ -15,8 +15,10 @@ import optax
 import pytest
 
 import manifold_optax as mo
-from conformance.case import Case, Tree, Tx
+from conformance.case import Case, KERNELS, Tree, Tx, VECTOR
 from manifold_optax.geometry import RowRms, SpectralSphere
+from manifold_optax.modular._module import Atom
+from modular.handmade import Handmade
 
 
 def hybrid(learning_rate: Any, momentum: Any, weight_decay: Any) -> Tx:
@@ -31,6 +33,32 @@ def hybrid(learning_rate: Any, momentum: Any, weight_decay: Any) -> Tx:
 
 
 _ROLES = mo.roles({"kernel": mo.STACKED})
+
+
+def _modular() -> Handmade:
+    """The model of the cases as a network that was read, with a scanned stack."""
+    shapes = {
+        f"{module}/{name}": shape
+        for module, leaves in (KERNELS | VECTOR).items()
+        for name, shape in leaves.items()
+    }
+    atoms = tuple(
+        Atom(path, "vector", norm=mo.Max())
+        if path.endswith("bias")
+        else Atom(path, axes=mo.STACKED)
+        for path in shapes
+    )
+    numbers = dict.fromkeys(shapes, (1.0,)) | {"third/kernel": (1.0, 2.0)}
+    return Handmade(atoms, shapes, numbers)
+
+
+_MODULE = _modular()
+
+
+def modular_optimizer(learning_rate: Any, momentum: Any) -> Tx:
+    """`mo.modular_optimizer` of numbers alone."""
+    return mo.modular_optimizer(_MODULE, learning_rate, momentum=momentum)
+
 
 # Two heads: one above the threshold of the cases below.
 _ATTENTION = {
@@ -248,6 +276,22 @@ CASES = (
         decays=True,
     ),
     Case("hybrid", hybrid, numbers=_DECAYED, whole_model=True),
+    Case(
+        "scale_by_modular_budget",
+        mo.scale_by_modular_budget,
+        {"module": _MODULE},
+        names_leaves=True,
+        **_FREE,
+        covered=True,
+    ),
+    Case(
+        "modular_optimizer",
+        modular_optimizer,
+        numbers=_RATES,
+        whole_model=True,
+        names_leaves=True,
+        covered=True,
+    ),
     Case(
         "muon_clip",
         muon_clip,

@@ -8,9 +8,16 @@ import jax.numpy as jnp
 import optax
 
 import manifold_optax as mo
+from manifold_optax.modular._module import Atom
+from modular.handmade import handmade
 
 NAN = float("nan")
 MESH = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+MODULE = handmade(
+    {"head": jnp.ones((4, 2)), "up": jnp.ones((4, 4))},
+    (Atom("head", "readout"), Atom("up")),
+    function=lambda params, inputs: inputs @ params["up"] @ params["head"],
+)
 ATTENTION = {"": mo.Attention(2, query="query", key="key")}
 QUERY = jnp.ones((1, 3, 2, 4))
 ATTEND = {"query": QUERY, "key": QUERY}
@@ -46,6 +53,7 @@ WRONG: Mapping[str, tuple[Any, ...]] = {
     "axes": NOT_LAYOUTS,
     "backend": ("svd", 1, True),
     "balance": (*NOT_NUMBERS, -0.1, 1.1, NAN),
+    "budget": ("worst", 1.0, None),
     "base": ("normal", 1.0, jnp.ones(2)),
     "certify": NOT_FLAGS,
     "chunk": (True, 2.0, "2", None, 0),
@@ -72,9 +80,11 @@ WRONG: Mapping[str, tuple[Any, ...]] = {
     "learning_rate": (*NOT_RATES, None),
     "manifold": NOT_MANIFOLDS,
     "mask": ("causal", jnp.ones((3, 3)), True),
+    "masses": (("up", 1.0), {"new": 1.0}, {"up": -1.0}, {"up": "1"}, {"(": 1.0}),
     "matrices": (*NOT_TRANSFORMATIONS, None, {}, {"vector": optax.sgd(1.0)}),
     "max_logits": (None, 3.0, {}, {"": 3.0}, {"other": jnp.ones(2)}),
     "mesh": NOT_MESHES,
+    "module": (None, "module", mo.roles(), type(MODULE)),
     "momentum": ("0.9", True, jnp.ones(2), 1.0, -0.1, NAN, optax.trace),
     "nesterov": NOT_FLAGS,
     "norm": NOT_NORMS,
@@ -98,16 +108,19 @@ WRONG: Mapping[str, tuple[Any, ...]] = {
     "scale": ("large", True, 1j, -1.0),
     "schedule": ("jordan", None, 5, (), ((1.0, 2.0),), ((1.0, 2.0, NAN),)),
     "scores": (None, "causal"),
+    "sensitivity": ("worst", 1.0, None),
     "size": (2.0, "2", True),
     "specs": ("data", {"w": "data"}, 1),
     "steps": NOT_STEPS,
     "subject": ("muon", None, mo.muon),
+    "tare": (("up", 1.0), {"new": 1.0}, {"up": 0.0}, {"up": "1"}, {"(": 1.0}),
     "threshold": (*NOT_NUMBERS, 0.0, -1.0, NAN),
     "tolerance": ("0.1", True, jnp.ones(2), 0.0, 1.0, NAN),
     "transport": NOT_MANIFOLDS[:3],
     "tree": NOT_TREES,
     "trees": ((), {"w": 1.0}, "w", None),
     "tx": NOT_TRANSFORMATIONS,
+    "vectors": NOT_FLAGS,
     "weight_decay": ("0.1", True, jnp.ones(2), float, -0.1, NAN),
     "wire": NOT_DTYPES,
 }
@@ -145,6 +158,7 @@ TRANSFORMS = [
     Call(mo.qk_clip, {"attention": ATTENTION}),
     Call(mo.retract, {"manifold": mo.Ball(mo.Spectral())}),
     Call(mo.retract_polar, wrong=MANIFOLD),
+    Call(mo.scale_by_modular_budget, {"module": MODULE}),
     Call(mo.scale_by_row_rms),
     Call(mo.scale_by_shape, {"rule": "rms"}),
     Call(mo.scale_by_size, {"manifold": mo.Sphere()}),
@@ -158,6 +172,11 @@ OPTIMIZERS = [
     Call(mo.hyperball, RATE, MANIFOLD),
     Call(mo.hyperspherical_descent, RATE, MANIFOLD),
     Call(mo.manifold_muon, RATE, MANIFOLD),
+    Call(
+        mo.modular_optimizer,
+        RATE | {"module": MODULE},
+        {"schedule": ("jordan", 5, (), ((1.0, 2.0),))},
+    ),
     Call(mo.muon, RATE),
     Call(mo.muon_clip, RATE | {"attention": ATTENTION}),
     Call(mo.normuon, RATE),
@@ -184,6 +203,7 @@ FUNCTIONS = [
     Call(mo.roles),
     Call(mo.steepest_direction, {"manifold": mo.Stiefel(), "norm": mo.Spectral()}),
     Call(mo.diagnostics.residual, {"params": LEAF, "manifold": mo.Sphere()}),
+    Call(mo.modular.budget, {"module": MODULE}),
     Call(mo.initializers.on_manifold, {"manifold": mo.Sphere()}),
     Call(mo.initializers.stiefel),
     Call(mo.initializers.sphere),

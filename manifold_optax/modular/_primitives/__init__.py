@@ -1,0 +1,16 @@
+"""What the reader knows of each primitive; to import them registers the rules."""
+
+from manifold_optax.modular._primitives import (
+    _convolution,
+    _declared,
+    _entries,
+    _pieces,
+    _products,
+    _shapes,
+    _sums,
+)
+from manifold_optax.modular._primitives._declared import register_rule
+from manifold_optax.modular._primitives._entries import multiple
+from manifold_optax.modular._primitives._loops import loop_of, slice_gains, slices_of
+
+__all__ = ("loop_of", "multiple", "register_rule", "slice_gains", "slices_of")

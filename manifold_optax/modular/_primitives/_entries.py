@@ -1,0 +1,320 @@
+"""Rules of operations that act on every entry for itself."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from manifold_optax.modular._graph import Operation, Value
+from manifold_optax.modular._mixed_norm import joined, MixedNorm, ratio, remarked
+from manifold_optax.modular._scalar import analyse, Ref, ScalarFacts
+from manifold_optax.modular._sizes import (
+    all_max,
+    Move,
+    Rule,
+    RULES,
+    Sizes,
+    unfollowed,
+)
+
+Moves = Sequence[Sequence[Move]]
+
+
+def _entries(norm: MixedNorm) -> float:
+    """The norm of an array of ones, from above."""
+    return math.sqrt(norm.count("oi")) * norm.count("s")
+
+
+def multiple(operation: Operation) -> float | None:
+    """The factor of a function x ↦ c x; `None` for every other function."""
+    steps = operation.params["expression"].steps
+    if not steps:
+        return 1.0
+    if len(steps) > 1 or steps[0].primitive != "mul":
+        return None
+    numbers = [x for x in steps[0].operands if not isinstance(x, Ref)]
+    return float(numbers[0]) if len(numbers) == 1 else None
+
+
+def _facts(operation: Operation, sizes: Sizes) -> ScalarFacts:
+    """What is known of the function: on all numbers, or on those that can occur."""
+    expression = operation.params["expression"]
+    facts = analyse(expression)
+    if facts.lipschitz < math.inf:
+        return facts
+    (root,) = operation.operands
+    largest = sizes.bound(root, all_max(root.shape))
+    if largest == math.inf:
+        return facts
+    # Rounded up to eighths of an octave, so that equal layers share one analysis.
+    largest = 2.0 ** (math.ceil(8 * math.log2(largest)) / 8) if largest > 0 else 0.0
+    return analyse(expression, -largest, largest)
+
+
+def _entrywise_size(
+    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
+) -> float:
+    """|f(x)| is at most growth · |x|, |f(0)| + slope · |x|, and the largest value."""
+    del result
+    (root,) = operation.operands
+    factor = multiple(operation)
+    if factor is not None:
+        return _product(abs(factor), sizes.bound(root, norm))
+    facts = _facts(operation, sizes)
+    bounds = [max(abs(facts.lo), abs(facts.hi)) * _entries(norm)]
+    inner = remarked(norm, "i", "o")
+    if facts.growth < math.inf:
+        bounds.append(facts.growth * sizes.bound(root, inner))
+    elif facts.lipschitz < math.inf:
+        offset = abs(facts.at_zero) * _entries(norm)
+        bounds.append(offset + facts.lipschitz * sizes.bound(root, inner))
+    return min(bounds)
+
+
+def _entrywise_moves(
+    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
+) -> Moves:
+    """A change of an entry is changed by the slope there."""
+    del position
+    factor = multiple(operation)
+    if factor is not None:
+        return [[Move(0, abs(factor), norm, "multiple")]]
+    facts = _facts(operation, sizes)
+    if facts.lipschitz == math.inf:
+        what = "jumps" if not facts.continuous else "has no bounded slope"
+        raise unfollowed(operation, f"the function {what} where it is used")
+    outer = remarked(norm, "i", "o")
+    return [[Move(0, facts.lipschitz * ratio(outer, norm), outer, "slope")]]
+
+
+def _add_size(
+    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
+) -> float:
+    """The triangle inequality; in the accounting of the theory biases are 0."""
+    del result
+    terms = operation.operands
+    if sizes.assumptions.nominal and not all(map(sizes.is_weight, terms)):
+        terms = tuple(term for term in terms if not sizes.is_weight(term))
+    return sum((_within(term, norm, sizes.bound) for term in terms), 0.0)
+
+
+def _within(
+    value: Value, norm: MixedNorm, bound: Callable[[Value, MixedNorm], float]
+) -> float:
+    """The size of an operand in a norm of the result; also of a lone number."""
+    if value.shape == norm.shape:
+        return bound(value, norm)
+    return _product(_entries(norm), bound(value, MixedNorm(())))
+
+
+def _add_moves(
+    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
+) -> Moves:
+    """A change of one operand changes the result as much."""
+    del sizes
+    return [[Move(0, 1.0, _spread(operation, position, norm))]]
+
+
+def _passes(
+    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
+) -> Moves:
+    """A change of one operand changes some entries as much, and others not at all."""
+    del sizes
+    factor, outer = _entry_by_entry(_spread(operation, position, norm))
+    return [[Move(0, factor, outer)]]
+
+
+def _entry_by_entry(norm: MixedNorm) -> tuple[float, MixedNorm]:
+    """A norm that grows with the entries, and its ratio to another: the Frobenius norm.
+
+    A matrix without some of its entries may have a larger operator norm.
+    """
+    outer = remarked(norm, "i", "o")
+    return ratio(outer, norm), outer
+
+
+def _spread(operation: Operation, position: int, norm: MixedNorm) -> MixedNorm:
+    """The norm of the result, for a number that is combined with an array."""
+    shape = operation.results[0].shape
+    return norm if operation.operands[position].shape == shape else all_max(shape)
+
+
+def _either_size(
+    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
+) -> float:
+    """Each entry is one of several: the largest, or under a norm their norm."""
+    del result
+    norm = remarked(norm, "i", "o")
+    cases = [x for x in operation.operands if x.is_float]
+    bounds = [_within(case, norm, sizes.bound) for case in cases]
+    if not norm.has("os"):
+        return max(bounds)
+    return sum(bounds) if norm.has("s") else math.hypot(*bounds)
+
+
+def _select_moves(
+    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
+) -> Moves:
+    if position == 0 or sizes.moves(operation.operands[0]):
+        raise unfollowed(
+            operation, "which case is taken depends on parameters or inputs: it jumps"
+        )
+    return _passes(operation, position, norm, sizes)
+
+
+def _mul_size(
+    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
+) -> float:
+    """The largest entry of one times the norm of the other, either way.
+
+    For an operator norm the one must scale whole rows, or whole columns.
+    """
+    del result
+    scales = [k for k in (0, 1) if _scales(operation, k, norm, sizes)]
+    if not scales:
+        norm, scales = remarked(norm, "i", "o"), [0, 1]
+    pairs = ((operation.operands[k], operation.operands[1 - k]) for k in scales)
+    return min(
+        _product(_largest(x, y, sizes), _size_in(y, x, norm, sizes)) for x, y in pairs
+    )
+
+
+def _scales(
+    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
+) -> bool:
+    """Whether a factor bounds a product by its largest entry, in this norm."""
+    if not norm.has("i"):
+        return True
+    equal = _repeated(operation, position, sizes)
+    sides = [
+        {k for k, axis in enumerate(norm.axes) if any(m == mark for _, m in axis)}
+        for mark in "io"
+    ]
+    return any(side <= equal for side in sides)
+
+
+def _largest(value: Value, other: Value, sizes: Sizes) -> float:
+    return _size_in(value, other, all_max(value.shape), sizes)
+
+
+def _size_in(value: Value, other: Value, norm: MixedNorm, sizes: Sizes) -> float:
+    """The size of one factor; of two activations each is assumed, in nominal."""
+    if sizes.is_weight(other) or sizes.is_weight(value) or not sizes.moves(other):
+        return _within(value, norm, sizes.bound)
+    return _within(value, norm, sizes.entering)
+
+
+def _product(a: float, b: float) -> float:
+    return a * b if a and b else 0.0
+
+
+def _mul_moves(
+    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
+) -> Moves:
+    """The change times the largest entry of the other factor.
+
+    A factor that is one number for a whole row turns the other factor as a whole: its
+    norm over that row is then what counts.
+    """
+    x, y = operation.operands[position], operation.operands[1 - position]
+    factor = 1.0
+    if not _scales(operation, 1 - position, norm, sizes):
+        larger = remarked(norm, "i", "o")
+        factor, norm = ratio(larger, norm), larger
+    outer = _spread(operation, position, norm)
+    largest = _product(factor, _size_in(y, x, all_max(y.shape), sizes))
+    ways = [[Move(0, largest, outer, "factor")]]
+    rows = _repeated(operation, position, sizes)
+    if rows and y.shape == outer.shape:
+        wide = MixedNorm(
+            tuple(
+                joined([(n, "o") for n, _ in axis]) if k in rows else axis
+                for k, axis in enumerate(outer.axes)
+            )
+        )
+        other = MixedNorm(
+            tuple(
+                joined([(n, "o" if k in rows else "b") for n, _ in axis])
+                for k, axis in enumerate(outer.axes)
+            )
+        )
+        size = _product(factor, _size_in(y, x, other, sizes))
+        ways.append([Move(0, size, wide, "row factor")])
+    return ways
+
+
+def _repeated(operation: Operation, position: int, sizes: Sizes) -> frozenset[int]:
+    """The axes of the result along which an operand has equal entries."""
+    x = operation.operands[position]
+    rank = len(operation.results[0].shape)
+    if x.shape == () and rank:
+        return frozenset(range(rank))
+    maker = sizes.graph.maker(x)
+    if maker is None or maker.name != "broadcast_in_dim":
+        return frozenset()
+    (inner,) = maker.operands
+    kept = {
+        outer
+        for k, outer in enumerate(maker.params["broadcast_dimensions"])
+        if inner.shape[k] == x.shape[outer]
+    }
+    return frozenset(k for k in range(rank) if k not in kept and x.shape[k] > 1)
+
+
+def _div_size(
+    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
+) -> float:
+    del result
+    x, y = operation.operands
+    if y.shape == norm.shape:
+        norm = remarked(norm, "i", "o")
+    return _product(_reciprocal(operation, sizes), _within(x, norm, sizes.bound))
+
+
+def _div_moves(
+    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
+) -> Moves:
+    """d(x/y) = dx/y − x dy/y²."""
+    x, y = operation.operands
+    least = _reciprocal(operation, sizes)
+    outer, times = _spread(operation, position, norm), 1.0
+    if y.shape == outer.shape:
+        times, outer = _entry_by_entry(outer)
+    if position:
+        least = _product(least * least, sizes.entering(x, all_max(x.shape)))
+    return [[Move(0, _product(times, least), outer, "divisor")]]
+
+
+def _reciprocal(operation: Operation, sizes: Sizes) -> float:
+    """The largest |1/y| of the divisor."""
+    y = operation.operands[1]
+    least = sizes.least(y)
+    if least > 0:
+        return 1 / least
+    if sizes.assumptions.nominal:
+        return 1.0
+    raise unfollowed(operation, "nothing bounds the divisor away from 0")
+
+
+def _jumps(operation: Operation, position: int, norm: MixedNorm, sizes: Sizes) -> Moves:
+    del norm, position, sizes
+    raise unfollowed(operation, "its result jumps where a parameter or an input moves")
+
+
+def _no_size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> float:
+    del operation, result, norm, sizes
+    return math.inf
+
+
+RULES["entrywise"] = Rule(
+    _entrywise_size, _entrywise_moves, operators=True
+)
+RULES["add"] = Rule(_add_size, _add_moves, operators=True)
+RULES["sub"] = RULES["add_any"] = RULES["add"]
+RULES["max"] = RULES["min"] = Rule(_either_size, _passes)
+RULES["select_n"] = Rule(_either_size, _select_moves)
+RULES["mul"] = Rule(_mul_size, _mul_moves, operators=True)
+RULES["div"] = Rule(_div_size, _div_moves)
+for _name in (
+    "gt", "ge", "lt", "le", "eq", "ne", "argmax", "argmin", "sign", "floor", "ceil",
+    "round", "top_k", "random_bits", "is_finite",
+):  # fmt: skip
+    RULES[_name] = Rule(_no_size, _jumps)
