@@ -73,7 +73,7 @@ def roles_from_use(
 
 
 def unused(uses: Mapping[str, tuple[Use, ...]]) -> tuple[str, ...]:
-    """Paths of the parameters that no output depends on."""
+    """Paths of the parameters without a use; see `uses`."""
     return tuple(path for path, found in uses.items() if not found)
 
 
@@ -124,7 +124,7 @@ def described(use: Use, rank: int) -> str:
     if use.note:
         words.append(use.note)
     if use.readout:
-        words.append("last")
+        words.append("the last of the model")
     return f"{', '.join(words)}, by {use.operation}"
 
 

@@ -105,7 +105,8 @@ def uses(graph: Graph, paths: Sequence[str]) -> dict[str, tuple[Use, ...]]:
         paths: of the parameters.
 
     Returns:
-        The uses of each path. A parameter that no output needs has none.
+        The uses of each path. A parameter that no output needs has none, and so have
+        integers and random keys.
     """
     parameters = graph.inputs[: len(paths)]
     walk = Walk([value.shape for value in parameters], _rules())

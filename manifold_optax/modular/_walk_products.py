@@ -142,7 +142,9 @@ def _product(
     kind: str = "matrix",
 ) -> list[Facts]:
     strands = [_of_side(walk, operation, side, kind) for side in (first, second)]
-    applied = any(not s.weight for one in strands for some in one.values() for s in some)
+    applied = any(
+        not s.weight for one in strands for some in one.values() for s in some
+    )
     live = applied or first.facts.live or second.facts.live
     return [Facts(live, joined(*strands))]
 
@@ -210,7 +212,7 @@ def _note_taken(walk: Walk, side: _Side, summed: frozenset[int]) -> None:
     for pattern, strands in side.facts.strands.items():
         taken = axes_in(pattern, (*side.contracted, *batch))
         for strand in strands:
-            if strand.weight or not (taken or strand.leaf in summed):
+            if strand.weight or not (taken or other.live or strand.leaf in summed):
                 continue
             free = side.free if other.live and strand.leaf in summed else ()
             groups.setdefault(strand.leaf, []).append((pattern, (*batch, *free)))

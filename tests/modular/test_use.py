@@ -69,8 +69,9 @@ def test_twelve_layers_are_read_quickly() -> None:
     graph, paths, _ = trace(model.forward, model.params, *model.inputs)
     start = time.process_time()
     found = uses(graph, paths)
-    # 0.08 s on an idle core; a slow rule would take seconds.
-    assert time.process_time() - start < 1.0
+    # 0.08 s on an idle core, 0.5 s with checks of types, 1.3 s under coverage: a rule
+    # that enumerates the entries of a leaf takes minutes.
+    assert time.process_time() - start < 5.0
     assert the_axes(found, "h/11/c_attn/w") == mo.Split((64,) * 36)
 
 
@@ -108,9 +109,20 @@ def _complex_rotation(p: Any, x: jax.Array) -> jax.Array:
     return mixed(query, key, value) @ p["out"]
 
 
+def _one_head_after_the_other(p: Any, x: jax.Array) -> jax.Array:
+    query, key, value = jnp.split(x @ p["w"], 3, axis=-1)
+    heads = []
+    for head in range(HEADS):
+        own = slice(head * SIZE, (head + 1) * SIZE)
+        logits = query[..., own] @ jnp.swapaxes(key[..., own], 1, 2)
+        heads.append(jax.nn.softmax(logits) @ value[..., own])
+    return jnp.concatenate(heads, axis=-1) @ p["out"]
+
+
 @pytest.mark.parametrize(
     "function",
     [
+        _one_head_after_the_other,
         _per_head_fused,
         _unstacked,
         _sliced_weights,
