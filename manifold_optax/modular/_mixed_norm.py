@@ -185,8 +185,8 @@ def _turned(counts: dict[tuple[str, str], int]) -> float:
     """What it costs that some inputs of an operator become outputs, or the reverse.
 
     To fix an index costs √n where the norm over it was an operator's. So all that
-    changes sides may be fixed, or the Frobenius norm be taken: it is at most √rank times
-    the operator norm. The transposed operator has the same norm.
+    changes sides may be fixed, or the Frobenius norm be taken, which is at most √rank
+    times the operator norm. The transposed operator has the same norm.
     """
     both = [counts.get(pair, 1) for pair in itertools.product("io", repeat=2)]
     inputs, to_input, to_output, outputs = both

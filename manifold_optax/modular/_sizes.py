@@ -312,7 +312,9 @@ _LEAST: dict[str, Callable[[Operation, Sizes], float]] = {
     "max": lambda operation, sizes: max(map(sizes.least, operation.operands)),
     "mul": _least_of_product,
     "reduce_sum": _least_of_sum,
-    "entrywise": lambda operation, _: analyse(operation.params["expression"]).lo,
+    "entrywise": lambda operation, sizes: analyse(
+        operation.params["expression"], sizes.least(operation.operands[0])
+    ).lo,
     **dict.fromkeys(
         ("broadcast_in_dim", "reshape", "squeeze", "transpose", "reduce_max", "slice",
          "reduce_min", "convert_element_type", "stop_gradient"),

@@ -8,6 +8,7 @@ from manifold_optax.modular._primitives import (
     _products,
     _shapes,
     _sums,
+    _vectors,
 )
 from manifold_optax.modular._primitives._declared import register_rule
 from manifold_optax.modular._primitives._entries import multiple
