@@ -1,0 +1,50 @@
+"""The Python of docs/modular_manifolds.md runs, and prints what the page shows."""
+
+import contextlib
+import io
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from manifold_optax.modular._sizes import RULES
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "modular_manifolds.md"
+# Names of the reader's own: patterns, shards, and functions that a user declared.
+OWN = {
+    "declared", "entrywise", "joined_shards", "linear", "log_softmax", "normalize",
+    "shard", "softmax",
+}  # fmt: skip
+# What always jumps, and is refused where a parameter moves it.
+JUMPS = {
+    "argmax", "argmin", "ceil", "eq", "floor", "ge", "gt", "is_finite", "le", "lt",
+    "ne", "random_bits", "round", "sign", "top_k",
+}  # fmt: skip
+
+
+def test_blocks_run_and_print_what_the_page_shows(unhooked: None) -> None:
+    text = PAGE.read_text("utf-8")
+    namespace: dict[str, Any] = {}
+    printed = io.StringIO()
+    # Users add biases without a thought to ranks.
+    with contextlib.redirect_stdout(printed), jax.numpy_rank_promotion("allow"):
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(compile(block, "model.py", "exec"), namespace)
+    for shown in re.findall(r"```text\n(.*?)```", text, re.DOTALL):
+        assert shown.strip() in printed.getvalue()
+    params, x, tx = (namespace[name] for name in ("params", "x", "tx"))
+    state, labels, losses = tx.init(params), jnp.arange(8), []
+    with jax.numpy_rank_promotion("allow"):
+        for _ in range(5):
+            params, state, loss = namespace["train_step"](params, state, x, labels)
+            losses.append(float(loss))
+    assert losses[-1] < losses[0]
+
+
+def test_every_primitive_with_a_rule_is_listed() -> None:
+    text = PAGE.read_text("utf-8")
+    listed = set(re.findall(r"`(\w+)`", text))
+    assert set(RULES) - OWN - JUMPS <= listed
+    assert set(RULES) >= OWN | JUMPS
