@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from manifold_optax.modular._constants import constant_number
 from manifold_optax.modular._graph import Operation, Value
 from manifold_optax.modular._patterns._layout import bare, STRUCTURE
-from manifold_optax.modular._patterns._leaves import Leaf
+from manifold_optax.modular._patterns._leaves import factors, Leaf
 
 
 @dataclasses.dataclass(frozen=True)
 class Divisor:
-    """`max(sqrt(max(square, least)) + offset, floor)` as a factor of a product."""
+    """One over `factor max(sqrt(square) + offset, floor)` in a product."""
 
     square: Value
     path: tuple[Operation, ...]
+    factor: float = 1.0
     offset: float = 0.0
     floor: float = 0.0
 
@@ -33,17 +34,17 @@ def as_divisor(leaf: Leaf) -> Divisor | None:
         return None
     for one, other in (operation.operands, operation.operands[::-1]):
         number = constant_number(other)
-        inner, path = bare(one), leaf.path
-        while inner.operation is not None and inner.operation.name in STRUCTURE:
-            path = (inner.operation, *path)
-            inner = bare(inner.operation.operands[0])
-        if number is None or number < 0 or inner.operation is None:
+        factor, inner = factors(one)
+        if number is None or number < 0 or factor <= 0 or len(inner) != 1:
             continue
-        if _half_power(inner.operation) == 1:
-            square = inner.operation.operands[0]
-            if operation.name == "add":
-                return Divisor(square, path, offset=number)
-            return Divisor(square, path, floor=number)
+        made = inner[0].value.operation
+        if made is None or inner[0].weight == -1 or _half_power(made) != 1:
+            continue
+        square, path = made.operands[0], (*inner[0].path, *leaf.path)
+        number /= factor
+        if operation.name == "add":
+            return Divisor(square, path, factor, offset=number)
+        return Divisor(square, path, factor, floor=number)
     return None
 
 
@@ -95,15 +96,25 @@ def _find_roots(square: Value, most: int = 24) -> Iterator[Value]:
         if operation.name in ("reduce_sum", "dot_general"):
             base = _summed_square(operation)
             if base is None:
+                queue.extend(operation.operands)  # A mean of means.
                 continue
             made = base.operation
             if made is not None and made.name == "sub":
-                yield bare(made.operands[0])
+                yield _untransposed(made.operands[0])
+            yield _untransposed(base)
             yield base
             if made is not None and made.name in ("mul", "div"):  # The square of 3 x.
                 yield from (bare(x) for x in made.operands if x.shape == base.shape)
         elif operation.name in _AROUND_A_SUM:
             queue.extend(operation.operands)
+
+
+def _untransposed(value: Value) -> Value:
+    """What `vmap` moved the axes of."""
+    value = bare(value)
+    while value.operation is not None and value.operation.name == "transpose":
+        value = bare(value.operation.operands[0])
+    return value
 
 
 def _summed_square(operation: Operation) -> Value | None:

@@ -201,12 +201,12 @@ def _summed(
     """Sums over axes: n times the mean."""
     axes = frozenset[int]().union(*(places(x.layout[axis]) for axis in reduced))
     count = math.prod(shape[axis] for axis in reduced)
-    if axes and x.axes not in (None, axes):
+    if x.has_x and (not axes or x.axes not in (None, axes)):
         return None
-    if x.has_x and not axes:
-        return None
-    if axes and not x.has_x and x.terms.keys() - {ONE}:
-        return None  # A mean over other axes again.
+    if axes and not x.has_x:  # A mean of means is one over all of their axes.
+        if x.axes is None or x.axes & axes or x.terms.keys() - {ONE, MEAN, SQUARE}:
+            return None
+        axes |= x.axes
     terms: dict[Monomial, float] = {}
     for powers, coefficient in x.terms.items():
         mean = _MEANS.get(powers, powers)

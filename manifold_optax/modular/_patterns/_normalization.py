@@ -135,7 +135,10 @@ def _quotient(value: Value, reader: Reader, square: Value) -> _Quotient | None:
         dataclasses.replace(divisor, floor=low),
         variance,
         dataclasses.replace(
-            numerator, terms={key: number * c for key, c in numerator.terms.items()}
+            numerator,
+            terms={
+                key: number / divisor.factor * c for key, c in numerator.terms.items()
+            },
         ),
         gains,
     )
@@ -164,9 +167,10 @@ def _along(path: Sequence[Operation], x: Moments | None) -> Moments | None:
 def _as_operation(value: Value, quotient: _Quotient) -> Operation | None:
     """A normal quotient as operations; the last of them makes `value`."""
     root, variance, divisor = quotient.reader.root, quotient.variance, quotient.divisor
-    flat = tuple(factor for axis in quotient.numerator.layout for factor in axis)
-    if flat != tuple(factor for axis in identity(root.shape) for factor in axis):
-        return None  # Transposed on the way, or broadcast along a new axis.
+    flat = [factor for axis in quotient.numerator.layout for factor in axis]
+    own = [factor for axis in identity(root.shape) for factor in axis]
+    if sorted(flat, key=str) != sorted(own, key=str):
+        return None  # Broadcast along a new axis.
     size = math.sqrt(variance[SQUARE])
     params = {
         "axes": tuple(sorted(variance.axes or ())),
@@ -179,7 +183,13 @@ def _as_operation(value: Value, quotient: _Quotient) -> Operation | None:
     steps: list[tuple[str, tuple[Value, ...], dict[str, object], tuple[int, ...]]] = [
         ("normalize", (root,), params, root.shape)
     ]
-    if value.shape != root.shape:
+    if flat != own:  # Transposed on the way.
+        narrow = tuple(size for _, size in own)
+        steps.append(("reshape", (), _reshape(narrow), narrow))
+        order = tuple(own.index(factor) for factor in flat)
+        narrow = tuple(size for _, size in flat)
+        steps.append(("transpose", (), {"permutation": order}, narrow))
+    if value.shape != steps[-1][-1]:
         steps.append(("reshape", (), _reshape(value.shape), value.shape))
     for gain in quotient.gains:
         name = "mul" if gain.weight == 1 else "div"
@@ -224,6 +234,7 @@ _PRIMITIVES = {
     "mul": jax.lax.mul_p,
     "reshape": jax.lax.reshape_p,
     "sub": jax.lax.sub_p,
+    "transpose": jax.lax.transpose_p,
 }
 
 

@@ -9,6 +9,7 @@ _DEEPEST = 6
 
 _PLAIN = STRUCTURE | {
     *("abs", "add", "div", "dot_general", "exp", "exp2", "integer_pow", "logistic"),
+    *("cos", "erf", "log", "sin"),
     *("max", "mul", "neg", "reduce_max", "reduce_sum", "rsqrt", "select_n", "slice"),
     *("sqrt", "square", "sub", "tanh"),
 }

@@ -58,6 +58,13 @@ def one_pass(x):
     return (x - mean[..., None]) / jnp.sqrt(jnp.maximum(variance, 0) + 1e-5)[..., None]
 
 
+def means_of_means(x):
+    """A batch norm whose statistics are averaged over devices."""
+    mean, power = x.mean(1, keepdims=True), (x * x).mean(1, keepdims=True)
+    mean, power = mean.mean(0, keepdims=True), power.mean(0, keepdims=True)
+    return (x - mean) * lax.rsqrt(power - mean * mean + 1e-5)
+
+
 def gated(x):
     y = x * GAIN * jax.nn.sigmoid(x)
     return y * lax.rsqrt(square(y) + 1e-6)
@@ -145,6 +152,26 @@ LAYERS = {
     "L2 from eps²": (
         lambda x: x * lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 36)),
         RMS | {"epsilon": 0, "scale": 8**-0.5, "floor": 6 * 8**-0.5},
+    ),
+    "torch RMS": (
+        lambda x: (
+            x / (jnp.linalg.norm(x, axis=-1, keepdims=True) * 8**-0.5 + 0.25) * GAIN
+        ),
+        RMS | {"epsilon": 0, "offset": 0.25},
+    ),
+    "by columns": (
+        jax.vmap(lambda x: x * lax.rsqrt(square(x) + 1e-6), in_axes=1, out_axes=1),
+        RMS | {"epsilon": 1e-6},
+    ),
+    "mapped columns": (
+        jax.vmap(
+            lambda x: (x - x.mean(0)[None]) / jnp.sqrt(x.var(0) + 1e-5)[None], 2, 2
+        ),
+        {"axes": (0,), "centred": True, "epsilon": 1e-5},
+    ),
+    "means of means": (
+        means_of_means,
+        {"axes": (0, 1), "centred": True, "epsilon": 1e-5},
     ),
     "batch": (
         linen(nn.BatchNorm(use_running_average=False)),

@@ -47,7 +47,7 @@ def test_a_transformer_block():
     assert patterns == {"normalize": 2, "linear": 2, "softmax": 1}
 
 
-@pytest.mark.parametrize("function", [block, loss, jax.grad(loss), jax.grad(loss, 1)])
+@pytest.mark.parametrize("function", [block, jax.grad(loss)])
 def test_values_do_not_change(function):
     """Nothing is taken for what it is not, in graphs that nobody wrote by hand."""
     both = jax.jit(lambda *args: (evaluate(function, *args), function(*args)))
