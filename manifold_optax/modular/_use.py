@@ -6,6 +6,7 @@ from typing import NamedTuple
 from manifold_optax.matrices import Axes
 from manifold_optax.modular import (
     _walk_axes as moves,
+    _walk_entries as entries,
     _walk_lookups as lookups,
     _walk_loops as loops,
     _walk_products as products,
@@ -24,6 +25,7 @@ _MOVES: dict[str, Callable[[Operation, list[Facts]], list[Facts]]] = {
     "split": moves.split,
     "unstack": moves.unstack,
     "pad": moves.pad,
+    "joined_shards": moves.joined_shards,
     "tile": moves.tile,
     "reduce_sum": moves.reduction,
     "reduce_max": moves.reduction,
@@ -44,7 +46,9 @@ _RULES: dict[str, Rule] = {
     "scan": loops.scan,
     "while": loops.loop,
     "cond": loops.branches,
-    "shard_map": loops.shard_map,
+    "shard": loops.shard,
+    "all_gather": loops.all_gather,
+    "all_gather_invariant": loops.all_gather,
     "dot_general": products.dot_general,
     "ragged_dot_general": products.ragged_dot,
     "conv_general_dilated": products.convolution,
@@ -109,7 +113,7 @@ def uses(graph: Graph, paths: Sequence[str]) -> dict[str, tuple[Use, ...]]:
         integers and random keys.
     """
     parameters = graph.inputs[: len(paths)]
-    walk = Walk([value.shape for value in parameters], _rules())
+    walk = Walk([value.shape for value in parameters], _rules(), entries.default)
     inputs = [
         leaf_facts(number, value.shape) if value.is_float else Facts(live=True)
         for number, value in enumerate(parameters)

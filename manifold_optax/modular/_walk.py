@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from manifold_optax.modular._graph import Graph, Operation, Value
-from manifold_optax.modular._provenance import foreign, NOTHING, Pattern, whole
+from manifold_optax.modular._provenance import NOTHING, Pattern, whole
 
 
 class Strand(NamedTuple):
@@ -84,6 +84,8 @@ class Walk:
 
     Attributes:
         shapes: of the leaves.
+        rules: how to follow parameters, by the name of a primitive.
+        default: the rule of all other primitives.
         found: for each leaf its uses and where they are.
         groups: for each leaf how it and its results are taken apart.
         one_hot: arrays that compare integers of the input with constants.
@@ -92,9 +94,15 @@ class Walk:
         matrices: operations that apply a matrix, a convolution or an embedding.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], rules: Mapping[str, Rule]):
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        rules: Mapping[str, Rule],
+        default: Rule,
+    ):
         self.shapes = shapes
         self.rules = rules
+        self.default = default
         self.found: dict[int, dict[tuple[Found, Operation], None]] = {}
         self.groups: dict[int, dict[Group, None]] = {}
         self.one_hot: set[Value] = set()
@@ -118,7 +126,7 @@ class Walk:
         if not any(one.strands for one in facts):
             live = any(one.live for one in facts)
             return [Facts(live)] * len(operation.results)
-        return self.rules.get(operation.name, default)(self, operation, facts)
+        return self.rules.get(operation.name, self.default)(self, operation, facts)
 
     def _note_one_hot(self, operation: Operation, facts: list[Facts]) -> None:
         if operation.name == "eq" and not any(x.is_float for x in operation.operands):
@@ -218,134 +226,18 @@ def changed(
     return Facts(facts.live, found)
 
 
-def entrywise(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
-    """Strands stay where they are; parameters that meet others get their mark."""
-    (result,) = operation.results
-    weak = not result.is_float or operation.name == "stop_gradient"
-    every = []
-    for index, (one, value) in enumerate(zip(facts, operation.operands, strict=True)):
-        strands = one.strands
-        if strands and value.shape != result.shape:
-            scalars = frozenset(s for some in strands.values() for s in some)
-            scalars = frozenset(s for s in scalars if s.weight)
-            strands = {foreign(result.shape): scalars}
-        others = facts[:index] + facts[index + 1 :]
-        alone = not any(other.live or other.strands for other in others)
-        if weak or not alone:
-            meeting = _Meeting(
-                operation,
-                one.live,
-                any(other.live for other in others),
-                alone,
-                is_own(strands),
-                any(_is_own(p) for other in others for p in other.strands),
-                weak,
-            )
-            strands = {p: _met(walk, meeting, p, some) for p, some in strands.items()}
-            strands = {pattern: some for pattern, some in strands.items() if some}
-        every.append(strands)
-    return [Facts(any(one.live for one in facts), joined(*every))]
-
-
-class _Meeting(NamedTuple):
-    """How one operand is combined with the others.
-
-    Attributes:
-        operation: that combines them.
-        live: whether the operand is an activation, or was combined with one.
-        with_live: whether another one is.
-        alone: whether all others are constants.
-        own: whether the operand has axes of parameters alone.
-        with_own: whether another one has axes of one parameter alone.
-        weak: whether no gradient passes the operation.
-    """
-
-    operation: Operation
-    live: bool
-    with_live: bool
-    alone: bool
-    own: bool
-    with_own: bool
-    weak: bool
-
-
-def _met(
-    walk: Walk, meeting: _Meeting, pattern: Pattern, strands: frozenset[Strand]
-) -> frozenset[Strand]:
-    """The strands of one operand after it was combined with the others.
-
-    What is combined with activations is a gain or a bias. If it has axes of parameters
-    alone it is followed further, too: masked weights are still weights. What scales
-    the rows, columns or blocks of a larger parameter is a gain.
-    """
-    if not any(strand.weight for strand in strands):
-        return strands
-    operation = meeting.operation
-    mark = (_MARKS.get(operation.name, "other"), operation)
-    narrow = mark[0] == "gain" and meeting.with_own and not _is_own(pattern)
-    kept = set()
-    for strand in strands:
-        weak = strand.weak or meeting.weak
-        if not strand.weight:
-            kept.add(strand)
-            continue
-        if meeting.alone:
-            kept.add(strand._replace(weak=weak))
-            continue
-        if narrow and not strand.inner:
-            walk.use(strand.leaf, Found(mark[0], weak=strand.weak), operation)
-            continue
-        if meeting.with_live and not meeting.live:
-            walk.use(strand.leaf, Found(mark[0], weak=strand.weak), operation)
-            strand = strand._replace(mark=mark)
-        elif strand.mark is None:
-            strand = strand._replace(mark=mark)
-        live = meeting.live or meeting.with_live
-        if not live or (meeting.own and not strand.weak):
-            kept.add(strand._replace(weak=weak))
-    return frozenset(kept)
-
-
-def default(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
-    """Follows what has the shape of the result, and ends the rest.
-
-    A primitive whose operands have the shape of its result is taken to work entry by
-    entry, or along axes that it keeps.
-    """
-    shapes = [value.shape for value in operation.operands]
-    results = [value.shape for value in operation.results]
-    if operation.name not in _MIXING and not operation.bodies:
-        if len(results) == 1 and all(s in ((), results[0]) for s in shapes):
-            return entrywise(walk, operation, facts)
-        if shapes == results:
-            return facts
-    for one in facts:
-        walk.end(one, operation)
-    return [UNKNOWN] * len(results)
-
-
 def is_own(strands: Strands) -> bool:
     """Whether every axis of an array runs over an axis of some parameter in it."""
     patterns = [p for p, some in strands.items() if any(s.weight for s in some)]
     return all(
-        any(_is_own((dim,)) for dim in dims) for dims in zip(*patterns, strict=True)
+        any(is_of_leaf((dim,)) for dim in dims) for dims in zip(*patterns, strict=True)
     )
 
 
-def _is_own(pattern: Pattern) -> bool:
+def is_of_leaf(pattern: Pattern) -> bool:
     """Whether no axis of an array is foreign to the leaf."""
     return all(factor.axis != NOTHING for dim in pattern for factor in dim)
 
-
-_MARKS = {
-    "add": "bias",
-    "add_any": "bias",
-    "sub": "bias",
-    "select_n": "bias",
-    "mul": "gain",
-    "div": "gain",
-}
-"""What a parameter is that an operation combines with activations."""
 
 _SAME_ENTRIES = (
     "broadcast_in_dim",
@@ -359,23 +251,3 @@ _SAME_ENTRIES = (
     "transpose",
 )
 """Primitives that keep the entries of an array."""
-
-_MIXING = (
-    "cholesky",
-    "custom_call",
-    "declared",
-    "eigh",
-    "fft",
-    "ffi_call",
-    "hessenberg",
-    "io_callback",
-    "lu",
-    "pallas_call",
-    "pure_callback",
-    "qr",
-    "schur",
-    "svd",
-    "triangular_solve",
-    "tridiagonal",
-)
-"""Primitives whose results have other axes than their operands, though as long."""

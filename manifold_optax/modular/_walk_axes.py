@@ -76,6 +76,11 @@ def reshape(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]
     return [changed(facts[0], lambda p: reshaped(p, shape))]
 
 
+def joined_shards(operation: Operation, facts: list[Facts]) -> list[Facts]:
+    """What all devices of a mesh have; axes that are put together are not followed."""
+    return _moved(operation, facts, range(len(operation.results[0].shape)))
+
+
 def cut(operation: Operation, facts: list[Facts]) -> list[Facts]:
     """Keeps a window of each axis."""
     params = operation.params

@@ -54,30 +54,42 @@ def branches(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts
     return results
 
 
-def shard_map(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
-    """The body for the part of one device; what is cut is not followed out of it."""
-    (body,) = operation.bodies
-    inside = []
-    for one, outer, inner in zip(facts, operation.operands, body.inputs, strict=True):
-        parts = {
-            dim: large // small
-            for dim, (large, small) in enumerate(
-                zip(outer.shape, inner.shape, strict=True)
-            )
-            if large != small
-        }
-        for pattern, strands in one.strands.items():
-            for dim in parts:
-                for axis in axes_in(pattern, [dim]):
-                    for strand in strands:
-                        walk.shards[strand.leaf, axis] = parts[dim]
-        inside.append(changed(one, lambda p, n=parts: _shard(p, n)))
-    results = []
-    for one, value in zip(walk.run(body, inside), operation.results, strict=True):
-        shape = value.shape
-        change = lambda p, s=shape: moved(p, range(len(s)), s)
-        results.append(changed(one, change))
-    return results
+def shard(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
+    """The part of an array that one device of a mesh sees."""
+    (outer,), (inner,) = operation.operands, operation.results
+    parts = {
+        dim: large // small
+        for dim, (large, small) in enumerate(zip(outer.shape, inner.shape, strict=True))
+        if large != small
+    }
+    for pattern, strands in facts[0].strands.items():
+        for dim, count in parts.items():
+            for axis in axes_in(pattern, [dim]):
+                walk.shards.update({(strand.leaf, axis): count for strand in strands})
+    return [changed(facts[0], lambda p: _shard(p, parts))]
+
+
+def all_gather(walk: Walk, operation: Operation, facts: list[Facts]) -> list[Facts]:
+    """An array that was cut between devices, whole again on each of them."""
+    shape, dim = operation.results[0].shape, operation.params["all_gather_dimension"]
+    if not operation.params["tiled"]:
+        sources = [d - (d > dim) if d != dim else None for d in range(len(shape))]
+        return [changed(facts[0], lambda p: moved(p, sources, shape))]
+    count = shape[dim] // operation.operands[0].shape[dim]
+
+    def change(pattern: Pattern) -> Pattern:
+        factors = pattern[dim]
+        wide = blank(shape[dim])
+        if len(factors) == 1 and factors[0].start == 0 and not factors[0].padded:
+            wide = (factors[0]._replace(size=factors[0].size * count),)
+        return (*pattern[:dim], wide, *pattern[dim + 1 :])
+
+    for pattern, strands in facts[0].strands.items():
+        for axis in axes_in(pattern, [dim]):
+            for strand in strands:
+                parts = walk.shards.get((strand.leaf, axis), count)
+                walk.shards[strand.leaf, axis] = max(1, parts // count)
+    return [changed(facts[0], change)]
 
 
 def _shard(pattern: Pattern, parts: dict[int, int]) -> Pattern:
@@ -136,7 +148,9 @@ def _is_counter(body: Graph, index: int, consts: int) -> bool:
     for operation in Graph(body.inputs, (output,)).operations():
         needed.update(operation.operands)
     return needed.isdisjoint(
-        value for number, value in enumerate(body.inputs) if number != consts + index
+        value
+        for number, value in enumerate(body.inputs)
+        if number != consts + index and value.constant is None
     )
 
 

@@ -324,3 +324,24 @@ def test_heads_on_the_devices_of_a_mesh() -> None:
     assert the_axes(found, "query") == mo.Split((SIZE,) * 4)
     assert the_axes(found, "out") is mo.STACKED
     assert found["out"][0].readout
+
+
+def test_weights_that_devices_gather() -> None:
+    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    spec = jax.sharding.PartitionSpec
+
+    def local(w: jax.Array, out: jax.Array, x: jax.Array) -> jax.Array:
+        w = lax.all_gather(w, "data", axis=1, tiled=True)
+        gate, up = jnp.split(x @ w, 2, axis=-1)
+        return (jax.nn.silu(gate) * up) @ out
+
+    def function(p: Any, x: jax.Array) -> jax.Array:
+        specs = (spec(None, "data"), spec(), spec("data"))
+        sharded = jax.shard_map(
+            local, mesh=mesh, in_specs=specs, out_specs=spec("data")
+        )
+        return sharded(p["w"], p["out"], x)
+
+    found = used(function, {"w": (WIDTH, 16), "out": (8, 3)}, X)
+    assert the_axes(found, "w") == mo.Split((8, 8))
+    assert the_axes(found, "out") is mo.STACKED
