@@ -113,7 +113,7 @@ class Gains:
             links = [
                 Link(operation, move, self._beyond(operation, move)) for move in scaled
             ]
-            total = sum(_times(link.move.factor, link.gain) for link in links)
+            total = sum((_times(x.move.factor, x.gain) for x in links), 0.0)
             if best is None or total < best[0]:
                 best = (total, links)
         if best is None:

@@ -42,7 +42,7 @@ def _steps(operation: Operation, test: Graph, body: Graph) -> int | None:
     if compared is None or compared.name not in ("lt", "le"):
         return None
     counter, limit = compared.operands
-    if counter not in test.inputs[tests:]:
+    if counter.is_float or counter not in test.inputs[tests:]:
         return None
     place = test.inputs.index(counter) - tests
     start = constant_number(operation.operands[tests + consts + place])
@@ -50,7 +50,7 @@ def _steps(operation: Operation, test: Graph, body: Graph) -> int | None:
     step = _raise(body.outputs[place], body.inputs[consts + place])
     if start is None or end is None or step is None:
         return None
-    full = end - start + (step if compared.name == "le" else 0)
+    full = end - start + (compared.name == "le")
     return max(0, -(-int(full) // int(step)))
 
 

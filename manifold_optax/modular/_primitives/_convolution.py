@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from manifold_optax.modular._graph import Operation
 from manifold_optax.modular._mixed_norm import Factors, joined, MixedNorm, ratio
-from manifold_optax.modular._sizes import Move, Rule, RULES, Sizes
+from manifold_optax.modular._sizes import Move, Rule, RULES, Sizes, unfollowed
 
 _IMAGE, _KERNEL = 0, 1
 
@@ -40,8 +40,9 @@ def _kernel(operation: Operation) -> MixedNorm:
 
 
 def _groups(operation: Operation) -> int:
-    params = operation.params
-    return params["feature_group_count"] * params["batch_group_count"]
+    if operation.params["batch_group_count"] > 1:
+        raise unfollowed(operation, "images of a batch in groups have no rule")
+    return operation.params["feature_group_count"]
 
 
 def _reach(operation: Operation) -> float:

@@ -63,7 +63,12 @@ class Loop:
         value = self.body.inputs[operand]
         if not value.is_float:
             return np.zeros(len(self.to))
-        return np.array([gains.gain(value, norm) for gains in self.to])
+        pairs = zip(self.to, self.body.outputs, strict=True)
+        return np.array([
+            # An integer moves by jumps alone: its gain is 0, or an error.
+            gains.gain(value, norm) if out.is_float or self.sizes.moves(value) else 0.0
+            for gains, out in pairs
+        ])  # fmt: skip
 
     def growth(self) -> np.ndarray:
         """`[results, carried]`: the same for all that is carried."""
@@ -83,8 +88,6 @@ def _read(operation: Operation, sizes: Sizes) -> Loop:
     inside = _sizes_inside(operation, sizes)
     to = tuple(
         Gains(body, inside, {out: [Fact(natural_norm(out.shape), 1.0)]})
-        if out.is_float
-        else Gains(body, inside, {})
         for out in body.outputs
     )
     return Loop(operation, inside, to)

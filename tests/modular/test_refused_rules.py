@@ -1,0 +1,121 @@
+"""What the rules do not follow: each names the primitive and the user's line."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from manifold_optax.modular._gains import Gains
+from manifold_optax.modular._mixed_norm import natural_norm
+from manifold_optax.modular._sizes import Fact, Unreadable
+from modular.rule_attacks import case, data, fixed, read, weight
+
+
+def _routed(x, r, w):
+    return x @ w[jnp.argmax(x @ r)]
+
+
+def _routed_later(x, w):
+    """The choice leaves one loop, and is used after it."""
+    _, chosen = lax.scan(lambda c, row: (c, jnp.argmax(row)), 0.0, x)
+    return w[chosen]
+
+
+def _decoded(x, w):
+    """The choice of one step is used in the next one."""
+
+    def step(token, _):
+        logits = w[token] + x
+        return jnp.argmax(logits), logits
+
+    return lax.scan(step, 0, None, length=3)[1]
+
+
+def _until(x):
+    return lax.while_loop(lambda h: h.sum() > 1.0, lambda h: 0.5 * h, x)
+
+
+def _branch(x):
+    return lax.cond(x.sum() > 0, jnp.sin, jnp.cos, x)
+
+
+def _grouped(x, w):
+    return lax.conv_general_dilated(
+        x, w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"),
+        batch_group_count=2,
+    )  # fmt: skip
+
+
+_INDEX = fixed(1)
+
+CASES = [
+    ("top_k", case("top_k", lambda x: lax.top_k(x, 2)[0], data(2, 4))),
+    ("argmax", case("routing", _routed, data(3), weight(3, 3), weight(3, 3, 2))),
+    ("argmax", case("routing later", _routed_later, data(2, 3), weight(3, 2))),
+    ("argmax", case("decoding", _decoded, data(3), weight(3, 3))),
+    ("argmin", case("argmin", lambda x, w: w[jnp.argmin(x)], data(3), weight(3, 2))),
+    ("sort", case("argsort", lambda x, w: w[jnp.argsort(x)], data(3), weight(3, 2))),
+    ("sort", case("sorted by keys", lambda x, y: lax.sort((x, y), num_keys=1)[1],
+                  data(3), data(3))),
+    ("scatter", case("set", lambda x, y, i: x.at[i].set(y), data(4), data(), _INDEX)),
+    ("scatter-add", case("add", lambda x, y, i: x.at[i].add(y), data(4), data(),
+                         _INDEX)),
+    ("dynamic_update_slice", case(
+        "update", lambda x, y, i: lax.dynamic_update_slice(x, y, (i,)), data(4),
+        data(2), _INDEX)),
+    ("gt", case("branch", _branch, data(3))),
+    ("while", case("until", _until, data(3))),
+    ("gt", case("chosen", lambda x, y: jnp.where(x.sum() > 0, y, -y), data(3), data(3))),
+    ("gt", case("compared", lambda x, y: (x > y) * 1.0, data(3), data(3))),
+    ("convert_element_type", case(
+        "rounded", lambda x, w: w[x.astype(int)], data(2), weight(3, 2))),
+    ("entrywise", case("step", lambda x: jnp.where(x > 0, 1.0, 0.0), data(3))),
+    ("entrywise", case("sign", lambda x: jnp.sign(x), data(3))),
+    ("entrywise", case("root", lambda x: jnp.sqrt(jnp.abs(x)), data(3))),
+    ("div", case("div", lambda x, y: x / y, data(3), data(3))),
+    ("conv_general_dilated", case("groups", _grouped, data(2, 4, 1),
+                                  weight(2, 1, 2))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "the"), CASES, ids=[str(c) for _, c in CASES])
+def test_what_is_refused_is_named(name: str, the: Any):
+    with pytest.raises(Unreadable) as caught:
+        graph, sizes = read(the)
+        out = graph.outputs[0]
+        gains = Gains(graph, sizes, {out: [Fact(natural_norm(out.shape), 1.0)]})
+        for value in graph.inputs:
+            gains.gain(value, natural_norm(value.shape))
+    message = str(caught.value)
+    assert re.match(re.escape(name) + r"\b", message), message
+    assert re.search(r"\[test_refused_rules\.py:\d+", message), message
+    assert "mo.modular.declare" in message
+
+
+def test_what_does_not_move_is_followed():
+    """A choice that depends on no parameter and no moving input is no jump."""
+
+    def masked(x, i):
+        return jnp.where(jnp.arange(3) == i, x, 0.0)
+
+    graph, sizes = read(case("masked", masked, data(3), _INDEX))
+    out = graph.outputs[0]
+    gains = Gains(graph, sizes, {out: [Fact(natural_norm(out.shape), 1.0)]})
+    assert gains.gain(graph.inputs[0], natural_norm((3,))) == 1.0
+
+
+def test_the_line_within_a_call():
+    """The innermost line of the user's own is named."""
+
+    @jax.jit
+    def inner(x):
+        return lax.top_k(x, 1)[0]
+
+    graph, sizes = read(case("inner", lambda x: inner(x), data(3)))
+    with pytest.raises(Unreadable, match=r"top_k: .*<locals>\.inner\)\]"):
+        Gains(graph, sizes, {graph.outputs[0]: [Fact(natural_norm((1,)), 1.0)]}).gain(
+            graph.inputs[0], natural_norm((3,))
+        )
