@@ -17,7 +17,12 @@ from manifold_optax.modular._rules import (
     GeometryRules,
 )
 from manifold_optax.modular._trace import trace
-from manifold_optax.modular._roles import conflicts, described, roles_from_use
+from manifold_optax.modular._roles import (
+    conflicts,
+    declared_roles,
+    described,
+    roles_from_use,
+)
 from manifold_optax.modular._use import uses
 from manifold_optax.trees import matches
 
@@ -88,8 +93,9 @@ def read(
     leaves = dict(zip(paths, graph.inputs, strict=False))
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     used = uses(graph, paths)
-    found = roles_from_use(used, shapes, roles)
-    contradictions = conflicts(used, shapes, roles)
+    decided = {**(roles or {}), **declared_roles(graph, paths)}
+    found = roles_from_use(used, shapes, decided)
+    contradictions = conflicts(used, shapes, decided)
     if contradictions:
         raise ValueError("\n".join(contradictions))
     atoms = []

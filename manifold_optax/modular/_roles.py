@@ -1,11 +1,13 @@
 """The role of each parameter, from how the model uses it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from manifold_optax.matrices import Axes, CONV, HEADS, HEADS_OUT, OUT_IN, Split, STACKED
 from manifold_optax.matrices._axes import normalized_axis
+from manifold_optax.modular._declare import declaration
+from manifold_optax.modular._graph import Graph
 from manifold_optax.modular._use import Use
 from manifold_optax.roles import (
     EMBEDDING,
@@ -70,6 +72,24 @@ def roles_from_use(
     if several:
         raise ValueError(_undecided(several, shapes))
     return Roles(tuple(rules))
+
+
+def declared_roles(graph: Graph, paths: Sequence[str]) -> dict[str, Any]:
+    """What `declare` says of the parameters that a declared function takes, by path."""
+    leaves = dict(zip(graph.inputs, paths, strict=False))
+    found: dict[str, Any] = {}
+    for operation in graph.operations():
+        known = None
+        if operation.name == "declared":
+            known = declaration(operation.params["name"])
+        if known is None:
+            continue
+        for value, role in zip(operation.operands, known.roles, strict=False):
+            while value.operation is not None and len(value.operation.operands) == 1:
+                (value,) = value.operation.operands
+            if role is not None and value in leaves:
+                found[f"^{re.escape(leaves[value])}$"] = role
+    return found
 
 
 def unused(uses: Mapping[str, tuple[Use, ...]]) -> tuple[str, ...]:

@@ -211,6 +211,21 @@ def test_a_declared_function_is_one_step() -> None:
         assert found["down"] == pytest.approx((1.0,))
 
 
+def test_a_declared_function_says_what_its_parameters_are() -> None:
+    @modular.declare(slope=(1.0, 2.0), roles=(None, mo.OUT_IN))
+    def routed(x: Any, table: Any) -> Any:
+        return x[:, jnp.argsort(jnp.sum(table, axis=0))]
+
+    def forward(params: Any, x: Any) -> Any:
+        return routed(x, params["table"]) @ params["down"]
+
+    params = {"table": jnp.zeros((8, 4)), "down": jnp.zeros((4, 2))}
+    network = modular.read(forward, params, jnp.zeros((3, 4)))
+    assert network.roles.role_of("table", (8, 4)) == mo.Role("matrix", mo.OUT_IN)
+    # A step of norm 1 has rows of length √(8/4) at most, of RMS 1/√2; twice that.
+    assert network.sensitivities()["table"] == pytest.approx((2 * math.sqrt(0.5),))
+
+
 def test_derived_sizes_follow_the_declared_inputs() -> None:
     forward, params, x = mlp(2)
     network = modular.read(forward, params, x, input_rms=4.0)

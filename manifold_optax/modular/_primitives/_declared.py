@@ -63,4 +63,4 @@ def _moves(
     return [moves]
 
 
-RULES["declared"] = Rule(_size, _moves)
+RULES["declared"] = Rule(_size, _moves, operators=True)

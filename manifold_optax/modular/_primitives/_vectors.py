@@ -131,15 +131,18 @@ def _normalize_moves(
 ) -> Moves:
     """The slope is the scale over the RMS of what enters, at least the floor.
 
-    The derivative is a projection divided by √(mean of squares + ε). In the accounting
-    of the theory what enters has RMS 1, and the slope holds in every norm.
+    The derivative is a projection divided by √(mean of squares + ε) or what stands in
+    its place; along x, where the divisor grows with x, it is no longer. In the
+    accounting of the theory what enters has RMS 1, and the slope holds in every norm.
     """
     del position
     axes, scale = operation.params["axes"], operation.params["scale"]
     if sizes.assumptions.nominal:
         return [[Move(0, scale, norm, "norm layer, RMS 1 assumed")]]
-    epsilon, floor = operation.params["epsilon"], sizes.assumptions.floor
-    slope = scale / math.sqrt(floor**2 + epsilon) if floor or epsilon else math.inf
+    floor = sizes.assumptions.floor
+    least = math.sqrt(floor**2 + operation.params["epsilon"])
+    least = max(least + operation.params["offset"], operation.params["floor"])
+    slope = scale / least if least else math.inf
     times, apart = _each_by_itself(norm, axes)
     inner = _marked(apart, axes, "o")
     factor = slope * times * ratio(inner, apart)
