@@ -13,7 +13,7 @@ from manifold_optax.modular._primitives import slices_of
 from manifold_optax.modular._sensitivities import Analysis
 from manifold_optax.modular._sizes import Assumptions, Unreadable
 from manifold_optax.modular._tree import tree_of
-from manifold_optax.roles import Roles
+from manifold_optax.roles import Roles, VECTOR
 
 Sensitivity: TypeAlias = Literal["nominal", "derived"]
 """What sensitivities rest on; see `Network.sensitivities`."""
@@ -116,7 +116,10 @@ class Network:
     def __str__(self) -> str:
         """The tree, or where there is none the parameters and the reason."""
         try:
+            for atom in self.atoms:
+                if atom.role != VECTOR:
+                    self.sensitivity(atom.path)
             return str(self.tree)
-        except ValueError as error:
+        except Unreadable as error:
             lines = [f"{atom.path}: {atom.role}" for atom in self.atoms]
             return "\n".join([*lines, f"No budget: {error}"])

@@ -130,10 +130,13 @@ def _apply(
 
 def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
     """Axes that NumPy made are integers as any others."""
-    return {
-        name: int(value) if isinstance(value, np.integer) else value
-        for name, value in params.items()
-    }
+
+    def plain(value: Any) -> Any:
+        if type(value) is tuple:
+            return tuple(map(plain, value))
+        return int(value) if isinstance(value, np.integer) else value
+
+    return {name: plain(value) for name, value in params.items()}
 
 
 def _body(jaxpr: Any) -> tuple[jax_core.Jaxpr, Sequence[Any]]:

@@ -5,6 +5,7 @@ composition of what comes before that value and what comes after. What lies betw
 such values and has several operands is a sum, or a bond of a tuple.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -18,7 +19,7 @@ from manifold_optax.modular._module import Atom
 from manifold_optax.modular._primitives import loop_of, multiple
 from manifold_optax.modular._repeat import Repeat
 from manifold_optax.modular._sensitivities import Analysis
-from manifold_optax.modular._sizes import rule_of, Sizes
+from manifold_optax.modular._sizes import Move, rule_of, Sizes, Unreadable
 from manifold_optax.roles import VECTOR
 
 _MOVED = frozenset({
@@ -198,17 +199,25 @@ class _Tree:
                 if not self._acts(operand):
                     continue
                 norm = norms.setdefault(operand, natural_norm(operand.shape))
-                for move in self.gains.best(operation, k, norm):
+                moves: list[Move] = []
+                with contextlib.suppress(Unreadable):
+                    moves = self.gains.best(operation, k, norm)
+                for move in moves:
                     norms.setdefault(operation.results[move.result], move.norm)
         return norms
 
     def _constant(self, operation: Operation, position: int, value: Value) -> float:
-        """How much larger a change becomes in one step, in units of RMS."""
+        """How much larger a change becomes in one step, in units of RMS.
+
+        Infinite where a rule knows no bound, as for a variance that is an input.
+        """
         wanted = self._norms.get(value, natural_norm(value.shape))
         operand = operation.operands[position]
         norm = self._norms[operand]
-        best = math.inf
-        for moves in rule_of(operation).moves(operation, position, norm, self.sizes):
+        best, ways = math.inf, []
+        with contextlib.suppress(Unreadable):
+            ways = rule_of(operation).moves(operation, position, norm, self.sizes)
+        for moves in ways:
             mine = [m for m in moves if operation.results[m.result] is value]
             best = min(
                 best, sum(ratio(wanted, move.norm) * move.factor for move in mine)
