@@ -14,7 +14,7 @@ import numpy as np
 import manifold_optax.modular._primitives  # noqa: F401
 from manifold_optax.modular._fuse import fuse
 from manifold_optax.modular._gains import Gains
-from manifold_optax.modular._graph import Graph, Value
+from manifold_optax.modular._graph import Graph, made_by, Value
 from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm
 from manifold_optax.modular._sizes import (
     Assumptions,
@@ -31,7 +31,6 @@ from modular.measured_norms import (
     measured,
     norm_of,
     normal,
-    some_norm,
     starts_of,
     steepest,
 )
@@ -95,6 +94,8 @@ class Case:
         given: further norms of the first operand, as texts.
         floor: the least RMS of what enters a norm layer.
         ahead: whether to differentiate forwards: through loops without a fixed end.
+        operation: name and parameters of the one operation that the function is, for
+            rules that no plain function needs.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Case:
     given: tuple[str, ...] = ()
     floor: float = 0.0
     ahead: bool = False
+    operation: tuple[str, dict[str, Any]] | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -128,8 +130,11 @@ def read(the: Case) -> tuple[Graph, Sizes]:
         else jax.ShapeDtypeStruct(x.shape, x.fixed.dtype)
         for x in the.operands
     ]
-    graph, _, _ = trace(lambda _, *xs: the.function(*xs), {}, *arguments)
-    fused = fuse(graph)
+    if the.operation is None:
+        graph, _, _ = trace(lambda _, *xs: the.function(*xs), {}, *arguments)
+        fused = fuse(graph)
+    else:
+        fused = _of_one_operation(the, arguments)
     known = {
         value: Known(
             known_facts(Fact(x.norm, x.size)) if x.moves else no_facts,
@@ -141,6 +146,14 @@ def read(the: Case) -> tuple[Graph, Sizes]:
         for value, x in zip(fused.inputs, the.operands, strict=True)
     }
     return fused, Sizes(fused, known, Assumptions(floor=the.floor))
+
+
+def _of_one_operation(the: Case, arguments: Sequence[Any]) -> Graph:
+    assert the.operation is not None
+    name, params = the.operation
+    values = tuple(Value(x.shape, x.dtype) for x in arguments)
+    shape = jax.eval_shape(the.function, *arguments)
+    return Graph(values, made_by(name, values, params, [(shape.shape, shape.dtype)]))
 
 
 def names_in(graph: Graph) -> set[str]:
@@ -303,17 +316,3 @@ def violations(the: Case, *, pairs: int = 24, points: int = 2) -> list[Any]:
     """All that exceeds its bound: empty for sound rules."""
     attack = Attack(the, pairs=pairs, points=points)
     return [*attack.too_small_sizes(), *attack.too_small_gains()]
-
-
-__all__ = [
-    "Attack",
-    "Case",
-    "case",
-    "data",
-    "fixed",
-    "names_in",
-    "read",
-    "some_norm",
-    "violations",
-    "weight",
-]

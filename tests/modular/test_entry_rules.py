@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from manifold_optax.modular import declare
 from modular.rule_attacks import case, data, fixed, violations, weight
 
 _W = weight(4, 4, marks="i o")
@@ -47,6 +48,10 @@ CASES = [
     case("add number", lambda x, y: x + y, data(2, 3), data(), wanted=("s b", "i o")),
     case("bias", lambda x, b: x + b[None], data(2, 3), weight(3, marks="b")),
     case("add weights", lambda w, v: w + v, _W, _W, wanted=("i o",)),
+    case("add_any", lambda x, y: x + y, data(2, 3), data(2, 3),
+         operation=("add_any", {})),
+    case("declared", declare(slope=(2.0, 3.0), size=1.0)(
+        lambda x, y: 0.5 * jnp.sin(x) * jnp.cos(y)), data(2, 3), data(2, 3)),
     case("twice", lambda x: x + jnp.sin(x), data(2, 3)),
     case("max", jnp.maximum, data(2, 3), data(2, 3, marks="b b")),
     case("min", lambda x, y: jnp.minimum(x, y), data(2, 3), data()),

@@ -1,5 +1,6 @@
 """What the rules do not follow: each names the primitive and the user's line."""
 
+import math
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ from jax import lax
 
 from manifold_optax.modular._gains import Gains
 from manifold_optax.modular._mixed_norm import natural_norm
-from manifold_optax.modular._sizes import Fact, Unreadable
+from manifold_optax.modular._sizes import Fact, RULES, Unreadable
 from modular.rule_attacks import case, data, fixed, read, weight
 
 
@@ -50,6 +51,9 @@ def _grouped(x, w):
 
 
 _INDEX = fixed(1)
+
+JUMPS = ("eq", "ne", "le", "lt", "ge", "gt", "floor", "ceil", "round", "sign",
+         "is_finite", "random_bits", "argmax", "argmin", "top_k")  # fmt: skip
 
 CASES = [
     ("top_k", case("top_k", lambda x: lax.top_k(x, 2)[0], data(2, 4))),
@@ -119,3 +123,15 @@ def test_the_line_within_a_call():
         Gains(graph, sizes, {graph.outputs[0]: [Fact(natural_norm((1,)), 1.0)]}).gain(
             graph.inputs[0], natural_norm((3,))
         )
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_what_jumps_by_itself(name: str):
+    """Most of these are read as scalar functions; alone each is refused."""
+    one = case(name, lambda x: x, data(3), operation=(name, {}))
+    graph, sizes = read(one)
+    (operation,) = graph.operations()
+    norm = natural_norm((3,))
+    assert RULES[name].size(operation, 0, norm, sizes) == math.inf
+    with pytest.raises(Unreadable, match=name + ": its result jumps"):
+        RULES[name].moves(operation, 0, norm, sizes)

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from modular.rule_attacks import case, data, fixed, violations, weight
 
@@ -26,8 +26,25 @@ CASES = [
     case("grouped queries", lambda x: jnp.repeat(x, 2, axis=1), data(2, 2, 3)),
     case("rev", lambda x: x[:, ::-1], data(2, 6, marks="b 3b2o")),
     case("cast", lambda x: x.astype(jnp.float32).astype(x.dtype), data(2, 3)),
-    case("copy", lambda x: lax.optimization_barrier(jnp.copy(x)) if 0 else jnp.copy(x),
-         data(2, 3)),
+    case("tile", lambda x: jnp.tile(x, (2, 3)), data(2, 4, marks="b 2b2o"),
+         wanted=("4b o", "o s", "i o")),
+    case("unstack", lambda x: jnp.unstack(x, axis=1)[1], data(2, 3, 2)),
+    case("unstack all", lambda x: sum(jnp.unstack(x)), weight(2, 3, 2, marks="b i o")),
+    case("name", lambda x: checkpoint_name(x, "x"), data(2, 3)),
+    *[
+        case(name, lambda x: 1.0 * x, data(2, 4, marks="b 2b2o"), operation=(name, {}))
+        for name in (
+            "copy", "copy_p", "stop_gradient", "reduce_precision", "device_put", "real",
+            "sharding_constraint", "layout_constraint", "pvary", "pcast", "mesh_cast",
+            "reshard",
+        )
+    ],
+    case("expand_dims", lambda x: x[:, None], data(2, 3), operation=("expand_dims", {})),
+    case("shard", lambda x: x[2:4], data(4, 3), operation=("shard", {})),
+    case("shard of features", lambda x: x[:, 4:8], data(2, 12, marks="b 6b2o"),
+         operation=("shard", {}), wanted=("b 2b2o",)),
+    case("joined_shards", lambda x: jnp.tile(x, (1, 2)), data(2, 2),
+         operation=("joined_shards", {"reps": (1, 2)})),
     case("precision", lambda x: lax.reduce_precision(x, 11, 52), data(2, 3)),
     # Slices.
     case("slice", lambda x: x[1:3], data(4, 3)),
@@ -96,7 +113,3 @@ CASES = [
 @pytest.mark.usefixtures("x64")
 def test_a_rule_is_never_exceeded(the):
     assert violations(the) == []
-
-
-def test_sizes_that_are_attained():
-    assert np.isfinite(1.0)

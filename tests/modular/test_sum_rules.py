@@ -87,6 +87,9 @@ CASES = [
     case("softmax, masked",
          lambda x: jax.nn.softmax(jnp.where(np.tri(3, dtype=bool), x, -np.inf), -1),
          data(3, 3, size=3.0)),
+    case("log_softmax", lambda x: jax.nn.log_softmax(x, -1), data(2, 3, size=3.0),
+         wanted=("s b", "b s")),
+    case("log_softmax, axis 0", lambda x: jax.nn.log_softmax(x, 0), data(3, 2)),
     # Norm layers, with their ε and with a floor.
     case("rms norm", _rms_norm, data(2, 4), wanted=("b s",)),
     case("layer norm", _layer_norm, data(2, 4)),
