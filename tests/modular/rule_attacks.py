@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -42,7 +41,7 @@ TINY = 1e-12
 
 # How often a search for large values starts, and how many steps it takes: from corners
 # of the sets of operands one or two steps reach most of the maximum.
-TRIALS, ROUNDS = 4, 3
+TRIALS, ROUNDS = 3, 3
 
 
 # Each case is compiled once and run a dozen times on a few numbers.
@@ -326,7 +325,7 @@ class Attack:
 
 @functools.cache
 def attacked(
-    cases: tuple[Case, ...], *, pairs: int = 8, points: int = 1
+    cases: tuple[Case, ...], *, pairs: int = 4, points: int = 1
 ) -> dict[Case, Attack]:
     """All cases, attacked together: one compilation is several times cheaper.
 

@@ -44,7 +44,7 @@ CASES = [
          wanted=("i o",)),
     case("mean", lambda x: x.mean(-1), data(2, 4, marks="b 2b2o")),
     case("centred", lambda x: x - x.mean(-1, keepdims=True), data(2, 4)),
-    case("variance", lambda x: x.var(-1), data(2, 3)),
+    case("variance", lambda x: x.var(-1), data(2, 3)),  # It chooses, once for all.
     # Maxima.
     case("max over features", lambda x: x.max(1), data(2, 4)),
     case("max over tokens", lambda x: x.max(0), data(3, 3), wanted=("o", "s")),
