@@ -253,7 +253,8 @@ def constant_size(array: np.ndarray, norm: MixedNorm) -> float:
         safe = np.where(top > 0, np.where(np.isfinite(top), top, 1.0), 1.0)
         array = np.sqrt(np.sum(np.square(array / safe), chosen["o"], keepdims=True))
         array = array * safe
-    return float(np.max(array, initial=0.0))
+    largest = float(np.max(array, initial=0.0))
+    return math.inf if math.isnan(largest) else largest
 
 
 def known_facts(*facts: Fact, even: bool = False) -> Callable[[MixedNorm], float]:

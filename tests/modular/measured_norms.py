@@ -1,5 +1,6 @@
 """Mixed norms of numbers: measured, and attacked with the steepest changes."""
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 
@@ -42,14 +43,19 @@ class _Laid:
         return flat.reshape(sizes).transpose(inverse).reshape(self.shape)
 
 
+@functools.cache
+def _laid(norm: MixedNorm) -> _Laid:
+    return _Laid(norm)
+
+
 def _places(marks: Sequence[str], mark: str) -> list[int]:
     return [k for k, have in enumerate(marks) if have == mark]
 
 
 def _each(norm: MixedNorm, array: Floats) -> Floats:
     """The norm of each block of which the norm is the largest."""
-    sums = np.abs(_Laid(norm).out(array)).sum(3) if norm.has("s") else None
-    matrices = _Laid(norm).out(array)[..., 0] if sums is None else sums
+    sums = np.abs(_laid(norm).out(array)).sum(3) if norm.has("s") else None
+    matrices = _laid(norm).out(array)[..., 0] if sums is None else sums
     if norm.has("i"):
         return np.linalg.norm(matrices, 2, (1, 2))
     return np.sqrt(np.square(matrices).sum((1, 2)))
@@ -62,7 +68,7 @@ def measured(norm: MixedNorm, array: Floats) -> float:
 
 def steepest(norm: MixedNorm, gradient: Floats) -> Floats:
     """The array of norm 1 with the largest inner product with a gradient."""
-    laid = _Laid(norm)
+    laid = _laid(norm)
     blocks = laid.out(gradient)
     if norm.has("i"):
         left, _, right = np.linalg.svd(blocks[..., 0], full_matrices=False)
@@ -77,7 +83,7 @@ def steepest(norm: MixedNorm, gradient: Floats) -> Floats:
 
 def normal(norm: MixedNorm, array: Floats) -> Floats:
     """The linear function of dual norm 1 that measures an array."""
-    laid = _Laid(norm)
+    laid = _laid(norm)
     blocks = laid.out(array)
     chosen = np.zeros(blocks.shape)
     k = int(np.argmax(_each(norm, array)))

@@ -1,10 +1,9 @@
-"""Attacks on the rules: sizes and gains of small functions, against what is measured."""
+"""Attacks on the rules: their bounds, against what small functions are measured at."""
 
 import dataclasses
 import functools
 import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 import manifold_optax.modular._primitives  # noqa: F401
 from manifold_optax.modular._fuse import fuse
 from manifold_optax.modular._gains import Gains
-from manifold_optax.modular._graph import Graph, Value
+from manifold_optax.modular._graph import Graph, made_by, Value
 from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm
 from manifold_optax.modular._sizes import (
     Assumptions,
@@ -31,13 +30,25 @@ from modular.measured_norms import (
     measured,
     norm_of,
     normal,
-    some_norm,
     starts_of,
     steepest,
 )
 
 # Rounding of float64 through a few operations; the scalar analysis rounds up by 1e-12.
 ROUNDING = 1 + 1e-7
+# And of what is 0.
+TINY = 1e-12
+
+# How often a search for large values starts, and how many steps it takes: from corners
+# of the sets of operands one or two steps reach most of the maximum.
+TRIALS, ROUNDS = 3, 3
+
+
+# Each case is compiled once and run a dozen times on a few numbers.
+_QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +106,8 @@ class Case:
         given: further norms of the first operand, as texts.
         floor: the least RMS of what enters a norm layer.
         ahead: whether to differentiate forwards: through loops without a fixed end.
+        operation: name and parameters of the one operation that the function is, for
+            rules that no plain function needs.
     """
 
     name: str
@@ -104,6 +117,7 @@ class Case:
     given: tuple[str, ...] = ()
     floor: float = 0.0
     ahead: bool = False
+    operation: tuple[str, dict[str, Any]] | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -128,8 +142,11 @@ def read(the: Case) -> tuple[Graph, Sizes]:
         else jax.ShapeDtypeStruct(x.shape, x.fixed.dtype)
         for x in the.operands
     ]
-    graph, _, _ = trace(lambda _, *xs: the.function(*xs), {}, *arguments)
-    fused = fuse(graph)
+    if the.operation is None:
+        graph, _, _ = trace(lambda _, *xs: the.function(*xs), {}, *arguments)
+        fused = fuse(graph)
+    else:
+        fused = _of_one_operation(the, arguments)
     known = {
         value: Known(
             known_facts(Fact(x.norm, x.size)) if x.moves else no_facts,
@@ -141,6 +158,14 @@ def read(the: Case) -> tuple[Graph, Sizes]:
         for value, x in zip(fused.inputs, the.operands, strict=True)
     }
     return fused, Sizes(fused, known, Assumptions(floor=the.floor))
+
+
+def _of_one_operation(the: Case, arguments: Sequence[Any]) -> Graph:
+    assert the.operation is not None
+    name, params = the.operation
+    values = tuple(Value(x.shape, x.dtype) for x in arguments)
+    shape = jax.eval_shape(the.function, *arguments)
+    return Graph(values, made_by(name, values, params, [(shape.shape, shape.dtype)]))
 
 
 def names_in(graph: Graph) -> set[str]:
@@ -180,39 +205,37 @@ def norms_of(shape: Sequence[int], further: Sequence[str] = ()) -> list[MixedNor
 
 
 class Attack:
-    """One case, evaluated and attacked."""
+    """One case, attacked."""
 
-    def __init__(self, the: Case, *, pairs: int = 24, points: int = 2) -> None:
+    def __init__(self, the: Case, *, pairs: int, points: int) -> None:
         self.case = the
         self.graph, self.sizes = read(the)
         self.out = self.graph.outputs[0]
         self.rng = np.random.default_rng(sum(map(ord, the.name)))
         self.pairs, self.points = pairs, points
         self.moving = [k for k, x in enumerate(the.operands) if x.moves]
-        self._run = jax.jit(self._both)
+        self.found: list[Any] = []
+        self.jacobians: list[list[Floats]] = []
+        self._gains: dict[MixedNorm, Gains] = {}
 
-    def _both(self, *xs: Any) -> Any:
+    def whole(self, moving: Sequence[Any]) -> list[Any]:
+        """All operands, from those that move."""
+        found = [x.fixed for x in self.case.operands]
+        for k, x in zip(self.moving, moving, strict=True):
+            found[k] = x
+        return found
+
+    def evaluated(self, moving: Sequence[Any]) -> Any:
+        """The result, and its Jacobian by each operand that moves."""
+
         def function(*moving: Any) -> Any:
-            whole = list(xs)
-            for k, x in zip(self.moving, moving, strict=True):
-                whole[k] = x
-            return self.case.function(*whole)
+            return self.case.function(*self.whole(moving))
 
-        moving = [xs[k] for k in self.moving]
-        argnums = tuple(range(len(moving)))
         jacobian = jax.jacfwd if self.case.ahead else jax.jacrev
+        argnums = tuple(range(len(moving)))
         return function(*moving), jacobian(function, argnums)(*moving)
 
-    def values(self, xs: Sequence[Any]) -> tuple[Floats, list[Floats]]:
-        """The result, and its Jacobian by each operand that moves, as a matrix."""
-        whole = [x.fixed for x in self.case.operands]
-        for k, x in zip(self.moving, xs, strict=True):
-            whole[k] = x
-        value, jacobians = self._run(*whole)
-        size = math.prod(self.out.shape)
-        return np.asarray(value), [np.asarray(j).reshape(size, -1) for j in jacobians]
-
-    def start(self, corner: bool) -> list[Floats]:
+    def start(self, *, corner: bool) -> list[Floats]:
         """Operands of the largest size that is allowed, at random."""
         found = []
         for k in self.moving:
@@ -224,42 +247,51 @@ class Attack:
             found.append(array * (x.size / max(measured(x.norm, array), 1e-300)))
         return found
 
-    def too_small_sizes(self) -> Iterator[tuple[str, float, float]]:
-        """The norms of the result whose bound a result exceeds: norm, found, bound."""
-        for norm in self._some(norms_of(self.out.shape, self.case.wanted)):
+    def search(self) -> Generator[list[Floats], Any, None]:
+        """Asks for values of the case, and notes norms that exceed their bounds."""
+        norms = norms_of(self.out.shape, self.case.wanted)
+        further = len(norms) - len(self.case.wanted)
+        order = [
+            *self.rng.permutation(further),
+            *range(len(norms) - 1, further - 1, -1),
+        ]
+        for trial in range(TRIALS):
+            norm = norms[order[-1 - trial % len(order)]]
             bound = self.sizes.bound(self.out, norm)
-            best = 0.0
-            for corner in (True, False):
-                xs = self.start(corner)
-                for _ in range(3):
-                    value, jacobians = self.values(xs)
-                    best = max(best, measured(norm, value))
-                    up = normal(norm, value).reshape(-1)
-                    xs = [
-                        self.case.operands[k].size
-                        * steepest(
-                            self.case.operands[k].norm, (up @ j).reshape(x.shape)
-                        )
-                        for k, x, j in zip(self.moving, xs, jacobians, strict=True)
-                    ]
-            if best > bound * ROUNDING + 1e-12:
-                yield str(norm), best, bound
+            xs = self.start(corner=trial % 2 == 0)
+            for round_ in range(ROUNDS):
+                value, jacobians = yield xs
+                if trial < self.points and round_ == 0:
+                    self.jacobians.append(jacobians)
+                size = measured(norm, value)
+                if not size <= bound * ROUNDING + TINY:
+                    self.found.append(("size", str(norm), size, bound))
+                xs = self._further(normal(norm, value).reshape(-1), jacobians)
+        self._attack_gains()
 
-    def too_small_gains(self) -> Iterator[tuple[int, str, str, float, float]]:
-        """Pairs of norms whose gain is exceeded: operand, norms, found, bound."""
-        points = [self.values(self.start(k % 2 == 0))[1] for k in range(self.points)]
+    def _further(self, up: Floats, jacobians: list[Floats]) -> list[Floats]:
+        """The operands of largest size along the gradient."""
+        found = []
+        for k, jacobian in zip(self.moving, jacobians, strict=True):
+            x = self.case.operands[k]
+            gradient = (up @ jacobian).reshape(x.shape)
+            found.append(x.size * steepest(x.norm, gradient))
+        return found
+
+    def _attack_gains(self) -> None:
+        """Notes pairs of norms whose gain is exceeded."""
         for which, k in enumerate(self.moving):
-            value, shape = self.graph.inputs[k], self.case.operands[k].shape
-            further = (self.case.operands[k].norm,)
-            norms = norms_of(shape, self.case.given if k == 0 else ())
-            given = list(dict.fromkeys([*further, *norms]))
+            operand = self.case.operands[k]
+            norms = norms_of(operand.shape, self.case.given if k == 0 else ())
+            given = list(dict.fromkeys([operand.norm, *norms]))
             wanted = norms_of(self.out.shape, self.case.wanted)
             for inner, outer in self._pairs(given, wanted):
-                bound = self.gain(value, inner, outer)
-                for jacobians in points:
-                    found = self._found(jacobians[which], inner, outer)
-                    if found > bound * ROUNDING + 1e-12:
-                        yield k, str(inner), str(outer), found, bound
+                bound = self.gain(self.graph.inputs[k], inner, outer)
+                for jacobians in self.jacobians:
+                    found = self.steepest_found(jacobians[which], inner, outer)
+                    if not found <= bound * ROUNDING + TINY:
+                        pair = str(inner), str(outer)
+                        self.found.append((f"gain of {k}", *pair, found, bound))
 
     def gain(self, value: Value, inner: MixedNorm, outer: MixedNorm) -> float:
         """The bound."""
@@ -268,26 +300,18 @@ class Attack:
             self._gains[outer] = Gains(self.graph, self.sizes, wanted)
         return self._gains[outer].gain(value, inner)
 
-    @functools.cached_property
-    def _gains(self) -> dict[MixedNorm, Gains]:
-        return {}
-
-    def _found(self, jacobian: Floats, inner: MixedNorm, outer: MixedNorm) -> float:
+    def steepest_found(
+        self, jacobian: Floats, inner: MixedNorm, outer: MixedNorm
+    ) -> float:
         """What a change of norm 1 does at most, as far as a few steps find."""
         shape = self.out.shape
         starts = starts_of(inner.shape, self.rng)
         chosen = self.rng.choice(len(starts), 2, replace=False)
         return largest_ratio(
-            outer, inner, [starts[k] for k in chosen], rounds=3,
+            outer, inner, [starts[k] for k in chosen], rounds=2,
             apply=lambda x: (jacobian @ x.reshape(-1)).reshape(shape),
             transposed=lambda y: (y.reshape(-1) @ jacobian).reshape(inner.shape),
         )  # fmt: skip
-
-    def _some(self, norms: list[MixedNorm]) -> list[MixedNorm]:
-        """Some of the norms, the further ones of the case (at the end) among them."""
-        last = norms[len(norms) - len(self.case.wanted) :]
-        order = self.rng.permutation(len(norms))[: max(2, self.pairs // 3)]
-        return [*(norms[k] for k in order), *last]
 
     def _pairs(
         self, given: list[MixedNorm], wanted: list[MixedNorm]
@@ -299,21 +323,44 @@ class Attack:
         return [*first, *(pairs[k] for k in order)]
 
 
-def violations(the: Case, *, pairs: int = 24, points: int = 2) -> list[Any]:
-    """All that exceeds its bound: empty for sound rules."""
-    attack = Attack(the, pairs=pairs, points=points)
-    return [*attack.too_small_sizes(), *attack.too_small_gains()]
+@functools.cache
+def attacked(
+    cases: tuple[Case, ...], *, pairs: int = 4, points: int = 1
+) -> dict[Case, Attack]:
+    """All cases, attacked together: one compilation is several times cheaper.
+
+    Args:
+        cases: what to attack.
+        pairs: how many pairs of norms for each operand.
+        points: at how many points the gains are measured.
+
+    Returns:
+        The attacks. What exceeds its bound is in `found`: nothing, for sound rules.
+    """
+    attacks = [Attack(the, pairs=pairs, points=points) for the in cases]
+    run = jax.jit(
+        lambda points: [
+            attack.evaluated(point)
+            for attack, point in zip(attacks, points, strict=True)
+        ],
+        compiler_options=_QUICKLY,
+    )
+    searches = [attack.search() for attack in attacks]
+    asked = [next(search) for search in searches]
+    while asked:
+        results = jax.device_get(run(asked))
+        answers = [
+            (value, [j.reshape(value.size, -1) for j in jacobians])
+            for value, jacobians in results
+        ]
+        asked = list(map(_send, searches, answers))
+        asked = [] if None in asked else asked
+    return dict(zip(cases, attacks, strict=True))
 
 
-__all__ = [
-    "Attack",
-    "Case",
-    "case",
-    "data",
-    "fixed",
-    "names_in",
-    "read",
-    "some_norm",
-    "violations",
-    "weight",
-]
+def _send(search: Generator[Any, Any, None], answer: Any) -> Any:
+    """What a search asks for next; `None` at its end."""
+    try:
+        return search.send(answer)
+    except StopIteration:
+        return None

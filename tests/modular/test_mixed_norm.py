@@ -30,7 +30,7 @@ ROUNDING = 1 + 1e-9
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (6, 4), (2, 2, 2), (2, 3, 4)])
 @pytest.mark.parametrize("marks", ["bo", "bs", "boi", "bos"])
 def test_a_ratio_is_never_exceeded(shape, marks, rng):
-    for _ in range(20):
+    for _ in range(12):
         wanted = some_norm(shape, rng, marks)
         given = some_norm(shape, rng, "bos" if "s" in marks else "boi")
         found = largest_ratio(wanted, given, starts_of(shape, rng), rounds=3)

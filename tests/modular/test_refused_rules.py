@@ -1,5 +1,6 @@
 """What the rules do not follow: each names the primitive and the user's line."""
 
+import math
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ from jax import lax
 
 from manifold_optax.modular._gains import Gains
 from manifold_optax.modular._mixed_norm import natural_norm
-from manifold_optax.modular._sizes import Fact, Unreadable
+from manifold_optax.modular._sizes import Fact, RULES, Unreadable
 from modular.rule_attacks import case, data, fixed, read, weight
 
 
@@ -51,6 +52,9 @@ def _grouped(x, w):
 
 _INDEX = fixed(1)
 
+JUMPS = ("eq", "ne", "le", "lt", "ge", "gt", "floor", "ceil", "round", "sign",
+         "is_finite", "random_bits", "argmax", "argmin", "top_k")  # fmt: skip
+
 CASES = [
     ("top_k", case("top_k", lambda x: lax.top_k(x, 2)[0], data(2, 4))),
     ("argmax", case("routing", _routed, data(3), weight(3, 3), weight(3, 3, 2))),
@@ -68,7 +72,8 @@ CASES = [
         data(2), _INDEX)),
     ("gt", case("branch", _branch, data(3))),
     ("while", case("until", _until, data(3))),
-    ("gt", case("chosen", lambda x, y: jnp.where(x.sum() > 0, y, -y), data(3), data(3))),
+    ("gt", case("chosen", lambda x, y: jnp.where(x.sum() > 0, y, -y), data(3),
+                data(3))),
     ("gt", case("compared", lambda x, y: (x > y) * 1.0, data(3), data(3))),
     ("convert_element_type", case(
         "rounded", lambda x, w: w[x.astype(int)], data(2), weight(3, 2))),
@@ -81,14 +86,17 @@ CASES = [
 ]  # fmt: skip
 
 
+def _all_gains(the: Any) -> list[float]:
+    graph, sizes = read(the)
+    out = graph.outputs[0]
+    gains = Gains(graph, sizes, {out: [Fact(natural_norm(out.shape), 1.0)]})
+    return [gains.gain(value, natural_norm(value.shape)) for value in graph.inputs]
+
+
 @pytest.mark.parametrize(("name", "the"), CASES, ids=[str(c) for _, c in CASES])
 def test_what_is_refused_is_named(name: str, the: Any):
     with pytest.raises(Unreadable) as caught:
-        graph, sizes = read(the)
-        out = graph.outputs[0]
-        gains = Gains(graph, sizes, {out: [Fact(natural_norm(out.shape), 1.0)]})
-        for value in graph.inputs:
-            gains.gain(value, natural_norm(value.shape))
+        _all_gains(the)
     message = str(caught.value)
     assert re.match(re.escape(name) + r"\b", message), message
     assert re.search(r"\[test_refused_rules\.py:\d+", message), message
@@ -101,10 +109,8 @@ def test_what_does_not_move_is_followed():
     def masked(x, i):
         return jnp.where(jnp.arange(3) == i, x, 0.0)
 
-    graph, sizes = read(case("masked", masked, data(3), _INDEX))
-    out = graph.outputs[0]
-    gains = Gains(graph, sizes, {out: [Fact(natural_norm(out.shape), 1.0)]})
-    assert gains.gain(graph.inputs[0], natural_norm((3,))) == 1.0
+    # Every entry passes as it is, or not at all; an index has no gain.
+    assert _all_gains(case("masked", masked, data(3), _INDEX)) == [1.0, 0.0]
 
 
 def test_the_line_within_a_call():
@@ -114,8 +120,17 @@ def test_the_line_within_a_call():
     def inner(x):
         return lax.top_k(x, 1)[0]
 
-    graph, sizes = read(case("inner", lambda x: inner(x), data(3)))
     with pytest.raises(Unreadable, match=r"top_k: .*<locals>\.inner\)\]"):
-        Gains(graph, sizes, {graph.outputs[0]: [Fact(natural_norm((1,)), 1.0)]}).gain(
-            graph.inputs[0], natural_norm((3,))
-        )
+        _all_gains(case("inner", lambda x: inner(x), data(3)))
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_what_jumps_by_itself(name: str):
+    """Most of these are read as scalar functions; alone each is refused."""
+    one = case(name, lambda x: x, data(3), operation=(name, {}))
+    graph, sizes = read(one)
+    (operation,) = graph.operations()
+    norm = natural_norm((3,))
+    assert RULES[name].size(operation, 0, norm, sizes) == math.inf
+    with pytest.raises(Unreadable, match=name + ": its result jumps"):
+        RULES[name].moves(operation, 0, norm, sizes)

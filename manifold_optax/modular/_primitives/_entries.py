@@ -3,6 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from manifold_optax.modular._constants import constant_array
 from manifold_optax.modular._graph import Operation, Value
 from manifold_optax.modular._mixed_norm import joined, MixedNorm, ratio, remarked
 from manifold_optax.modular._scalar import analyse, Ref, ScalarFacts
@@ -143,11 +146,23 @@ def _either_size(
     """Each entry is one of several: the largest, or under a norm their norm."""
     del result
     norm = remarked(norm, "i", "o")
-    cases = [x for x in operation.operands if x.is_float]
+    cases = [operation.operands[k] for k in _cases(operation)]
     bounds = [_within(case, norm, sizes.bound) for case in cases]
     if not norm.has("os"):
         return max(bounds)
     return sum(bounds) if norm.has("s") else math.hypot(*bounds)
+
+
+def _cases(operation: Operation) -> list[int]:
+    """The operands that entries are taken from: of a known choice those it takes."""
+    operands = operation.operands
+    if operation.name != "select_n":
+        return list(range(len(operands)))
+    choice = constant_array(operands[0])
+    cases = range(1, len(operands))
+    if choice is None:
+        return list(cases)
+    return [k for k in cases if np.any(choice.astype(int) == k - 1)]
 
 
 def _select_moves(
@@ -157,6 +172,8 @@ def _select_moves(
         raise unfollowed(
             operation, "which case is taken depends on parameters or inputs: it jumps"
         )
+    if position not in _cases(operation):
+        return [[]]
     return _passes(operation, position, norm, sizes)
 
 
