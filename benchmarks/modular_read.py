@@ -9,6 +9,7 @@ import pathlib
 import sys
 import time
 
+# The models of the tests.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
 
 import jax

@@ -188,8 +188,8 @@ def _turned(counts: dict[tuple[str, str], int]) -> float:
     changes sides may be fixed, or the Frobenius norm be taken, which is at most √rank
     times the operator norm. The transposed operator has the same norm.
     """
-    both = [counts.get(pair, 1) for pair in itertools.product("io", repeat=2)]
-    inputs, to_input, to_output, outputs = both
+    pairs = (("i", "i"), ("i", "o"), ("o", "i"), ("o", "o"))
+    inputs, to_input, to_output, outputs = (counts.get(pair, 1) for pair in pairs)
     if inputs == outputs == 1:
         return 1.0
     least = min(to_input * to_output, inputs * to_output, to_input * outputs)

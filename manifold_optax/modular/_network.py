@@ -73,9 +73,7 @@ class Network:
         try:
             return self.analysis(kind).sensitivity(path)
         except Unreadable as error:
-            raise Unreadable(
-                f"No sensitivity of {path!r} is known. {error}"
-            ) from None
+            raise Unreadable(f"No sensitivity of {path!r} is known. {error}") from None
 
     @property
     def slices(self) -> dict[str, int]:

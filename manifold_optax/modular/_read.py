@@ -10,6 +10,12 @@ from manifold_optax._typing import ArrayTree
 from manifold_optax.modular._graph import Graph
 from manifold_optax.modular._module import Atom
 from manifold_optax.modular._network import Network
+from manifold_optax.modular._roles import (
+    conflicts,
+    declared_roles,
+    described,
+    roles_from_use,
+)
 from manifold_optax.modular._rules import (
     check_geometry_rules,
     check_keys,
@@ -17,12 +23,6 @@ from manifold_optax.modular._rules import (
     GeometryRules,
 )
 from manifold_optax.modular._trace import trace
-from manifold_optax.modular._roles import (
-    conflicts,
-    declared_roles,
-    described,
-    roles_from_use,
-)
 from manifold_optax.modular._use import uses
 from manifold_optax.trees import matches
 

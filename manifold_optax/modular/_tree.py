@@ -123,9 +123,13 @@ class _Tree:
             leaves = self._leaves(operation)
             name = f"{name} ({', '.join(leaves)})" if leaves else name
             return [Bond(name, constants or (1.0,))]
-        leaves = {loop.body.inputs[k]: self._leaf(operation.operands[k]) for k in stacked}
+        leaves = {
+            loop.body.inputs[k]: self._leaf(operation.operands[k]) for k in stacked
+        }
         paths = {
-            inner: self.paths[leaf] for inner, leaf in leaves.items() if leaf is not None
+            inner: self.paths[leaf]
+            for inner, leaf in leaves.items()
+            if leaf is not None
         }
         inside = _Tree(loop.body, loop.sizes, loop.to[0], paths, self.atoms, self.named)
         body = inside.between(
@@ -139,7 +143,7 @@ class _Tree:
             operation = self.graph.maker(value)
             if operation is None or not operation.operands:
                 return None
-            (value, *_) = operation.operands
+            value = next(iter(operation.operands))
         return value
 
     def _leaves(self, operation: Operation) -> list[str]:

@@ -14,7 +14,7 @@ class LabelReport(NamedTuple):
 
 @runtime_checkable
 class ReadRoles(Protocol):
-    """Roles that were read from a computation; `modular.read` returns such a network."""
+    """Roles read from a computation, as of a network that `modular.read` returns."""
 
     @property
     def roles(self) -> Roles:

@@ -151,7 +151,9 @@ def test_attention_is_bounded_alike_for_all_lengths() -> None:
 
     def read(tokens: int) -> dict[str, tuple[float, ...]]:
         x = jax.ShapeDtypeStruct((2, tokens, 16), jnp.float32)
-        return modular.read(forward, nnx.to_pure_dict(state), x).sensitivities("derived")
+        return modular.read(forward, nnx.to_pure_dict(state), x).sensitivities(
+            "derived"
+        )
 
     first = read(4)
     assert all(math.isfinite(s) for found in first.values() for s in found)
@@ -187,8 +189,11 @@ def test_what_jumps_is_named_with_the_line(name: str) -> None:
     model = MODELS[name]()
     network = modular.read(model.forward, model.params, *model.inputs)
     assert network.roles  # known all the same
-    with pytest.raises(ValueError, match=r"No sensitivity of '.*' is known\. ") as error:
+    with pytest.raises(
+        ValueError, match=r"No sensitivity of '.*' is known\. "
+    ) as error:
         network.sensitivities()
+    assert model.refuses
     assert model.refuses in str(error.value)
     assert ".py:" in str(error.value)
     assert "mo.modular.declare" in str(error.value)

@@ -4,6 +4,7 @@ from manifold_optax.modular._primitives import (
     _convolution,
     _declared,
     _entries,
+    _loops,
     _pieces,
     _products,
     _shapes,
@@ -14,4 +15,10 @@ from manifold_optax.modular._primitives._declared import register_rule
 from manifold_optax.modular._primitives._entries import multiple
 from manifold_optax.modular._primitives._loops import loop_of, slice_gains, slices_of
 
-__all__ = ("loop_of", "multiple", "register_rule", "slice_gains", "slices_of")
+FILES = (
+    _convolution, _declared, _entries, _loops, _pieces, _products, _shapes, _sums,
+    _vectors,
+)  # fmt: skip
+"""Each writes its rules into `RULES` when it is imported."""
+
+__all__ = ("FILES", "loop_of", "multiple", "register_rule", "slice_gains", "slices_of")

@@ -194,9 +194,7 @@ def _mul_size(
     )
 
 
-def _scales(
-    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
-) -> bool:
+def _scales(operation: Operation, position: int, norm: MixedNorm, sizes: Sizes) -> bool:
     """Whether a factor bounds a product by its largest entry, in this norm."""
     if not norm.has("i"):
         return True
@@ -321,9 +319,7 @@ def _no_size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -
     return math.inf
 
 
-RULES["entrywise"] = Rule(
-    _entrywise_size, _entrywise_moves, operators=True
-)
+RULES["entrywise"] = Rule(_entrywise_size, _entrywise_moves, operators=True)
 RULES["add"] = Rule(_add_size, _add_moves, operators=True)
 RULES["sub"] = RULES["add_any"] = RULES["add"]
 RULES["max"] = RULES["min"] = Rule(_either_size, _passes)

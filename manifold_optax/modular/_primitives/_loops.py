@@ -134,13 +134,13 @@ def _known(operation: Operation, sizes: Sizes) -> dict[Value, Known]:
     for position, (inner, outer) in enumerate(
         zip(body.inputs, operation.operands, strict=True)
     ):
-        flags = sizes.flags(outer)
         sliced = position >= first
         norms = sizes.structure(outer)
         if sliced:
             norms = tuple(MixedNorm(norm.axes[1:]) for norm in norms)
         facts = _outside(outer, sizes, sliced=sliced)
-        known[inner] = Known(facts, *flags, norms=norms)
+        params, inputs, moves = sizes.flags(outer)
+        known[inner] = Known(facts, params, inputs, moves, norms)
     return known
 
 
@@ -165,9 +165,14 @@ def _widen(
     news = False
     for value, out in zip(carried, outputs, strict=True):
         old = known[value]
-        flags = tuple(a or b for a, b in zip(old[1:4], inside.flags(out), strict=True))
-        news |= flags != old[1:4]
-        known[value] = Known(old.facts, *flags)
+        params, inputs, moves = inside.flags(out)
+        new = old._replace(
+            params=old.params or params,
+            inputs=old.inputs or inputs,
+            moves=old.moves or moves,
+        )
+        news |= new != old
+        known[value] = new
     return news
 
 
@@ -368,7 +373,6 @@ def _scans_of(
         (operation, position)
         for operation, position in found
         if operation.name == "scan"
-        and position
-        >= operation.params["num_consts"] + operation.params["num_carry"]
+        and position >= operation.params["num_consts"] + operation.params["num_carry"]
     ]
     return (way, sliced) if len(sliced) == len(found) else ([], [])
