@@ -1,17 +1,25 @@
-"""The unit ball of an atom's norm, as bounds of mixed norms of its leaf."""
+"""How large weights and steps of an atom are, as bounds of mixed norms of its leaf."""
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
 
 from manifold_optax.geometry import (
+    Ball,
     ColumnRms,
     Frobenius,
     L1,
     Max,
     Norm,
+    Oblique,
     RmsToRms,
     RowRms,
     Spectral,
+    SpectralSphere,
+    Sphere,
+    Stiefel,
 )
 from manifold_optax.matrices import Axes, OUT_IN, Split, STACKED
 from manifold_optax.modular._mixed_norm import Factors, joined, mixed_norm, MixedNorm
@@ -21,7 +29,7 @@ from manifold_optax.roles import EMBEDDING, VECTOR
 
 
 def unit_ball(atom: Atom, shape: tuple[int, ...]) -> tuple[Fact, ...]:
-    """Bounds of the leaf, where each of its matrices has norm at most 1.
+    """Bounds of a step of the leaf, where each of its matrices has norm at most 1.
 
     Args:
         atom: with its axes and norm.
@@ -33,6 +41,24 @@ def unit_ball(atom: Atom, shape: tuple[int, ...]) -> tuple[Fact, ...]:
     Raises:
         ValueError: for a norm whose ball says nothing about mixed norms.
     """
+    return _facts(atom, shape, _of_norm)
+
+
+def weights(atom: Atom, shape: tuple[int, ...]) -> tuple[Fact, ...]:
+    """Bounds of the leaf itself: those of its manifold, where it is bounded.
+
+    In the Euclidean space, and where no bound of a manifold is known, the weights are
+    taken to lie in the unit ball of their norm.
+    """
+    return _facts(atom, shape, _of_manifold)
+
+
+def _facts(
+    atom: Atom,
+    shape: tuple[int, ...],
+    bound: Callable[[Atom, int, int], tuple[str, float]],
+) -> tuple[Fact, ...]:
+    """What a bound of each matrix, by its inputs and outputs, says of the leaf."""
     if atom.role == VECTOR or not shape:
         return (Fact(mixed_norm(shape, "b" * len(shape)), 1.0),)
     axes = atom.axes or (OUT_IN if atom.role == EMBEDDING else STACKED)
@@ -42,7 +68,7 @@ def unit_ball(atom: Atom, shape: tuple[int, ...]) -> tuple[Fact, ...]:
     blocks: tuple[int, ...] = ()
     if isinstance(axes, Split):
         fan_in, fan_out, blocks = _block(axes, shape, inputs, fan_in, fan_out)
-    marks, radius = _marks(atom, fan_in, fan_out)
+    marks, radius = bound(atom, fan_in, fan_out)
     whole = _norm(shape, inputs, outputs, marks)
     if not blocks:
         return (Fact(whole, radius),)
@@ -76,8 +102,27 @@ def _block(
     return fan_in, fan_out // shape[axis] * largest, split.sizes
 
 
-def _marks(atom: Atom, fan_in: int, fan_out: int) -> tuple[str, float]:
-    """The marks of the input and the output axes, and the radius."""
+def _of_manifold(atom: Atom, fan_in: int, fan_out: int) -> tuple[str, float]:
+    """The marks of the input and the output axes of a weight, and its size."""
+    manifold = atom.manifold
+    if isinstance(manifold, Ball):
+        within = dataclasses.replace(atom, norm=manifold.norm)
+        marks, radius = _of_norm(within, fan_in, fan_out)
+        return marks, radius * manifold.radius
+    marks = None
+    if isinstance(manifold, Stiefel | SpectralSphere):
+        marks = "io"
+    elif isinstance(manifold, Sphere):
+        marks = "oo"
+    elif isinstance(manifold, Oblique):
+        marks = "ob" if manifold.of == "rows" else "bo"
+    if marks is None or manifold.size == "kept":
+        return _of_norm(atom, fan_in, fan_out)
+    return marks, float(manifold.scale_of(jnp.zeros(()), fan_out, fan_in))
+
+
+def _of_norm(atom: Atom, fan_in: int, fan_out: int) -> tuple[str, float]:
+    """The marks of the input and the output axes of a step, and the radius."""
     norm: Norm = atom.norm
     if isinstance(norm, RmsToRms):
         return "io", math.sqrt(fan_out / fan_in)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from manifold_optax.modular._ball import unit_ball
+from manifold_optax.modular._ball import unit_ball, weights
 from manifold_optax.modular._gains import Gains
 from manifold_optax.modular._graph import Graph, Value
 from manifold_optax.modular._mixed_norm import (
@@ -39,7 +39,7 @@ class Analysis:
         }
         known = {
             self.leaves[atom.path]: Known(
-                known_facts(*self.balls[atom.path]), params=True,
+                known_facts(*weights(atom, self.leaves[atom.path].shape)), params=True,
                 moves=self.leaves[atom.path].is_float,
                 norms=tuple(fact.norm for fact in self.balls[atom.path]),
             )

@@ -285,3 +285,18 @@ def test_stiefel_by_a_rule() -> None:
     manifolds = {atom.path: repr(atom.manifold) for atom in network.atoms}
     assert manifolds["w0"] == "Stiefel(scale='rms')"
     assert manifolds["w1"] == "Euclidean()"
+
+
+def test_weights_are_as_large_as_their_manifold() -> None:
+    def forward(params: Any, x: Any) -> Any:
+        return (x @ params["up"]) @ params["down"]
+
+    params = {"up": jnp.zeros((4, 16)), "down": jnp.zeros((16, 4))}
+    x = jnp.zeros((3, 4))
+    # All singular values 1: from 16 entries to 4 the RMS may double.
+    unit = {"down": (mo.Stiefel(), mo.RmsToRms())}
+    network = modular.read(forward, params, x, geometry=unit)
+    assert network.sensitivities("derived")["up"] == pytest.approx((2.0,))
+    unit = {"down": (mo.Stiefel("rms"), mo.RmsToRms())}
+    network = modular.read(forward, params, x, geometry=unit)
+    assert network.sensitivities("derived")["up"] == pytest.approx((1.0,))
