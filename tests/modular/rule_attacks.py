@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import manifold_optax.modular._primitives  # noqa: F401
 from manifold_optax.modular._fuse import fuse
 from manifold_optax.modular._gains import Gains
 from manifold_optax.modular._graph import Graph, made_by, Value

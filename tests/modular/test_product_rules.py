@@ -1,5 +1,7 @@
 """Rules of products and convolutions, attacked in every pair of marks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,7 +12,7 @@ from modular.rule_attacks import attacked, case, data, weight
 _einsum = jnp.einsum
 
 
-def _conv(x, w, strides=(1,), padding="SAME", **more):
+def _conv(x, w, strides=(1,), padding: Any = "SAME", **more):
     numbers = ("NWC", "WIO", "NWC") if x.ndim == 3 else ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
         x, w, strides, padding, dimension_numbers=numbers, **more
