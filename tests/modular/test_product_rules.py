@@ -1,5 +1,7 @@
 """Rules of products and convolutions, attacked in every pair of marks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,7 +12,7 @@ from modular.rule_attacks import attacked, case, data, weight
 _einsum = jnp.einsum
 
 
-def _conv(x, w, strides=(1,), padding="SAME", **more):
+def _conv(x, w, strides=(1,), padding: Any = "SAME", **more):
     numbers = ("NWC", "WIO", "NWC") if x.ndim == 3 else ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
         x, w, strides, padding, dimension_numbers=numbers, **more
@@ -95,3 +97,11 @@ CASES = [
 @pytest.mark.usefixtures("x64")
 def test_a_rule_is_never_exceeded(the):
     assert attacked(tuple(CASES))[the].found == []
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_bounds_are_nearly_attained():
+    """These rules lose nothing, but for taps that meet nothing."""
+    closest = {x.name: y.closest["gain"] for x, y in attacked(tuple(CASES)).items()}
+    # Below 1, as a search of a few steps may miss the largest change.
+    assert {name for name, gain in closest.items() if gain < 0.7} == set()

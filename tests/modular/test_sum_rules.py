@@ -78,6 +78,7 @@ CASES = [
          wanted=("b o", "o b", "b s", "i o"), given=("i o", "b s")),
     # Softmax.
     case("softmax", _softmax(-1), data(2, 4, size=3.0), wanted=("b s", "o s", "s b")),
+    case("softmax of two", _softmax(-1), data(3, 2), wanted=("b s",), given=("b b",)),
     case("softmax of two axes", _softmax(1, 2), data(2, 2, 2, size=3.0),
          given=("o b b",)),
     case("softmax, axis 0", _softmax(0), data(3, 2, size=3.0),

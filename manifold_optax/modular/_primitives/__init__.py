@@ -1,5 +1,7 @@
 """What the reader knows of each primitive; to import them registers the rules."""
 
+# pyright: reportUnusedImport=false
+
 from manifold_optax.modular._primitives import (
     _convolution,
     _declared,
