@@ -119,9 +119,10 @@ class _Tree:
         constants = tuple(self._constant(operation, k, value) for k in acting)
         name = f"scan of {loop.length} steps"
         stacked = range(loop.carried.stop, len(operation.operands))
-        if list(acting) != [loop.carried.start] or len(loop.body.outputs) > 1:
-            leaves = self._leaves(operation)
-            name = f"{name} ({', '.join(leaves)})" if leaves else name
+        first, outputs = loop.carried.start, loop.body.outputs
+        if list(acting) != [first] or len(outputs) != 1:
+            held = self._leaves(operation)
+            name = f"{name} ({', '.join(held)})" if held else name
             return [Bond(name, constants or (1.0,))]
         leaves = {
             loop.body.inputs[k]: self._leaf(operation.operands[k]) for k in stacked
@@ -132,9 +133,7 @@ class _Tree:
             if leaf is not None
         }
         inside = _Tree(loop.body, loop.sizes, loop.to[0], paths, self.atoms, self.named)
-        body = inside.between(
-            loop.body.inputs[loop.carried.start], loop.body.outputs[0]
-        )
+        body = inside.between(loop.body.inputs[first], *outputs)
         return [Repeat(body, loop.length)]
 
     def _leaf(self, value: Value) -> Value | None:
