@@ -18,9 +18,9 @@ from manifold_optax import modular
 from modular.models import gpt2
 
 
-def measure(title: str, **options: object) -> None:
+def measure(title: str, layers: int, *, scanned: bool = False) -> None:
     """Prints one line."""
-    model = gpt2(**options)
+    model = gpt2(layers, scanned=scanned)
     decided = {"wte": "embedding"}
     start = time.perf_counter()
     jax.make_jaxpr(model.forward)(model.params, *model.inputs)

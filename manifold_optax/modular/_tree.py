@@ -238,6 +238,6 @@ def _name(operation: Operation) -> str:
         return plain[0] if plain else "scalar function"
     names = {
         "normalize": "norm layer", "dot_general": "product", "mul": "product",
-        "declared": "declared",
+        "declared": "declared", "linear": "linear map",
     }  # fmt: skip
     return names.get(operation.name, operation.name)
