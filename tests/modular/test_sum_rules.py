@@ -104,6 +104,8 @@ CASES = [
          lambda x: jnp.concatenate([0.6 * x[:, :2] - 0.8 * x[:, 2:],
                                     0.8 * x[:, :2] + 0.6 * x[:, 2:]], 1),
          data(2, 4, marks="b 2b2o"), wanted=("b 2b2o", "i o"), given=("b 2b2o",)),
+    case("differences", lambda x: x[:, :2] - x[:, 2:], data(2, 4), wanted=("b s", "i o")),
+    case("repeats", lambda x: jnp.concatenate([x, x + x[:, ::-1]], 1), data(2, 2)),
     case("of positions",
          lambda x, t: x * jnp.cos(t)[:, None] + x[:, ::-1] * jnp.sin(t)[:, None],
          data(3, 2), fixed([0.0, 1.0, 2.0])),

@@ -154,8 +154,10 @@ def _linear_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
 ) -> float:
     del result
-    (x,), inner = operation.operands, _linear_norm(operation, norm)
-    return operation.params["norm"] * ratio(norm, inner) * sizes.bound(x, inner)
+    (x,), axes = operation.operands, operation.params["axes"]
+    outer = _marked(remarked(norm, "is", "o"), axes, "o")
+    size = sizes.bound(x, _of_shape(outer, axes, x.shape))
+    return operation.params["norm"] * ratio(norm, outer) * size
 
 
 def _linear_moves(
@@ -163,13 +165,21 @@ def _linear_moves(
 ) -> Moves:
     """A known linear map, by its operator norm."""
     del position, sizes
-    inner = _linear_norm(operation, norm)
+    axes = operation.params["axes"]
+    inner = _marked(remarked(norm, "is", "o"), axes, "o")
     factor = operation.params["norm"] * ratio(inner, norm)
-    return [[Move(0, factor, inner, "linear map")]]
+    outer = _of_shape(inner, axes, operation.results[0].shape)
+    return [[Move(0, factor, outer, "linear map")]]
 
 
-def _linear_norm(operation: Operation, norm: MixedNorm) -> MixedNorm:
-    return _marked(remarked(norm, "is", "o"), operation.params["axes"], "o")
+def _of_shape(norm: MixedNorm, axes: Sequence[int], shape: Sequence[int]) -> MixedNorm:
+    """The Euclidean norm of longer or shorter vectors along some axes."""
+    return MixedNorm(
+        tuple(
+            joined([(shape[k], "o")]) if k in axes else axis
+            for k, axis in enumerate(norm.axes)
+        )
+    )
 
 
 RULES["softmax"] = Rule(_softmax_size, _softmax_moves)
