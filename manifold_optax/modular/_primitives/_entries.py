@@ -45,11 +45,11 @@ def _facts(operation: Operation, sizes: Sizes) -> ScalarFacts:
         return facts
     (root,) = operation.operands
     largest = sizes.bound(root, all_max(root.shape))
-    if largest == math.inf:
-        return facts
-    # Rounded up to eighths of an octave, so that equal layers share one analysis.
-    largest = 2.0 ** (math.ceil(8 * math.log2(largest)) / 8) if largest > 0 else 0.0
-    return analyse(expression, -largest, largest)
+    if 0 < largest < math.inf:
+        # Up to eighths of an octave, so that equal layers share one analysis.
+        largest = 2.0 ** (math.ceil(8 * math.log2(largest)) / 8)
+    least = max(-largest, min(sizes.least(root), largest))
+    return analyse(expression, least, largest)
 
 
 def _entrywise_size(
