@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from manifold_optax.modular import declare
-from modular.rule_attacks import attacked, case, data, fixed, weight
+from modular.rule_attacks import attacked
+from modular.rule_cases import case, data, fixed, weight
 
 _W = weight(4, 4, marks="i o")
 _MASK = np.tril(np.ones((4, 4), bool))
@@ -36,12 +38,13 @@ CASES = [
     case("scaled weight", lambda w: 3 * w, _W),
     case("squares", lambda x: x * x, data(2, 3, size=2.0)),
     case("exponential", jnp.exp, data(2, 3, size=1.5)),
+    case("root of squares", lambda x: lax.rsqrt(0.1 + (x * x).sum(-1)), data(2, 3)),
     case("plus one", lambda x: x + 1.0, data(2, 3), wanted=("s b",)),
     case("custom_jvp", _straight, data(2, 3)),
     case("custom_vjp", _doubled, data(2, 3)),
     case("jitted", jax.jit(lambda x: jnp.sin(2 * x)), data(2, 3)),
     case("checkpoint", jax.checkpoint(lambda x: jnp.sin(x) * x), data(2, 3)),
-    case("stopped", lambda x: x + jax.lax.stop_gradient(x), data(2, 3)),
+    case("stopped", lambda x: x + lax.stop_gradient(x), data(2, 3)),
     # Sums and choices.
     case("add", lambda x, y: x + y, data(2, 3), data(2, 3, marks="o o")),
     case("subtract", lambda x, y: x - y, data(2, 3), data(2, 3, marks="b b")),

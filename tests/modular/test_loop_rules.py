@@ -18,7 +18,8 @@ from manifold_optax.modular._sizes import (
     Sizes,
 )
 from manifold_optax.modular._trace import trace
-from modular.rule_attacks import attacked, Case, case, data, fixed, ROUNDING, weight
+from modular.rule_attacks import attacked, ROUNDING
+from modular.rule_cases import Case, case, data, fixed, weight
 
 
 def _layers(x, ws, **more):

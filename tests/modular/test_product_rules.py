@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from modular.rule_attacks import attacked, case, data, weight
+from modular.rule_attacks import attacked
+from modular.rule_cases import case, data, weight
 
 _einsum = jnp.einsum
 

@@ -12,7 +12,7 @@ from jax import lax
 from manifold_optax.modular._gains import Gains
 from manifold_optax.modular._mixed_norm import natural_norm
 from manifold_optax.modular._sizes import Fact, RULES, Unreadable
-from modular.rule_attacks import case, data, fixed, read, weight
+from modular.rule_cases import case, data, fixed, read, weight
 
 
 def _routed(x, r, w):

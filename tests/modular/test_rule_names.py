@@ -9,7 +9,7 @@ from modular import (
     test_shape_rules,
     test_sum_rules,
 )
-from modular.rule_attacks import names_in, read
+from modular.rule_cases import names_in, read
 
 ATTACKED = (
     *test_entry_rules.CASES,

@@ -6,7 +6,8 @@ import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from modular.rule_attacks import attacked, case, data, fixed, weight
+from modular.rule_attacks import attacked
+from modular.rule_cases import case, data, fixed, weight
 
 _W = weight(4, 6, marks="i o")
 
