@@ -80,7 +80,7 @@ def _marks(atom: Atom, fan_in: int, fan_out: int) -> tuple[str, float]:
     """The marks of the input and the output axes, and the radius."""
     norm: Norm = atom.norm
     if isinstance(norm, RmsToRms):
-        return "io", math.sqrt(fan_out / fan_in)
+        return "io", math.sqrt(fan_out / max(1, fan_in))
     if isinstance(norm, Spectral):
         return "io", 1.0
     if isinstance(norm, Frobenius | L1):

@@ -61,9 +61,10 @@ class _Tree:
         if end is start:
             return Identity()
         steps = [end]
-        while steps[-1] is not start and self._above[steps[-1]] is not start:
-            above = self._above[steps[-1]]
-            if above is None:
+        while steps[-1] is not start:
+            # An output of parameters or constants alone has nothing above it.
+            above = self._above.get(steps[-1])
+            if above is None or above is start:
                 break
             steps.append(above)
         modules: list[Module] = []
@@ -122,9 +123,13 @@ class _Tree:
             leaves = self._leaves(operation)
             name = f"{name} ({', '.join(leaves)})" if leaves else name
             return [Bond(name, constants or (1.0,))]
-        leaves = {loop.body.inputs[k]: self._leaf(operation.operands[k]) for k in stacked}
+        leaves = {
+            loop.body.inputs[k]: self._leaf(operation.operands[k]) for k in stacked
+        }
         paths = {
-            inner: self.paths[leaf] for inner, leaf in leaves.items() if leaf is not None
+            inner: self.paths[leaf]
+            for inner, leaf in leaves.items()
+            if leaf is not None
         }
         inside = _Tree(loop.body, loop.sizes, loop.to[0], paths, self.atoms, self.named)
         body = inside.between(
@@ -213,7 +218,7 @@ class _Tree:
             best = min(
                 best, sum(ratio(wanted, move.norm) * move.factor for move in mine)
             )
-        return best * math.sqrt(norm.count("oi") / wanted.count("oi"))
+        return best * math.sqrt(norm.count("oi") / max(1, wanted.count("oi")))
 
 
 def _name(operation: Operation) -> str:

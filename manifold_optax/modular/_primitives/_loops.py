@@ -249,7 +249,8 @@ def slice_changes(loop: Loop, added: np.ndarray) -> np.ndarray:
         total = _apply(growth, change)
         change, largest = total[:count], np.maximum(largest, total[count:])
     # The step that is last before the end comes first here.
-    return np.stack(rows if loop.operation.params["reverse"] else rows[::-1])
+    rows = rows if loop.operation.params["reverse"] else rows[::-1]
+    return np.reshape(rows, (loop.length, len(loop.to)))
 
 
 def _apply(growth: np.ndarray, change: np.ndarray) -> np.ndarray:
@@ -365,7 +366,6 @@ def _scans_of(
         (operation, position)
         for operation, position in found
         if operation.name == "scan"
-        and position
-        >= operation.params["num_consts"] + operation.params["num_carry"]
+        and position >= operation.params["num_consts"] + operation.params["num_carry"]
     ]
     return (way, sliced) if len(sliced) == len(found) else ([], [])
