@@ -3,9 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from manifold_optax.modular._constants import constant_array
 from manifold_optax.modular._graph import Operation, Value
 from manifold_optax.modular._mixed_norm import joined, MixedNorm, ratio, remarked
-from manifold_optax.modular._scalar import analyse, Ref, ScalarFacts
+from manifold_optax.modular._scalar import analyse, Ref, ScalarFacts, Step
 from manifold_optax.modular._sizes import (
     all_max,
     Move,
@@ -23,15 +26,45 @@ def _entries(norm: MixedNorm) -> float:
     return math.sqrt(norm.count("oi")) * norm.count("s")
 
 
+def _steps(operation: Operation) -> tuple[Step, ...]:
+    return operation.params["expression"].steps
+
+
 def multiple(operation: Operation) -> float | None:
     """The factor of a function x ↦ c x; `None` for every other function."""
-    steps = operation.params["expression"].steps
+    steps = _steps(operation)
     if not steps:
         return 1.0
     if len(steps) > 1 or steps[0].primitive != "mul":
         return None
     numbers = [x for x in steps[0].operands if not isinstance(x, Ref)]
     return float(numbers[0]) if len(numbers) == 1 else None
+
+
+_PLACING = frozenset({
+    "broadcast_in_dim", "convert_element_type", "expand_dims", "reshape", "squeeze",
+    "transpose",
+})  # fmt: skip
+
+
+def meeting(value: Value, partner: Value, norm: MixedNorm, sizes: Sizes) -> float:
+    """The size of one factor of a product.
+
+    In the accounting of the theory each of two activations that meet has RMS 1 before
+    it is multiplied by a number: queries over √d are as keys, and logits over √d.
+    """
+    size, assumed = sizes.entering(value, norm), sizes.assumptions.nominal
+    if not assumed or sizes.is_weight(partner) or sizes.is_weight(value):
+        return size
+    if not sizes.moves(value) or norm.has("s"):
+        return size
+    while (maker := sizes.graph.maker(value)) is not None:
+        number = multiple(maker) if maker.name == "entrywise" else None
+        if number is None and maker.name not in _PLACING:
+            break
+        size *= 1.0 if number is None else abs(number)
+        value = maker.operands[0]
+    return size
 
 
 def _facts(operation: Operation, sizes: Sizes) -> ScalarFacts:
@@ -42,11 +75,14 @@ def _facts(operation: Operation, sizes: Sizes) -> ScalarFacts:
         return facts
     (root,) = operation.operands
     largest = sizes.bound(root, all_max(root.shape))
-    if largest == math.inf:
+    least = sizes.least(root)
+    if largest == math.inf and least == -math.inf:
         return facts
     # Rounded up to eighths of an octave, so that equal layers share one analysis.
-    largest = 2.0 ** (math.ceil(8 * math.log2(largest)) / 8) if largest > 0 else 0.0
-    return analyse(expression, -largest, largest)
+    if 0 < largest < math.inf:
+        largest = 2.0 ** (math.ceil(8 * math.log2(largest)) / 8)
+    # In nominal, what is assumed of sizes may be less than what is known.
+    return analyse(expression, max(-largest, least), max(largest, least))
 
 
 def _entrywise_size(
@@ -79,8 +115,10 @@ def _entrywise_moves(
         return [[Move(0, abs(factor), norm, "multiple")]]
     facts = _facts(operation, sizes)
     if facts.lipschitz == math.inf:
+        names = dict.fromkeys(step.primitive for step in _steps(operation))
         what = "jumps" if not facts.continuous else "has no bounded slope"
-        raise unfollowed(operation, f"the function {what} where it is used")
+        why = f"the function made of {', '.join(names)} {what} where it is used"
+        raise unfollowed(operation, why)
     outer = remarked(norm, "i", "o")
     return [[Move(0, facts.lipschitz * ratio(outer, norm), outer, "slope")]]
 
@@ -143,11 +181,21 @@ def _either_size(
     """Each entry is one of several: the largest, or under a norm their norm."""
     del result
     norm = remarked(norm, "i", "o")
-    cases = [x for x in operation.operands if x.is_float]
+    cases = _cases(operation)
     bounds = [_within(case, norm, sizes.bound) for case in cases]
     if not norm.has("os"):
         return max(bounds)
     return sum(bounds) if norm.has("s") else math.hypot(*bounds)
+
+
+def _cases(operation: Operation) -> list[Value]:
+    """The operands that entries are taken from: not what a known choice leaves out."""
+    cases = [x for x in operation.operands if x.is_float]
+    if operation.name == "select_n":
+        which = constant_array(operation.operands[0])
+        if which is not None:
+            cases = [operation.operands[1 + k] for k in np.unique(which.astype(int))]
+    return cases
 
 
 def _select_moves(
@@ -177,9 +225,7 @@ def _mul_size(
     )
 
 
-def _scales(
-    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
-) -> bool:
+def _scales(operation: Operation, position: int, norm: MixedNorm, sizes: Sizes) -> bool:
     """Whether a factor bounds a product by its largest entry, in this norm."""
     if not norm.has("i"):
         return True
@@ -199,7 +245,7 @@ def _size_in(value: Value, other: Value, norm: MixedNorm, sizes: Sizes) -> float
     """The size of one factor; of two activations each is assumed, in nominal."""
     if sizes.is_weight(other) or sizes.is_weight(value) or not sizes.moves(other):
         return _within(value, norm, sizes.bound)
-    return _within(value, norm, sizes.entering)
+    return _within(value, norm, lambda x, inner: meeting(x, other, inner, sizes))
 
 
 def _product(a: float, b: float) -> float:
@@ -304,9 +350,7 @@ def _no_size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -
     return math.inf
 
 
-RULES["entrywise"] = Rule(
-    _entrywise_size, _entrywise_moves, operators=True
-)
+RULES["entrywise"] = Rule(_entrywise_size, _entrywise_moves, operators=True)
 RULES["add"] = Rule(_add_size, _add_moves, operators=True)
 RULES["sub"] = RULES["add_any"] = RULES["add"]
 RULES["max"] = RULES["min"] = Rule(_either_size, _passes)
