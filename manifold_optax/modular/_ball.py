@@ -125,7 +125,7 @@ def _of_norm(atom: Atom, fan_in: int, fan_out: int) -> tuple[str, float]:
     """The marks of the input and the output axes of a step, and the radius."""
     norm: Norm = atom.norm
     if isinstance(norm, RmsToRms):
-        return "io", math.sqrt(fan_out / fan_in)
+        return "io", math.sqrt(fan_out / max(1, fan_in))
     if isinstance(norm, Spectral):
         return "io", 1.0
     if isinstance(norm, Frobenius | L1):

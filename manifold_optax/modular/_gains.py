@@ -1,6 +1,7 @@
 """How much of a change of a value reaches the outputs, read from the outputs back."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -65,7 +66,8 @@ class Gains:
         if key not in self._gains:
             try:
                 ways = self._ways(value, norm)
-                self._gains[key] = sum((total for total, _ in ways), 0.0)
+                total = sum((total for total, _ in ways), 0.0)
+                self._gains[key] = math.inf if math.isnan(total) else total
             except Unreadable as error:
                 self._gains[key] = error
         found = self._gains[key]

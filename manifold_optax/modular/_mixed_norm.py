@@ -83,6 +83,8 @@ def natural_norm(shape: Sequence[int]) -> MixedNorm:
 @functools.lru_cache(maxsize=65536)
 def reshaped(norm: MixedNorm, shape: tuple[int, ...]) -> MixedNorm | None:
     """The same norm of the reshaped array; `None` if its factors are cut."""
+    if 0 in shape:  # Without entries there is nothing to measure.
+        return mixed_norm(shape, "b" * len(shape))
     axes: list[Factors] = []
     waiting = list(reversed(joined(norm.factors)))
     for size in shape:

@@ -113,6 +113,8 @@ def moved(
 
 def reshaped(pattern: Pattern, shape: Sequence[int]) -> Pattern | None:
     """The pattern after a reshape; `None` if the new axes cut factors unevenly."""
+    if 0 in shape:  # Nothing of the leaf is left.
+        return foreign(shape)
     longer = [factor for dim in pattern for factor in dim if factor.total > 1]
     stack = [*_merged(longer)][::-1]
     dims = []

@@ -51,7 +51,7 @@ class Analysis:
         wanted: dict[Value, list[Fact]] = {}
         for output in graph.outputs:
             norm = natural_norm(output.shape)
-            weight = 1.0 / math.sqrt(norm.count("o"))
+            weight = 1.0 / math.sqrt(max(1, norm.count("o")))
             wanted.setdefault(output, []).append(Fact(norm, weight))
         self.gains = Gains(graph, self.sizes, wanted)
 

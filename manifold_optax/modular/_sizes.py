@@ -120,7 +120,9 @@ class Sizes:
         """An upper bound of a norm of a value; `inf` where there is none."""
         key = (value, norm)
         if key not in self._bounds:
-            self._bounds[key] = self._bound(value, norm)
+            size = self._bound(value, norm)
+            # Not a number, from 0 times infinity, compares as if it were small.
+            self._bounds[key] = math.inf if math.isnan(size) else size
         return self._bounds[key]
 
     def entering(self, value: Value, norm: MixedNorm) -> float:
@@ -237,6 +239,7 @@ def rule_of(operation: Operation) -> Rule:
 def constant_size(array: np.ndarray, norm: MixedNorm) -> float:
     """A norm of a known array; an operator norm where it is one plain matrix."""
     array = np.abs(np.asarray(array, np.float64))
+    array = np.where(np.isnan(array), np.inf, array)  # No bound holds for it.
     if norm.has("i"):
         norm = MixedNorm(
             tuple(tuple((n, "o" if m == "i" else m) for n, m in a) for a in norm.axes)
@@ -274,7 +277,7 @@ def no_facts(norm: MixedNorm) -> float:
 
 def all_max(shape: Sequence[int]) -> MixedNorm:
     """The largest entry."""
-    return MixedNorm(tuple(((n, "b"),) if n > 1 else () for n in shape))
+    return MixedNorm(tuple(((n, "b"),) if n != 1 else () for n in shape))
 
 
 def unfollowed(operation: Operation, why: str) -> Unreadable:
@@ -289,7 +292,8 @@ def least_entry(value: Value, sizes: Sizes) -> float:
     """A lower bound of the entries, through what is added, multiplied and moved."""
     array = constant_array(value)
     if array is not None:
-        return float(np.min(array, initial=math.inf))
+        least = float(np.min(array, initial=math.inf))
+        return -math.inf if math.isnan(least) else least
     operation = sizes.graph.maker(value)
     if operation is None or operation.name not in _LEAST:
         return -math.inf

@@ -62,9 +62,10 @@ class _Tree:
         if end is start:
             return Identity()
         steps = [end]
-        while steps[-1] is not start and self._above[steps[-1]] is not start:
-            above = self._above[steps[-1]]
-            if above is None:
+        while steps[-1] is not start:
+            # An output of parameters or constants alone has nothing above it.
+            above = self._above.get(steps[-1])
+            if above is None or above is start:
                 break
             steps.append(above)
         modules: list[Module] = []
@@ -225,7 +226,7 @@ class _Tree:
             best = min(
                 best, sum(ratio(wanted, move.norm) * move.factor for move in mine)
             )
-        return best * math.sqrt(norm.count("oi") / wanted.count("oi"))
+        return best * math.sqrt(norm.count("oi") / max(1, wanted.count("oi")))
 
 
 def _name(operation: Operation) -> str:

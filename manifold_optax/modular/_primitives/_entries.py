@@ -8,7 +8,7 @@ import numpy as np
 from manifold_optax.modular._constants import constant_array
 from manifold_optax.modular._graph import Operation, Value
 from manifold_optax.modular._mixed_norm import joined, MixedNorm, ratio, remarked
-from manifold_optax.modular._scalar import analyse, Ref, ScalarFacts
+from manifold_optax.modular._scalar import analyse, Ref, ScalarFacts, Step
 from manifold_optax.modular._sizes import (
     all_max,
     Move,
@@ -26,15 +26,45 @@ def _entries(norm: MixedNorm) -> float:
     return math.sqrt(norm.count("oi")) * norm.count("s")
 
 
+def _steps(operation: Operation) -> tuple[Step, ...]:
+    return operation.params["expression"].steps
+
+
 def multiple(operation: Operation) -> float | None:
     """The factor of a function x ↦ c x; `None` for every other function."""
-    steps = operation.params["expression"].steps
+    steps = _steps(operation)
     if not steps:
         return 1.0
     if len(steps) > 1 or steps[0].primitive != "mul":
         return None
     numbers = [x for x in steps[0].operands if not isinstance(x, Ref)]
     return float(numbers[0]) if len(numbers) == 1 else None
+
+
+_PLACING = frozenset({
+    "broadcast_in_dim", "convert_element_type", "expand_dims", "reshape", "squeeze",
+    "transpose",
+})  # fmt: skip
+
+
+def meeting(value: Value, partner: Value, norm: MixedNorm, sizes: Sizes) -> float:
+    """The size of one factor of a product.
+
+    In the accounting of the theory each of two activations that meet has RMS 1 before
+    it is multiplied by a number: queries over √d are as keys, and logits over √d.
+    """
+    size, assumed = sizes.entering(value, norm), sizes.assumptions.nominal
+    if not assumed or sizes.is_weight(partner) or sizes.is_weight(value):
+        return size
+    if not sizes.moves(value) or norm.has("s"):
+        return size
+    while (maker := sizes.graph.maker(value)) is not None:
+        number = multiple(maker) if maker.name == "entrywise" else None
+        if number is None and maker.name not in _PLACING:
+            break
+        size *= 1.0 if number is None else abs(number)
+        value = maker.operands[0]
+    return size
 
 
 def _facts(operation: Operation, sizes: Sizes) -> ScalarFacts:
@@ -82,8 +112,10 @@ def _entrywise_moves(
         return [[Move(0, abs(factor), norm, "multiple")]]
     facts = _facts(operation, sizes)
     if facts.lipschitz == math.inf:
+        names = dict.fromkeys(step.primitive for step in _steps(operation))
         what = "jumps" if not facts.continuous else "has no bounded slope"
-        raise unfollowed(operation, f"the function {what} where it is used")
+        why = f"the function made of {', '.join(names)} {what} where it is used"
+        raise unfollowed(operation, why)
     outer = remarked(norm, "i", "o")
     return [[Move(0, facts.lipschitz * ratio(outer, norm), outer, "slope")]]
 
@@ -214,7 +246,7 @@ def _size_in(value: Value, other: Value, norm: MixedNorm, sizes: Sizes) -> float
     """The size of one factor; of two activations each is assumed, in nominal."""
     if sizes.is_weight(other) or sizes.is_weight(value) or not sizes.moves(other):
         return _within(value, norm, sizes.bound)
-    return _within(value, norm, sizes.entering)
+    return _within(value, norm, lambda x, inner: meeting(x, other, inner, sizes))
 
 
 def _product(a: float, b: float) -> float:

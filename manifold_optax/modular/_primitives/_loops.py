@@ -257,7 +257,8 @@ def slice_changes(loop: Loop, added: np.ndarray) -> np.ndarray:
         total = _apply(growth, change)
         change, largest = total[:count], np.maximum(largest, total[count:])
     # The step that is last before the end comes first here.
-    return np.stack(rows if loop.operation.params["reverse"] else rows[::-1])
+    rows = rows if loop.operation.params["reverse"] else rows[::-1]
+    return np.reshape(rows, (loop.length, len(loop.to)))
 
 
 def _apply(growth: np.ndarray, change: np.ndarray) -> np.ndarray:

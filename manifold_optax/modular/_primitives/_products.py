@@ -20,6 +20,7 @@ from manifold_optax.modular._mixed_norm import (
     ratio,
     remarked,
 )
+from manifold_optax.modular._primitives._entries import meeting
 from manifold_optax.modular._sizes import Move, Rule, RULES, Sizes
 
 Axes = tuple[int, ...]
@@ -143,7 +144,7 @@ def _dot_moves(
         inner = x.norm([_kept(axis, marks) for axis in batch], marks, free)
         factor = ratio(inner, norm)
         for y_norm in _partners(y, marks, sizes):
-            size = sizes.entering(y.value, y_norm)
+            size = meeting(y.value, x.value, y_norm, sizes)
             outer = _product_norm(operation, x, inner, y, y_norm)
             ways.append([Move(0, factor * size, outer, _reason(y, sizes))])
     return ways

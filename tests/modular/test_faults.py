@@ -1,0 +1,104 @@
+"""Models that were once read wrongly, or stopped the reader."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import manifold_optax as mo
+from manifold_optax import modular
+
+Forward = Callable[[Any, Any], Any]
+
+X = jnp.ones((2, 3, 8))
+SQUARE = {"w": jnp.ones((8, 8))}
+
+
+def read_one(function: Callable[[Any], Any], x: Any = X) -> modular.Network:
+    """A matrix, and what a function makes of its result."""
+    return modular.read(lambda p, x: function(x @ p["w"]), SQUARE, x)
+
+
+def test_not_a_number_is_no_small_number() -> None:
+    # `std` divides by the number of entries, or takes nan where there are none.
+    network = read_one(lambda h: h.std(-1, keepdims=True) * jnp.ones((1, 1, 8)))
+    with pytest.raises(ValueError, match="'w' is known"):
+        network.sensitivity("w", "derived")
+
+
+def test_a_choice_that_is_known_leaves_the_other_case_out() -> None:
+    network = read_one(lambda h: jnp.where(jnp.array(True), h, jnp.nan) ** 2)
+    # |h| ≤ √8, so that the slope of h² is 2√8; its range is rounded up by 2^(1/8).
+    assert network.sensitivity("w", "derived") == pytest.approx((2 * 8**0.5,), rel=0.1)
+
+
+def test_queries_that_are_scaled_before_the_product_are_as_keys() -> None:
+    params = {name: jnp.ones((8, 8)) for name in ("q", "k", "v")}
+
+    def attention(p: Any, x: Any) -> Any:
+        query = (x @ p["q"]) / 8
+        logits = jnp.einsum("btd,bsd->bts", query, x @ p["k"])
+        return jax.nn.softmax(logits) @ (x @ p["v"])
+
+    found = modular.read(attention, params, X).sensitivities("nominal")
+    # Exact: products of powers of 2 and √8, up to rounding of float64.
+    assert found == {name: pytest.approx((1.0,), rel=1e-12) for name in params}
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (lambda h: h[..., :0], (2, 8)),
+        (lambda h: jax.lax.associative_scan(jnp.add, h), (5, 8)),
+        (lambda h: h.reshape(0, 16), (0, 8)),
+        (lambda h: jax.nn.softmax(h @ jnp.swapaxes(h, -1, -2)) @ h, (2, 0, 8)),
+    ],
+)
+def test_axes_without_entries(
+    function: Callable[[Any], Any], shape: tuple[int, ...]
+) -> None:
+    network = read_one(function, jnp.ones(shape))
+    for kind in ("nominal", "derived"):
+        (number,) = network.sensitivity("w", kind)
+        assert 0 <= number < float("inf")
+    assert str(network)
+
+
+def test_a_matrix_without_inputs() -> None:
+    params = {"w": jnp.ones((0, 3))}
+    roles = {"w": mo.Role("matrix", mo.STACKED)}
+    network = modular.read(
+        lambda p, x: x @ p["w"], params, jnp.ones((2, 0)), roles=roles
+    )
+    assert network.sensitivity("w") == (0.0,)
+
+
+def test_a_loop_of_no_steps() -> None:
+    params = {"w": jnp.ones((0, 8, 8))}
+    forward: Forward = lambda p, x: jax.lax.scan(lambda h, w: (h @ w, None), x, p["w"])[
+        0
+    ]
+    assert modular.read(forward, params, X).sensitivity("w") == ()
+
+
+@pytest.mark.parametrize(
+    "forward", [lambda p, x: p["w"], lambda p, x: p["w"] * 2, lambda p, x: jnp.ones(3)]
+)
+def test_a_network_without_activations_is_printed(forward: Forward) -> None:
+    assert str(modular.read(forward, SQUARE, X))
+
+
+def test_a_scalar_function_without_a_slope_is_named_by_its_steps() -> None:
+    network = read_one(lambda h: jnp.linalg.norm(h, axis=-1))
+    with pytest.raises(ValueError, match=r"made of pow has no bounded slope"):
+        network.sensitivity("w")
+
+
+def test_what_bounds_a_value_below_bounds_its_functions() -> None:
+    network = read_one(lambda h: jnp.sqrt(jnp.sum(h * h, -1, keepdims=True) + 0.25))
+    # The root of a number above 1/4 has the slope 1, and Σ h dh of entries below √8 is
+    # at most √8 · √8 · ‖dh‖. Slopes are right to 2e-4 from above.
+    wanted = 2 * 8**1.5
+    assert network.sensitivity("w", "derived") == pytest.approx((wanted,), rel=3e-4)
