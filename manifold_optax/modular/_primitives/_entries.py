@@ -32,13 +32,14 @@ def _steps(operation: Operation) -> tuple[Step, ...]:
 
 def multiple(operation: Operation) -> float | None:
     """The factor of a function x ↦ c x; `None` for every other function."""
-    steps = _steps(operation)
-    if not steps:
-        return 1.0
-    if len(steps) > 1 or steps[0].primitive != "mul":
-        return None
-    numbers = [x for x in steps[0].operands if not isinstance(x, Ref)]
-    return float(numbers[0]) if len(numbers) == 1 else None
+    numbers: list[float] = []
+    for step in _steps(operation):
+        if step.primitive != "mul" or numbers:
+            return None
+        numbers = [float(x) for x in step.operands if not isinstance(x, Ref)]
+        if len(numbers) != 1:
+            return None
+    return math.prod(numbers)
 
 
 _PLACING = frozenset({
