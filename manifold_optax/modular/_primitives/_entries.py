@@ -39,7 +39,7 @@ def multiple(operation: Operation) -> float | None:
         numbers = [float(x) for x in step.operands if not isinstance(x, Ref)]
         if len(numbers) != 1:
             return None
-    return math.prod(numbers)
+    return math.prod(numbers, start=1.0)
 
 
 _PLACING = frozenset({

@@ -1,5 +1,6 @@
 """Rotary positions and other constant maps of one value."""
 
+import itertools
 import time
 
 import jax
@@ -159,7 +160,7 @@ def test_vector():
         lambda x: jnp.where(x > 0, x, -x),
         lambda x: x * x + x,
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_look_alikes(function):
     assert not found(function, X)

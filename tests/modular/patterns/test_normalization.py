@@ -1,5 +1,7 @@
 """Norm layers as Flax, Equinox and people write them."""
 
+import itertools
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -240,7 +242,7 @@ def mask_mean(x):
         lambda x: x * jax.nn.sigmoid(x),
         mask_mean,
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_look_alikes(function):
     assert not found(function, X, name="normalize")
