@@ -116,6 +116,12 @@ class _Leaves:
     def of(cls, params: ArrayTree, paths: Sequence[str]) -> "_Leaves":
         flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_absent)
         every = {leaf_path(keys): place for place, (keys, _) in enumerate(flat)}
+        missing = [path for path in paths if path not in every]
+        if missing:
+            raise ValueError(
+                f"The module was read from other parameters: {missing} are missing "
+                "here. Give the whole tree that was read."
+            )
         return cls(tuple(paths), tuple(every[path] for path in paths))
 
     def taken(self, tree: ArrayTree) -> list[Array]:

@@ -24,7 +24,7 @@ from manifold_optax.modular._rules import (
 )
 from manifold_optax.modular._trace import trace
 from manifold_optax.modular._use import uses
-from manifold_optax.trees import matches
+from manifold_optax.trees import check_pattern, leaf_path, matches
 
 
 def read(
@@ -66,7 +66,8 @@ def read(
 
     Raises:
         ValueError: for a parameter that is used in two ways, with both places; for an
-            output that does not exist; for roles that differ from what names say.
+            output or an input that does not exist; for roles that differ from what
+            names say.
         TypeError: for arguments of another kind.
 
     Example:
@@ -90,6 +91,10 @@ def read(
     graph, paths, outputs = trace(function, params, *inputs)
     place = _output(graph, outputs, output)
     graph = Graph(graph.inputs, (graph.outputs[place],))
+    if "" in paths:
+        raise ValueError(
+            "params is one array, which has no path; name it, as in {'kernel': array}."
+        )
     leaves = dict(zip(paths, graph.inputs, strict=False))
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     used = uses(graph, paths)
@@ -128,9 +133,14 @@ def _output(graph: Graph, paths: tuple[str, ...], wanted: str | None) -> int:
     arrays = [k for k in floats if graph.outputs[k].shape]
     for place in (*arrays, *floats):
         return place
+    at = "" if wanted is None else f" at {wanted!r}"
+    kinds = ", ".join(
+        f"{path!r} of {value.dtype}"
+        for path, value in zip(paths, graph.outputs, strict=True)
+    )
     raise ValueError(
-        f"The function has no output of floats at {wanted!r}; its outputs are "
-        f"{list(paths)}. Give output= one of their paths."
+        f"The function has no output of floats{at}; its outputs are: {kinds or 'none'}."
+        " output= is the path of the one that counts."
     )
 
 
@@ -142,9 +152,16 @@ def _input_rms(
     if not isinstance(given, Mapping):
         require_in_range("input_rms", given, "(0, inf)")
         return (float(given),) * len(leaves)
+    paths = [leaf_path(keys) for keys, _ in leaves]
+    for pattern in given:
+        check_pattern("a key of input_rms", pattern)
+        if not any(matches(pattern, path) for path in paths):
+            raise ValueError(
+                f"The key {pattern!r} of input_rms fits no input; the paths of the "
+                f"inputs are: {', '.join(map(repr, paths)) or 'none'}."
+            )
     found = []
-    for keys, _ in leaves:
-        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+    for path in paths:
         number = next((v for k, v in given.items() if matches(k, path)), 1.0)
         require_in_range(f"input_rms of {path!r}", number, "(0, inf)")
         found.append(float(number))

@@ -104,7 +104,7 @@ def check_geometry_rules(rules: Any) -> None:
         TypeError: unless `rules` is a mapping from strings to pairs, manifolds, norms.
         ValueError: for a key that is neither a label nor a regular expression.
     """
-    _check_mapping("rules", rules, "(manifold, norm), a manifold or a norm")
+    _check_mapping("geometry", rules, "(manifold, norm), a manifold or a norm")
     for key, value in rules.items():
         pair = isinstance(value, tuple) and len(value) == 2
         if pair and isinstance(value[0], Manifold) and isinstance(value[1], Norm):

@@ -23,9 +23,9 @@ ROUNDING = 1e-5
 # What a search may miss of a supremum that is known; 5e-4 of it observed at worst.
 MISSED = 0.02
 
-# Two or three quick ones of each family, in the order of the families, among them two
-# that scan: 9 s in all. All 200 run nightly, with a search that is three times as long.
-GATE = (55, 70, 6, 61, 131, 72, 152, 17, 83, 43, 14, 69)
+# A quick one of each family, in their order, and one that scans: 5 s in all. All 200 run
+# nightly, with a search that is three times as long.
+GATE = (55, 6, 61, 72, 83, 14)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,9 @@ def test_the_search_finds_the_supremum_of_a_convolution(dims: int) -> None:
     assert 1 - MISSED <= measured <= 1 + ROUNDING
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2))]
+)
 def test_the_search_finds_the_suprema_of_attention(seed: int) -> None:
     draw = drawing(seed)
     layer = attention(draw, 4)

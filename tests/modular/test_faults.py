@@ -102,3 +102,48 @@ def test_what_bounds_a_value_below_bounds_its_functions() -> None:
     # at most √8 · √8 · ‖dh‖. Slopes are right to 2e-4 from above.
     wanted = 2 * 8**1.5
     assert network.sensitivity("w", "derived") == pytest.approx((wanted,), rel=3e-4)
+
+
+@pytest.mark.parametrize("key", ["nope", ""])
+def test_an_unknown_input_is_an_error(key: str) -> None:
+    with pytest.raises(ValueError, match=r"input_rms fits no input.*'0'"):
+        modular.read(lambda p, x: x @ p["w"], SQUARE, X, input_rms={key: 2.0})
+
+
+def test_a_key_of_input_rms_is_a_pattern(unhooked: None) -> None:
+    with pytest.raises(TypeError, match="a key of input_rms must be a string"):
+        modular.read(lambda p, x: x @ p["w"], SQUARE, X, input_rms={0: 2.0})  # type: ignore[dict-item]
+
+
+def test_one_array_has_no_path() -> None:
+    with pytest.raises(ValueError, match="params is one array"):
+        modular.read(lambda p, x: x @ p, SQUARE["w"], X)
+
+
+def test_outputs_are_listed_where_none_counts() -> None:
+    with pytest.raises(ValueError, match="no output of floats; its outputs are: '' of"):
+        modular.read(lambda p, x: jnp.argmax(x @ p["w"]), SQUARE, X)
+
+
+def test_a_measured_budget_names_a_parameter_that_is_missing() -> None:
+    network = read_one(lambda h: h)
+    with pytest.raises(ValueError, match=r"\['w'\] are missing"):
+        modular.measured_budget(network, {}, X)
+
+
+def test_nested_stacks_are_as_many_layers_as_the_tree_says() -> None:
+    params = {"w": jnp.ones((3, 2, 8, 8))}
+
+    def layer(h: Any, w: Any) -> Any:
+        return h / 2 + jnp.tanh(h @ w) / 2, None
+
+    def block(h: Any, stack: Any) -> Any:
+        h, _ = jax.lax.scan(layer, h, stack)
+        return 2 * h, None
+
+    network = modular.read(lambda p, x: jax.lax.scan(block, x, p["w"])[0], params, X)
+    # The slope of tanh is right to 2e-4 from above, and passed up to six times.
+    wanted = pytest.approx((4.0, 4.0, 2.0, 2.0, 1.0, 1.0), rel=2e-3)
+    assert network.slices == {"w": 6}
+    assert network.sensitivity("w") == wanted
+    assert modular.sensitivities(network.tree)["w"] == wanted

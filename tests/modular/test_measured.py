@@ -71,6 +71,7 @@ def of_hidden(atoms: Any = ATOMS) -> tuple[Handmade, Any, Any]:
     return handmade(params, atoms, function=hidden), params, gaussian((64, 16), 3)
 
 
+@pytest.mark.slow
 def test_one_direction_is_near_the_mean_of_many() -> None:
     module, params, inputs = of_hidden()
     many = measured_budget(module, params, inputs, draws=16, vectors=True)

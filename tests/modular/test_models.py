@@ -53,6 +53,7 @@ def logits_of(model: Model, params: Any) -> np.ndarray:
     return np.asarray(logits)
 
 
+@pytest.mark.slow
 @each_model()
 def test_a_model_runs(name: str) -> None:
     model = MODELS[name]()
@@ -192,6 +193,7 @@ def test_two_forms_of_one_function(first: str, second: str) -> None:
     np.testing.assert_allclose(logits_of(other, params), expected, atol=5e-6)
 
 
+@pytest.mark.slow
 def test_gpt2_unrolled_and_scanned_are_one_function() -> None:
     scanned = gpt2(2, heads=1, length=4, scanned=True)
     unrolled = gpt2(2, heads=1, length=4)

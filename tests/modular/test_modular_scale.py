@@ -98,7 +98,9 @@ _SLOW = pytest.mark.slow  # its solver takes seconds to compile
     [
         (mo.STACKED, mo.Sphere(3.0), mo.Frobenius()),
         (mo.Split((2, 6)), mo.Euclidean(), mo.RmsToRms()),
-        (mo.Split((1, 3) * 2), mo.Sphere("rms"), mo.Frobenius()),
+        pytest.param(
+            mo.Split((1, 3) * 2), mo.Sphere("rms"), mo.Frobenius(), marks=_SLOW
+        ),
         pytest.param(mo.STACKED, mo.Stiefel("rms"), mo.Spectral(), marks=_SLOW),
         pytest.param(mo.STACKED, mo.Stiefel(3.0), mo.RmsToRms(), marks=_SLOW),
         pytest.param(mo.Split((1, 7)), mo.Stiefel("rms"), mo.RmsToRms(), marks=_SLOW),

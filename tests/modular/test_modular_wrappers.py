@@ -29,6 +29,7 @@ from modular.sample_network import (
 )
 
 
+@pytest.mark.slow
 def test_multi_steps_emit_the_step_of_the_mean() -> None:
     module = network(CHEAP)
     inner = modular_optimizer(module, RATE)

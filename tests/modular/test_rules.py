@@ -93,7 +93,7 @@ def test_impossible_geometries_name_the_parameter(
 @pytest.mark.parametrize(
     ("rules", "error", "message"),
     [
-        ([("matrix", mo.Max())], TypeError, "rules must be a dict"),
+        ([("matrix", mo.Max())], TypeError, "geometry must be a dict"),
         ({"matrix": "Max"}, TypeError, "rule 'matrix' must be a pair"),
         ({"matrix": (mo.Max(), FREE)}, TypeError, "rule 'matrix' must be a pair"),
         ({"matrix": mo.Max}, TypeError, "rule 'matrix' must be a pair"),

@@ -11,7 +11,7 @@ import pytest
 
 import manifold_optax as mo
 from manifold_optax import modular
-from modular.models import drawn, each_model, Model, MODELS, REFUSED
+from modular.models import drawn, Model, MODELS, REFUSED
 
 # What a user has to decide: parameters that are used in two ways, and names that say
 # something else than the use.
@@ -22,9 +22,17 @@ DECISIONS: dict[str, dict[str, Any]] = {
     "lora": {"adapters/.*/b": mo.STACKED},
     "lora_merged": {"adapters/.*/b": mo.STACKED},
 }
+SLOW = pytest.mark.slow
 TRAINED = (
-    "conv_net", "scanned_layers",
-    pytest.param("fused_gpt", marks=pytest.mark.slow),
+    "scanned_layers",
+    pytest.param("conv_net", marks=SLOW),
+    pytest.param("fused_gpt", marks=SLOW),
+)
+# One of each kind; all others run nightly.
+GATE = (
+    "mlp", "conv_net", "resnet_training", "vision_transformer", "fused_gpt", "llama",
+    "latent_attention", "weighed_experts", "scanned_layers", "lora", "plain_recurrence",
+    "equinox_mlp", "linen_dropout", "weight_normalised",
 )  # fmt: skip
 
 
@@ -36,7 +44,14 @@ def read(name: str, **more: Any) -> tuple[Model, modular.Network]:
     )
 
 
-@each_model(lambda name: name not in REFUSED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in GATE else pytest.param(name, marks=SLOW)
+        for name in MODELS
+        if name not in REFUSED
+    ],
+)
 def test_every_model_has_a_budget(name: str) -> None:
     model, network = read(name)
     budget = modular.budget(network)
@@ -57,9 +72,7 @@ def test_every_model_has_a_budget(name: str) -> None:
     assert all(leaf.use for leaf in described.leaves if leaf.label != "other")
 
 
-@pytest.mark.parametrize(
-    "geometry", ["free", pytest.param("Stiefel", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("geometry", ["free", pytest.param("Stiefel", marks=SLOW)])
 @pytest.mark.parametrize("name", TRAINED)
 def test_models_train(name: str, geometry: str) -> None:
     rules = {} if geometry == "free" else {"matrix": mo.Stiefel("rms")}

@@ -323,7 +323,8 @@ RULES["cond"] = Rule(_cond_size, _cond_moves, operators=True)
 def slice_gains(gains: Gains, leaf: Value, norm: MixedNorm) -> tuple[float, ...]:
     """The gain of each slice of a leaf that a loop runs through; else of the leaf.
 
-    A change of one layer of a stack passes the layers after it alone.
+    A change of one layer of a stack passes the layers after it alone. Where loops are
+    nested, those of the inner one lie side by side.
     """
     way, scans = _scans_of(leaf, gains.uses)
     if not scans:
@@ -332,17 +333,22 @@ def slice_gains(gains: Gains, leaf: Value, norm: MixedNorm) -> tuple[float, ...]
     for operation in way:
         ((move,), *_) = RULES[operation.name].moves(operation, 0, norm, gains.sizes)
         factor, norm = factor * move.factor, move.norm
-    total = np.zeros(leaf.shape[0])
+    total = np.zeros((leaf.shape[0], _slices_inside(scans)))
     for operation, position in scans:
-        loop = loop_of(operation, gains.sizes)
-        added = loop.step(position, MixedNorm(norm.axes[1:])) * factor
-        rows = slice_changes(loop, added)
-        beyond = [
-            _gain_of_result(gains, loop, k) if np.any(rows[:, k]) else 0.0
-            for k in range(len(loop.to))
-        ]
-        total += _apply(rows, np.array(beyond))
-    return tuple(map(float, total))
+        loop, inner = loop_of(operation, gains.sizes), MixedNorm(norm.axes[1:])
+        if total.shape[1] == 1:
+            added = loop.step(position, inner)[:, None]
+        else:
+            value = loop.body.inputs[position]
+            added = np.array([slice_gains(to, value, inner) for to in loop.to])
+        for index in range(total.shape[1]):
+            rows = slice_changes(loop, added[:, index] * factor)
+            beyond = [
+                _gain_of_result(gains, loop, k) if np.any(rows[:, k]) else 0.0
+                for k in range(len(loop.to))
+            ]
+            total[:, index] += _apply(rows, np.array(beyond))
+    return tuple(map(float, total.ravel()))
 
 
 def _gain_of_result(gains: Gains, loop: Loop, result: int) -> float:
@@ -353,9 +359,21 @@ def _gain_of_result(gains: Gains, loop: Loop, result: int) -> float:
 def slices_of(
     leaf: Value, uses: Mapping[Value, Sequence[tuple[Operation, int]]]
 ) -> int:
-    """How many slices a leaf has that a loop runs through; 1 for every other leaf."""
+    """How many slices a leaf has that a loop runs through; 1 for every other leaf.
+
+    Slices of nested loops are counted one by one.
+    """
     _, scans = _scans_of(leaf, uses)
-    return leaf.shape[0] if scans else 1
+    return leaf.shape[0] * _slices_inside(scans) if scans else 1
+
+
+def _slices_inside(scans: Sequence[tuple[Operation, int]]) -> int:
+    """Into how many slices the bodies of loops take each of their own; else 1."""
+    found = set()
+    for operation, position in scans:
+        (body,) = operation.bodies
+        found.add(slices_of(body.inputs[position], body.uses()))
+    return found.pop() if len(found) == 1 else 1
 
 
 def _scans_of(
