@@ -155,7 +155,7 @@ def test_the_output_is_chosen_by_its_path() -> None:
     x = jnp.zeros((3, 4))
     network = modular.read(forward, params, x, output="second")
     assert network.sensitivities() == {"v": (0.0,), "w": pytest.approx((3.0,))}
-    with pytest.raises(ValueError, match=r"of floats at 'c'.*'first', 'second'"):
+    with pytest.raises(ValueError, match=r"floats at 'c'.*'first'.*'second'"):
         modular.read(forward, params, x, output="c")
 
 

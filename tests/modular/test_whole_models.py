@@ -30,9 +30,8 @@ TRAINED = (
 )
 # One of each kind; all others run nightly.
 GATE = (
-    "mlp", "conv_net", "resnet_training", "vision_transformer", "fused_gpt", "llama",
-    "latent_attention", "weighed_experts", "scanned_layers", "lora", "plain_recurrence",
-    "equinox_mlp", "linen_dropout", "weight_normalised",
+    "mlp", "resnet_training", "fused_gpt", "llama", "latent_attention",
+    "scanned_layers", "lora", "plain_recurrence",
 )  # fmt: skip
 
 
