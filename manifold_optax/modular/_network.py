@@ -113,11 +113,13 @@ class Network:
 
     def __str__(self) -> str:
         """The tree, or where there is none the parameters and the reason."""
+        missing = "No budget"
         try:
             for atom in self.atoms:
                 if atom.role != VECTOR:
                     self.sensitivity(atom.path)
+            missing = "No tree"
             return str(self.tree)
         except Unreadable as error:
             lines = [f"{atom.path}: {atom.role}" for atom in self.atoms]
-            return "\n".join([*lines, f"No budget: {error}"])
+            return "\n".join([*lines, f"{missing}: {error}"])

@@ -31,6 +31,11 @@ _MOVED = frozenset({
 """Operations that only move entries: left out where their constant is 1."""
 
 
+_MOST_STEPS = 5_000
+"""A step that several others use is written once for each: in a dense network there are
+2^depth of them. A transformer of 48 blocks has about 1,000."""
+
+
 def tree_of(analysis: Analysis, atoms: Sequence[Atom]) -> Module:
     """The network of an analysis; atoms that are vectors are left out.
 
@@ -56,6 +61,8 @@ class _Tree:
     atoms: dict[str, Atom]
     named: set[str]
     """Paths that stand in the tree already."""
+    steps: int = 0
+    """How many steps are written so far."""
 
     def between(self, start: Value | None, end: Value) -> Module:
         """The map from one value to another that all its paths pass."""
@@ -78,6 +85,12 @@ class _Tree:
         operation = self.graph.maker(value)
         if operation is None or value is above:
             return []
+        self.steps += 1
+        if self.steps > _MOST_STEPS:
+            raise Unreadable(
+                "Its paths branch too often to be written as a tree; budgets and "
+                "explain(path) know its sensitivities all the same."
+            )
         acting = self._acting(operation)
         if all(operation.operands[k] is above for k in acting):
             return self._unary(operation, acting, value)

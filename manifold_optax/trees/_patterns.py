@@ -55,7 +55,9 @@ def check_pattern(what: str, pattern: Any) -> None:
         raise ValueError(f"The pattern of {what} is invalid. {error}") from None
 
 
-@functools.lru_cache(maxsize=1024)
+# Roles have a pattern for each parameter, and all of them are tried in turn: a cache
+# that is smaller than a model forgets each before it is needed again.
+@functools.lru_cache(maxsize=65536)
 def _compiled(pattern: str) -> re.Pattern[str]:
     # By itself first: ")(" closes the group around it, and would pass inside of it.
     try:

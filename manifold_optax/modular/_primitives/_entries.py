@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from manifold_optax.modular._constants import constant_array
+from manifold_optax.modular._constants import compact_array
 from manifold_optax.modular._graph import Operation, Value
 from manifold_optax.modular._mixed_norm import joined, MixedNorm, ratio, remarked
 from manifold_optax.modular._scalar import analyse, Ref, ScalarFacts, Step
@@ -191,11 +191,12 @@ def _cases(operation: Operation) -> list[int]:
     operands = operation.operands
     if operation.name != "select_n":
         return list(range(len(operands)))
-    choice = constant_array(operands[0])
+    # Compact, and compared as it is: the mask of attention may have 10^8 entries.
+    choice = compact_array(operands[0])
     cases = range(1, len(operands))
     if choice is None:
         return list(cases)
-    return [k for k in cases if np.any(choice.astype(int) == k - 1)]
+    return [k for k in cases if np.any(choice == k - 1)]
 
 
 def _select_moves(
