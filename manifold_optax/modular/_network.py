@@ -19,6 +19,12 @@ Sensitivity: TypeAlias = Literal["nominal", "derived"]
 """What sensitivities rest on; see `Network.sensitivities`."""
 
 
+_TOO_DEEP = (
+    "The computation is too deep to be followed step by step: write steps that repeat "
+    "themselves, such as those of a recurrent network, as a jax.lax.scan."
+)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
     """What `read` found in a function: its parameters, and how they reach the output.
@@ -74,6 +80,9 @@ class Network:
             return self.analysis(kind).sensitivity(path)
         except Unreadable as error:
             raise Unreadable(f"No sensitivity of {path!r} is known. {error}") from None
+        except RecursionError:
+            why = f"No sensitivity of {path!r} is known. {_TOO_DEEP}"
+            raise Unreadable(why) from None
 
     @property
     def slices(self) -> dict[str, int]:
@@ -99,7 +108,10 @@ class Network:
         Its sensitivities are those of one norm for each value, which may be larger than
         `sensitivities` says.
         """
-        return tree_of(self.analysis("nominal"), self.atoms)
+        try:
+            return tree_of(self.analysis("nominal"), self.atoms)
+        except RecursionError:
+            raise Unreadable(_TOO_DEEP) from None
 
     def analysis(self, kind: Sensitivity) -> Analysis:
         """Sizes and gains under one set of assumptions, computed once."""

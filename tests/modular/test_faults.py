@@ -173,3 +173,19 @@ def test_reading_does_not_slow_down_above_a_thousand_parameters() -> None:
     modular.read(lambda p, x: sum(p, x), params, jnp.ones((1, 8)))
     # 0.4 s alone on the CPU; with patterns that are forgotten it was a minute.
     assert time.process_time() - started < 10
+
+
+def test_a_computation_that_is_too_deep_says_so() -> None:
+    def lstm(p: Any, x: Any) -> Any:
+        hidden = cell = jnp.zeros((2, 8))
+        for _ in range(70):
+            gates = x @ p["in"] + hidden @ p["w"]
+            i, f, g, o = jnp.split(gates, 4, -1)
+            cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+            hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+        return hidden
+
+    params = {"in": jnp.ones((8, 32)), "w": jnp.ones((8, 32))}
+    network = modular.read(lstm, params, jnp.ones((2, 8)))
+    with pytest.raises(ValueError, match=r"of 'w' is known.*as a jax\.lax\.scan"):
+        network.sensitivity("w", "derived")
