@@ -24,8 +24,11 @@ from stepping import head, interleaved, milliseconds, ratio, row, Step
 import manifold_optax as mo
 import trees
 from manifold_optax.linalg import JORDAN
-from manifold_optax.modular._module import Atom
-from manifold_optax.modular._optimizer import modular_optimizer, project_parameters
+from manifold_optax.modular._algebra._module import Atom
+from manifold_optax.modular._budgets._optimizer import (
+    modular_optimizer,
+    project_parameters,
+)
 
 RATE = 0.02
 # (layers, width); six matrices in each layer.

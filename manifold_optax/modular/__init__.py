@@ -7,9 +7,7 @@ behind it can be written by hand, too: atoms (parameters) and bonds (maps withou
 parameters), put together by composition, sums and tuples.
 """
 
-from manifold_optax.modular._budget import Budget, budget, ReadModule
-from manifold_optax.modular._declare import declare
-from manifold_optax.modular._expression import (
+from manifold_optax.modular._algebra._expression import (
     Bond,
     compose,
     Composition,
@@ -18,11 +16,9 @@ from manifold_optax.modular._expression import (
     Module,
     Sum,
 )
-from manifold_optax.modular._factors import Factor, factors
-from manifold_optax.modular._measured import measured_budget
-from manifold_optax.modular._mixed_norm import mixed_norm, MixedNorm
-from manifold_optax.modular._modular_norm import modular_norm
-from manifold_optax.modular._module import (
+from manifold_optax.modular._algebra._factors import Factor, factors
+from manifold_optax.modular._algebra._modular_norm import modular_norm
+from manifold_optax.modular._algebra._module import (
     Atom,
     atoms,
     mass,
@@ -32,14 +28,21 @@ from manifold_optax.modular._module import (
     sensitivity,
     shares,
 )
+from manifold_optax.modular._algebra._repeat import Repeat
+from manifold_optax.modular._algebra._tare import map_atoms, tare
+from manifold_optax.modular._bounds._mixed_norm import mixed_norm, MixedNorm
+from manifold_optax.modular._bounds._sizes import Move, Rule, Sizes, Unreadable
+from manifold_optax.modular._budgets._budget import Budget, budget, ReadModule
+from manifold_optax.modular._budgets._measured import measured_budget
+from manifold_optax.modular._budgets._optimizer import (
+    modular_optimizer,
+    project_parameters,
+)
+from manifold_optax.modular._budgets._scale import scale_by_modular_budget
+from manifold_optax.modular._computation._declare import declare
 from manifold_optax.modular._network import Network
-from manifold_optax.modular._optimizer import modular_optimizer, project_parameters
 from manifold_optax.modular._primitives import register_rule
 from manifold_optax.modular._read import read
-from manifold_optax.modular._repeat import Repeat
-from manifold_optax.modular._scale import scale_by_modular_budget
-from manifold_optax.modular._sizes import Move, Rule, Sizes, Unreadable
-from manifold_optax.modular._tare import map_atoms, tare
 
 __all__ = (
     "Atom",

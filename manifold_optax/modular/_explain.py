@@ -1,9 +1,9 @@
 """The chain of factors from a parameter to the output."""
 
-from manifold_optax.modular._gains import Gains
-from manifold_optax.modular._graph import Value
-from manifold_optax.modular._mixed_norm import MixedNorm
-from manifold_optax.modular._sensitivities import Analysis
+from manifold_optax.modular._bounds._gains import Gains
+from manifold_optax.modular._bounds._mixed_norm import MixedNorm
+from manifold_optax.modular._bounds._sensitivities import Analysis
+from manifold_optax.modular._computation._graph import Value
 
 _MOST = 400
 """Lines; longer chains are cut in the middle of a deep network."""

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 from manifold_optax._checks import require_one_of
+from manifold_optax.modular._algebra._module import Atom, Module
+from manifold_optax.modular._bounds._sensitivities import Analysis
+from manifold_optax.modular._bounds._sizes import Assumptions, Unreadable
+from manifold_optax.modular._computation._fuse import fuse
+from manifold_optax.modular._computation._graph import Graph
 from manifold_optax.modular._explain import explained
-from manifold_optax.modular._fuse import fuse
-from manifold_optax.modular._graph import Graph
-from manifold_optax.modular._module import Atom, Module
 from manifold_optax.modular._primitives import slices_of
-from manifold_optax.modular._sensitivities import Analysis
-from manifold_optax.modular._sizes import Assumptions, Unreadable
 from manifold_optax.modular._tree import tree_of
 from manifold_optax.roles import Roles, VECTOR
 

@@ -7,23 +7,23 @@ import jax
 
 from manifold_optax._checks import require_in_range
 from manifold_optax._typing import ArrayTree
-from manifold_optax.modular._graph import Graph
-from manifold_optax.modular._module import Atom
-from manifold_optax.modular._network import Network
-from manifold_optax.modular._roles import (
-    conflicts,
-    declared_roles,
-    described,
-    roles_from_use,
-)
-from manifold_optax.modular._rules import (
+from manifold_optax.modular._algebra._module import Atom
+from manifold_optax.modular._budgets._rules import (
     check_geometry_rules,
     check_keys,
     geometry_of,
     GeometryRules,
 )
-from manifold_optax.modular._trace import trace
-from manifold_optax.modular._use import uses
+from manifold_optax.modular._computation._graph import Graph
+from manifold_optax.modular._computation._trace import trace
+from manifold_optax.modular._network import Network
+from manifold_optax.modular._uses._roles import (
+    conflicts,
+    declared_roles,
+    described,
+    roles_from_use,
+)
+from manifold_optax.modular._uses._use import uses
 from manifold_optax.trees import check_pattern, leaf_path, matches
 
 

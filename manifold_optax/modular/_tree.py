@@ -11,15 +11,21 @@ import functools
 import math
 from collections.abc import Sequence
 
-from manifold_optax.modular._expression import Bond, compose, Identity, Module, Sum
-from manifold_optax.modular._gains import Gains
-from manifold_optax.modular._graph import Graph, Operation, Value
-from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm, ratio
-from manifold_optax.modular._module import Atom
+from manifold_optax.modular._algebra._expression import (
+    Bond,
+    compose,
+    Identity,
+    Module,
+    Sum,
+)
+from manifold_optax.modular._algebra._module import Atom
+from manifold_optax.modular._algebra._repeat import Repeat
+from manifold_optax.modular._bounds._gains import Gains
+from manifold_optax.modular._bounds._mixed_norm import MixedNorm, natural_norm, ratio
+from manifold_optax.modular._bounds._sensitivities import Analysis
+from manifold_optax.modular._bounds._sizes import Move, rule_of, Sizes, Unreadable
+from manifold_optax.modular._computation._graph import Graph, Operation, Value
 from manifold_optax.modular._primitives import loop_of, multiple
-from manifold_optax.modular._repeat import Repeat
-from manifold_optax.modular._sensitivities import Analysis
-from manifold_optax.modular._sizes import Move, rule_of, Sizes, Unreadable
 from manifold_optax.roles import VECTOR
 
 _MOVED = frozenset({

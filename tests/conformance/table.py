@@ -17,7 +17,7 @@ import pytest
 import manifold_optax as mo
 from conformance.case import Case, KERNELS, Tree, Tx, VECTOR
 from manifold_optax.geometry import RowRms, SpectralSphere
-from manifold_optax.modular._module import Atom
+from manifold_optax.modular._algebra._module import Atom
 from modular.handmade import Handmade
 
 

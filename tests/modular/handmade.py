@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import manifold_optax as mo
-from manifold_optax.modular._module import Atom
+from manifold_optax.modular._algebra._module import Atom
 from manifold_optax.trees import leaves_by_path
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from manifold_optax.modular._mixed_norm import joined, MixedNorm
+from manifold_optax.modular._bounds._mixed_norm import joined, MixedNorm
 
 Floats = NDArray[np.float64]
 

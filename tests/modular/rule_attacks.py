@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from manifold_optax.modular._gains import Gains
-from manifold_optax.modular._graph import Value
-from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm
-from manifold_optax.modular._sizes import Fact, Unreadable
+from manifold_optax.modular._bounds._gains import Gains
+from manifold_optax.modular._bounds._mixed_norm import MixedNorm, natural_norm
+from manifold_optax.modular._bounds._sizes import Fact, Unreadable
+from manifold_optax.modular._computation._graph import Value
 from modular.measured_norms import (
     Floats,
     largest_ratio,

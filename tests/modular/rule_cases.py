@@ -10,10 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manifold_optax.modular._fuse import fuse
-from manifold_optax.modular._graph import Graph, made_by, Value
-from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm
-from manifold_optax.modular._sizes import (
+from manifold_optax.modular._bounds._mixed_norm import MixedNorm, natural_norm
+from manifold_optax.modular._bounds._sizes import (
     Assumptions,
     Fact,
     Known,
@@ -21,7 +19,9 @@ from manifold_optax.modular._sizes import (
     no_facts,
     Sizes,
 )
-from manifold_optax.modular._trace import trace
+from manifold_optax.modular._computation._fuse import fuse
+from manifold_optax.modular._computation._graph import Graph, made_by, Value
+from manifold_optax.modular._computation._trace import trace
 from modular.measured_norms import norm_of
 
 

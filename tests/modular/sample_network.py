@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 import manifold_optax as mo
-from manifold_optax.modular._module import Atom
-from manifold_optax.modular._optimizer import project_parameters
+from manifold_optax.modular._algebra._module import Atom
+from manifold_optax.modular._budgets._optimizer import project_parameters
 from modular.handmade import gaussian, Handmade, handmade
 
 SHAPES = {

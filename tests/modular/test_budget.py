@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 import manifold_optax as mo
-from manifold_optax.modular._budget import Budget, budget
-from manifold_optax.modular._module import Atom
+from manifold_optax.modular._algebra._module import Atom
+from manifold_optax.modular._budgets._budget import Budget, budget
 from modular.handmade import Handmade, handmade
 
 # Shares are quotients of a few float64 numbers: some rounding units of 1e-16.

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from manifold_optax.modular._constants import (
+from manifold_optax.modular._computation._constants import (
     compact_array,
     constant_array,
     constant_number,
     is_constant,
 )
-from manifold_optax.modular._trace import trace
+from manifold_optax.modular._computation._trace import trace
 
 
 def outputs(function, x=np.ones(3, np.float32)):  # noqa: B008

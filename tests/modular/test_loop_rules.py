@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from jax import lax
 
-from manifold_optax.modular._fuse import fuse
-from manifold_optax.modular._gains import Gains
-from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm
-from manifold_optax.modular._primitives import slice_gains
-from manifold_optax.modular._sizes import (
+from manifold_optax.modular._bounds._gains import Gains
+from manifold_optax.modular._bounds._mixed_norm import MixedNorm, natural_norm
+from manifold_optax.modular._bounds._sizes import (
     Assumptions,
     Fact,
     Known,
     known_facts,
     Sizes,
 )
-from manifold_optax.modular._trace import trace
+from manifold_optax.modular._computation._fuse import fuse
+from manifold_optax.modular._computation._trace import trace
+from manifold_optax.modular._primitives import slice_gains
 from modular.rule_attacks import attacked, ROUNDING
 from modular.rule_cases import Case, case, data, fixed, weight
 

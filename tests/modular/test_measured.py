@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import manifold_optax as mo
-from manifold_optax.modular._measured import measured_budget
-from manifold_optax.modular._module import Atom
+from manifold_optax.modular._algebra._module import Atom
+from manifold_optax.modular._budgets._measured import measured_budget
 from modular.handmade import gaussian, Handmade, handmade
 
 # Forward and derivative of a few float32 products.

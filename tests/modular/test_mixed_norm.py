@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from manifold_optax.modular._mixed_norm import (
+from manifold_optax.modular._bounds._mixed_norm import (
     coarse,
     joined,
     mixed_norm,
@@ -13,7 +13,7 @@ from manifold_optax.modular._mixed_norm import (
     reshaped,
     resized,
 )
-from manifold_optax.modular._sizes import constant_size
+from manifold_optax.modular._bounds._sizes import constant_size
 from modular.measured_norms import (
     largest_ratio,
     measured,

@@ -13,10 +13,13 @@ from scipy.linalg import solve_continuous_lyapunov
 
 import manifold_optax as mo
 from manifold_optax.linalg import JORDAN
-from manifold_optax.modular._atom_axes import axes_of_atoms
-from manifold_optax.modular._budget import Budget, budget
-from manifold_optax.modular._module import Atom
-from manifold_optax.modular._optimizer import modular_optimizer, project_parameters
+from manifold_optax.modular._algebra._module import Atom
+from manifold_optax.modular._budgets._atom_axes import axes_of_atoms
+from manifold_optax.modular._budgets._budget import Budget, budget
+from manifold_optax.modular._budgets._optimizer import (
+    modular_optimizer,
+    project_parameters,
+)
 from modular.handmade import gaussian, Handmade, handmade
 from modular.sample_network import (
     ATOMS,

@@ -10,10 +10,13 @@ import optax
 import pytest
 
 import manifold_optax as mo
-from manifold_optax.modular._atom_axes import axes_of_atoms
-from manifold_optax.modular._budget import budget
-from manifold_optax.modular._module import Atom
-from manifold_optax.modular._scale import scale_by_modular_budget, scale_to_unit_norm
+from manifold_optax.modular._algebra._module import Atom
+from manifold_optax.modular._budgets._atom_axes import axes_of_atoms
+from manifold_optax.modular._budgets._budget import budget
+from manifold_optax.modular._budgets._scale import (
+    scale_by_modular_budget,
+    scale_to_unit_norm,
+)
 from modular.handmade import gaussian, Handmade, handmade
 
 SHAPES = {"layers": (3, 4, 8), "head": (8, 2)}

@@ -12,9 +12,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import manifold_optax as mo
-from manifold_optax.modular._budget import budget
-from manifold_optax.modular._module import Atom
-from manifold_optax.modular._optimizer import modular_optimizer
+from manifold_optax.modular._algebra._module import Atom
+from manifold_optax.modular._budgets._budget import budget
+from manifold_optax.modular._budgets._optimizer import modular_optimizer
 from modular.handmade import gaussian, Handmade, handmade
 from modular.sample_network import (
     ATOMS,

@@ -2,7 +2,7 @@ import pytest
 
 from manifold_optax.geometry import Stiefel
 from manifold_optax.modular import Atom, Bond, Identity, Repeat
-from manifold_optax.modular._text import draw, Entry
+from manifold_optax.modular._algebra._text import draw, Entry
 from modular.expressions import gpt, mlp
 
 GPT = """\

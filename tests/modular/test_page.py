@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from manifold_optax.modular._sizes import RULES
+from manifold_optax.modular._bounds._sizes import RULES
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "modular_manifolds.md"
 # Names of the reader's own: patterns, shards, and functions that a user declared.

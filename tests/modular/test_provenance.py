@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from manifold_optax.modular._provenance import (
+from manifold_optax.modular._uses._provenance import (
     blank,
     moved,
     NOTHING,

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from manifold_optax.modular._gains import Gains
-from manifold_optax.modular._mixed_norm import natural_norm
-from manifold_optax.modular._sizes import Fact, RULES, Unreadable
+from manifold_optax.modular._bounds._gains import Gains
+from manifold_optax.modular._bounds._mixed_norm import natural_norm
+from manifold_optax.modular._bounds._sizes import Fact, RULES, Unreadable
 from modular.rule_cases import case, data, fixed, read, weight
 
 

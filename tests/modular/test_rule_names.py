@@ -1,6 +1,6 @@
 """Every rule has a test: a rule without one fails here."""
 
-from manifold_optax.modular._sizes import RULES
+from manifold_optax.modular._bounds._sizes import RULES
 from modular import (
     test_entry_rules,
     test_loop_rules,

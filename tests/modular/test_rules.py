@@ -6,8 +6,8 @@ import optax
 import pytest
 
 import manifold_optax as mo
-from manifold_optax.modular._module import Atom
-from manifold_optax.modular._rules import (
+from manifold_optax.modular._algebra._module import Atom
+from manifold_optax.modular._budgets._rules import (
     check_geometry_rules,
     fits,
     geometry_of,

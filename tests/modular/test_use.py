@@ -12,9 +12,9 @@ import pytest
 from jax import lax
 
 import manifold_optax as mo
-from manifold_optax.modular._roles import conflicts, roles_from_use
-from manifold_optax.modular._trace import trace
-from manifold_optax.modular._use import uses
+from manifold_optax.modular._computation._trace import trace
+from manifold_optax.modular._uses._roles import conflicts, roles_from_use
+from manifold_optax.modular._uses._use import uses
 from modular.models import each_model, gpt2, MODELS, same_role
 from modular.used import (
     BATCH,

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import manifold_optax as mo
-from manifold_optax.modular._roles import roles_from_use, unused
+from manifold_optax.modular._uses._roles import roles_from_use, unused
 from modular.used import BATCH, kinds, LENGTH, Shapes, the_axes, TOKENS, used, WIDTH, X
 
 INDEX = jax.ShapeDtypeStruct((), np.int32)

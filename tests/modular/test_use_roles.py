@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import manifold_optax as mo
-from manifold_optax.modular._roles import conflicts, described, roles_from_use
-from manifold_optax.modular._trace import trace
-from manifold_optax.modular._use import uses
+from manifold_optax.modular._computation._trace import trace
+from manifold_optax.modular._uses._roles import conflicts, described, roles_from_use
+from manifold_optax.modular._uses._use import uses
 from modular.used import LENGTH, Shapes, TOKENS, used, WIDTH, X
 
 

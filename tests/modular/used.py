@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manifold_optax.modular._trace import trace
-from manifold_optax.modular._use import Use, uses
+from manifold_optax.modular._computation._trace import trace
+from manifold_optax.modular._uses._use import Use, uses
 
 BATCH, LENGTH, WIDTH, HEADS, SIZE = 2, 5, 8, 2, 4
 X = jax.ShapeDtypeStruct((BATCH, LENGTH, WIDTH), np.float32)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import manifold_optax as mo
-from manifold_optax.modular._module import Atom
+from manifold_optax.modular._algebra._module import Atom
 from modular.handmade import handmade
 
 NAN = float("nan")

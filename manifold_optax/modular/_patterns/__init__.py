@@ -1,6 +1,6 @@
 """Known functions in a graph, recognised by their algebra and not by their names."""
 
-from manifold_optax.modular._graph import Operation, Value
+from manifold_optax.modular._computation._graph import Operation, Value
 from manifold_optax.modular._patterns._linear import linear
 from manifold_optax.modular._patterns._normalization import normalization
 from manifold_optax.modular._patterns._softmax import softmax

@@ -5,8 +5,8 @@ import math
 import weakref
 from collections.abc import Iterator
 
-from manifold_optax.modular._constants import constant_number
-from manifold_optax.modular._graph import Operation, Value
+from manifold_optax.modular._computation._constants import constant_number
+from manifold_optax.modular._computation._graph import Operation, Value
 from manifold_optax.modular._patterns._layout import bare, STRUCTURE
 from manifold_optax.modular._patterns._leaves import factors, Leaf
 

@@ -1,6 +1,6 @@
 """How the axes of a value come from the axes of another one, its root."""
 
-from manifold_optax.modular._graph import Operation, Value
+from manifold_optax.modular._computation._graph import Operation, Value
 
 Axis = tuple[tuple[int | None, int], ...]
 """An axis as a row-major product of axes of the root and their sizes; `None` stands

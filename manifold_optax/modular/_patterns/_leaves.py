@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
-from manifold_optax.modular._constants import constant_number, is_constant
-from manifold_optax.modular._graph import made_by, Operation, Value
+from manifold_optax.modular._computation._constants import constant_number, is_constant
+from manifold_optax.modular._computation._graph import made_by, Operation, Value
 from manifold_optax.modular._patterns._layout import bare, Layout, moved, STRUCTURE
 
 MOST_LEAVES = 24

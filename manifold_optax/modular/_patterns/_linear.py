@@ -10,7 +10,7 @@ import weakref
 
 import numpy as np
 
-from manifold_optax.modular._graph import Operation, Value
+from manifold_optax.modular._computation._graph import Operation, Value
 from manifold_optax.modular._patterns._maps import LINEAR, Maps
 from manifold_optax.modular._patterns._tables import is_table, positions
 from manifold_optax.modular._patterns._weighted import grams, operator_norm, Weighted

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from manifold_optax.modular._constants import (
+from manifold_optax.modular._computation._constants import (
     array_given,
     constant_number,
 )
-from manifold_optax.modular._graph import Operation, Value
+from manifold_optax.modular._computation._graph import Operation, Value
 from manifold_optax.modular._patterns._tables import is_table
 from manifold_optax.modular._patterns._weighted import (
     entries,

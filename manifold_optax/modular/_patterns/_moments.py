@@ -9,8 +9,8 @@ import itertools
 import math
 from collections.abc import Callable
 
-from manifold_optax.modular._constants import constant_number
-from manifold_optax.modular._graph import Operation, Value
+from manifold_optax.modular._computation._constants import constant_number
+from manifold_optax.modular._computation._graph import Operation, Value
 from manifold_optax.modular._patterns._layout import (
     bare,
     constant_layout,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from manifold_optax.modular._graph import made_by, Operation, Value
+from manifold_optax.modular._computation._graph import made_by, Operation, Value
 from manifold_optax.modular._patterns._divisors import (
     as_divisor,
     Divisor,

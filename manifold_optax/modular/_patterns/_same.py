@@ -1,7 +1,7 @@
 """Values that a program computes twice."""
 
-from manifold_optax.modular._constants import constant_number
-from manifold_optax.modular._graph import Value
+from manifold_optax.modular._computation._constants import constant_number
+from manifold_optax.modular._computation._graph import Value
 from manifold_optax.modular._patterns._layout import bare, STRUCTURE
 
 _DEEPEST = 6

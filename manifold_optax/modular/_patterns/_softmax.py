@@ -7,8 +7,16 @@ import jax
 import numpy as np
 from jax.extend.core import Primitive
 
-from manifold_optax.modular._constants import compact_array, constant_number
-from manifold_optax.modular._graph import constant, made_by, Operation, Value
+from manifold_optax.modular._computation._constants import (
+    compact_array,
+    constant_number,
+)
+from manifold_optax.modular._computation._graph import (
+    constant,
+    made_by,
+    Operation,
+    Value,
+)
 from manifold_optax.modular._patterns._layout import (
     bare,
     identity,

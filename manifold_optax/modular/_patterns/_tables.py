@@ -5,8 +5,8 @@ import weakref
 import jax
 import numpy as np
 
-from manifold_optax.modular._constants import is_constant
-from manifold_optax.modular._graph import Value
+from manifold_optax.modular._computation._constants import is_constant
+from manifold_optax.modular._computation._graph import Value
 
 _TABLES = frozenset(
     {"add", "broadcast_in_dim", "complex", "concatenate", "convert_element_type", "cos"}

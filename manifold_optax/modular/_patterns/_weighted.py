@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from manifold_optax.modular._constants import MOST_NUMBERS
+from manifold_optax.modular._computation._constants import MOST_NUMBERS
 
 _MOST_MULTIPLICATIONS = 2e9
 """For exact norms: about a second; above it, a bound by row and column sums."""

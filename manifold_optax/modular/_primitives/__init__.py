@@ -6,6 +6,7 @@ from manifold_optax.modular._primitives import (
     _convolution,
     _declared,
     _entries,
+    _entry_products,
     _loops,
     _pieces,
     _products,
@@ -15,11 +16,12 @@ from manifold_optax.modular._primitives import (
 )
 from manifold_optax.modular._primitives._declared import register_rule
 from manifold_optax.modular._primitives._entries import multiple
-from manifold_optax.modular._primitives._loops import loop_of, slice_gains, slices_of
+from manifold_optax.modular._primitives._loop import loop_of
+from manifold_optax.modular._primitives._slices import slice_gains, slices_of
 
 FILES = (
-    _convolution, _declared, _entries, _loops, _pieces, _products, _shapes, _sums,
-    _vectors,
+    _convolution, _declared, _entries, _entry_products, _loops, _pieces, _products,
+    _shapes, _sums, _vectors,
 )  # fmt: skip
 """Each writes its rules into `RULES` when it is imported."""
 

@@ -9,9 +9,9 @@ padding and dilation; groups are blocks of that map.
 import math
 from collections.abc import Sequence
 
-from manifold_optax.modular._graph import Operation
-from manifold_optax.modular._mixed_norm import Factors, joined, MixedNorm, ratio
-from manifold_optax.modular._sizes import Move, Rule, RULES, Sizes, unfollowed
+from manifold_optax.modular._bounds._mixed_norm import Factors, joined, MixedNorm, ratio
+from manifold_optax.modular._bounds._sizes import Move, Rule, RULES, Sizes, unfollowed
+from manifold_optax.modular._computation._graph import Operation
 
 _IMAGE, _KERNEL = 0, 1
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 
 from manifold_optax._checks import require_instance
-from manifold_optax.modular._declare import Declaration, declaration
-from manifold_optax.modular._graph import Operation
-from manifold_optax.modular._mixed_norm import MixedNorm, natural_norm, ratio
-from manifold_optax.modular._sizes import Move, Rule, RULES, Sizes
+from manifold_optax.modular._bounds._mixed_norm import MixedNorm, natural_norm, ratio
+from manifold_optax.modular._bounds._sizes import Move, Rule, RULES, Sizes
+from manifold_optax.modular._computation._declare import Declaration, declaration
+from manifold_optax.modular._computation._graph import Operation
 
 
 def register_rule(primitive: str, rule: Rule) -> None:

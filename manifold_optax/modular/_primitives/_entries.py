@@ -5,18 +5,23 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from manifold_optax.modular._constants import compact_array
-from manifold_optax.modular._graph import Operation, Value
-from manifold_optax.modular._mixed_norm import joined, MixedNorm, ratio, remarked
-from manifold_optax.modular._scalar import analyse, Ref, ScalarFacts, Step
-from manifold_optax.modular._sizes import (
+from manifold_optax.modular._bounds._mixed_norm import (
+    MixedNorm,
+    ratio,
+    remarked,
+)
+from manifold_optax.modular._bounds._sizes import (
     all_max,
     Move,
     Rule,
     RULES,
     Sizes,
+    times,
     unfollowed,
 )
+from manifold_optax.modular._computation._constants import compact_array
+from manifold_optax.modular._computation._graph import Operation, Value
+from manifold_optax.modular._scalar import analyse, Ref, ScalarFacts, Step
 
 Moves = Sequence[Sequence[Move]]
 
@@ -91,7 +96,7 @@ def _entrywise_size(
     (root,) = operation.operands
     factor = multiple(operation)
     if factor is not None:
-        return _product(abs(factor), sizes.bound(root, norm))
+        return times(abs(factor), sizes.bound(root, norm))
     facts = _facts(operation, sizes)
     bounds = [max(abs(facts.lo), abs(facts.hi)) * _entries(norm)]
     inner = remarked(norm, "i", "o")
@@ -129,16 +134,16 @@ def _add_size(
     terms = operation.operands
     if sizes.assumptions.nominal and not all(map(sizes.is_weight, terms)):
         terms = tuple(term for term in terms if not sizes.is_weight(term))
-    return sum((_within(term, norm, sizes.bound) for term in terms), 0.0)
+    return sum((within(term, norm, sizes.bound) for term in terms), 0.0)
 
 
-def _within(
+def within(
     value: Value, norm: MixedNorm, bound: Callable[[Value, MixedNorm], float]
 ) -> float:
     """The size of an operand in a norm of the result; also of a lone number."""
     if value.shape == norm.shape:
         return bound(value, norm)
-    return _product(_entries(norm), bound(value, MixedNorm(())))
+    return times(_entries(norm), bound(value, MixedNorm(())))
 
 
 def _add_moves(
@@ -146,7 +151,7 @@ def _add_moves(
 ) -> Moves:
     """A change of one operand changes the result as much."""
     del sizes
-    return [[Move(0, 1.0, _spread(operation, position, norm))]]
+    return [[Move(0, 1.0, spread(operation, position, norm))]]
 
 
 def _passes(
@@ -154,11 +159,11 @@ def _passes(
 ) -> Moves:
     """A change of one operand changes some entries as much, and others not at all."""
     del sizes
-    factor, outer = _entry_by_entry(_spread(operation, position, norm))
+    factor, outer = entry_by_entry(spread(operation, position, norm))
     return [[Move(0, factor, outer)]]
 
 
-def _entry_by_entry(norm: MixedNorm) -> tuple[float, MixedNorm]:
+def entry_by_entry(norm: MixedNorm) -> tuple[float, MixedNorm]:
     """A norm that grows with the entries, and its ratio to another: the Frobenius norm.
 
     A matrix without some of its entries may have a larger operator norm.
@@ -167,7 +172,7 @@ def _entry_by_entry(norm: MixedNorm) -> tuple[float, MixedNorm]:
     return ratio(outer, norm), outer
 
 
-def _spread(operation: Operation, position: int, norm: MixedNorm) -> MixedNorm:
+def spread(operation: Operation, position: int, norm: MixedNorm) -> MixedNorm:
     """The norm of the result, for a number that is combined with an array."""
     shape = operation.results[0].shape
     return norm if operation.operands[position].shape == shape else all_max(shape)
@@ -180,7 +185,7 @@ def _either_size(
     del result
     norm = remarked(norm, "i", "o")
     cases = [operation.operands[k] for k in _cases(operation)]
-    bounds = [_within(case, norm, sizes.bound) for case in cases]
+    bounds = [within(case, norm, sizes.bound) for case in cases]
     if not norm.has("os"):
         return max(bounds)
     return sum(bounds) if norm.has("s") else math.hypot(*bounds)
@@ -211,138 +216,6 @@ def _select_moves(
     return _passes(operation, position, norm, sizes)
 
 
-def _mul_size(
-    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
-    """The largest entry of one times the norm of the other, either way.
-
-    For an operator norm the one must scale whole rows, or whole columns.
-    """
-    del result
-    scales = [k for k in (0, 1) if _scales(operation, k, norm, sizes)]
-    if not scales:
-        norm, scales = remarked(norm, "i", "o"), [0, 1]
-    pairs = ((operation.operands[k], operation.operands[1 - k]) for k in scales)
-    return min(
-        _product(_largest(x, y, sizes), _size_in(y, x, norm, sizes)) for x, y in pairs
-    )
-
-
-def _scales(operation: Operation, position: int, norm: MixedNorm, sizes: Sizes) -> bool:
-    """Whether a factor bounds a product by its largest entry, in this norm."""
-    if not norm.has("i"):
-        return True
-    equal = _repeated(operation, position, sizes)
-    sides = [
-        {k for k, axis in enumerate(norm.axes) if any(m == mark for _, m in axis)}
-        for mark in "io"
-    ]
-    return any(side <= equal for side in sides)
-
-
-def _largest(value: Value, other: Value, sizes: Sizes) -> float:
-    return _size_in(value, other, all_max(value.shape), sizes)
-
-
-def _size_in(value: Value, other: Value, norm: MixedNorm, sizes: Sizes) -> float:
-    """The size of one factor; of two activations each is assumed, in nominal."""
-    if sizes.is_weight(other) or sizes.is_weight(value) or not sizes.moves(other):
-        return _within(value, norm, sizes.bound)
-    return _within(value, norm, lambda x, inner: meeting(x, other, inner, sizes))
-
-
-def _product(a: float, b: float) -> float:
-    return a * b if a and b else 0.0
-
-
-def _mul_moves(
-    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
-) -> Moves:
-    """The change times the largest entry of the other factor.
-
-    A factor that is one number for a whole row turns the other factor as a whole: its
-    norm over that row is then what counts.
-    """
-    x, y = operation.operands[position], operation.operands[1 - position]
-    factor = 1.0
-    if not _scales(operation, 1 - position, norm, sizes):
-        larger = remarked(norm, "i", "o")
-        factor, norm = ratio(larger, norm), larger
-    outer = _spread(operation, position, norm)
-    largest = _product(factor, _size_in(y, x, all_max(y.shape), sizes))
-    ways = [[Move(0, largest, outer, "factor")]]
-    rows = _repeated(operation, position, sizes)
-    if rows and y.shape == outer.shape:
-        wide = MixedNorm(
-            tuple(
-                joined([(n, "o") for n, _ in axis]) if k in rows else axis
-                for k, axis in enumerate(outer.axes)
-            )
-        )
-        other = MixedNorm(
-            tuple(
-                joined([(n, "o" if k in rows else "b") for n, _ in axis])
-                for k, axis in enumerate(outer.axes)
-            )
-        )
-        size = _product(factor, _size_in(y, x, other, sizes))
-        ways.append([Move(0, size, wide, "row factor")])
-    return ways
-
-
-def _repeated(operation: Operation, position: int, sizes: Sizes) -> frozenset[int]:
-    """The axes of the result along which an operand has equal entries."""
-    x = operation.operands[position]
-    rank = len(operation.results[0].shape)
-    if x.shape == () and rank:
-        return frozenset(range(rank))
-    maker = sizes.graph.maker(x)
-    if maker is None or maker.name != "broadcast_in_dim":
-        return frozenset()
-    (inner,) = maker.operands
-    kept = {
-        outer
-        for k, outer in enumerate(maker.params["broadcast_dimensions"])
-        if inner.shape[k] == x.shape[outer]
-    }
-    return frozenset(k for k in range(rank) if k not in kept and x.shape[k] > 1)
-
-
-def _div_size(
-    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
-    del result
-    x, y = operation.operands
-    if y.shape == norm.shape:
-        norm = remarked(norm, "i", "o")
-    return _product(_reciprocal(operation, sizes), _within(x, norm, sizes.bound))
-
-
-def _div_moves(
-    operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
-) -> Moves:
-    """d(x/y) = dx/y − x dy/y²."""
-    x, y = operation.operands
-    least = _reciprocal(operation, sizes)
-    outer, times = _spread(operation, position, norm), 1.0
-    if y.shape == outer.shape:
-        times, outer = _entry_by_entry(outer)
-    if position:
-        least = _product(least * least, sizes.entering(x, all_max(x.shape)))
-    return [[Move(0, _product(times, least), outer, "divisor")]]
-
-
-def _reciprocal(operation: Operation, sizes: Sizes) -> float:
-    """The largest |1/y| of the divisor."""
-    y = operation.operands[1]
-    least = sizes.least(y)
-    if least > 0:
-        return 1 / least
-    if sizes.assumptions.nominal:
-        return 1.0
-    raise unfollowed(operation, "nothing bounds the divisor away from 0")
-
-
 def _jumps(operation: Operation, position: int, norm: MixedNorm, sizes: Sizes) -> Moves:
     del norm, position, sizes
     raise unfollowed(operation, "its result jumps where a parameter or an input moves")
@@ -358,8 +231,6 @@ RULES["add"] = Rule(_add_size, _add_moves, operators=True)
 RULES["sub"] = RULES["add_any"] = RULES["add"]
 RULES["max"] = RULES["min"] = Rule(_either_size, _passes)
 RULES["select_n"] = Rule(_either_size, _select_moves)
-RULES["mul"] = Rule(_mul_size, _mul_moves, operators=True)
-RULES["div"] = Rule(_div_size, _div_moves)
 for _name in (
     "gt", "ge", "lt", "le", "eq", "ne", "argmax", "argmin", "sign", "floor", "ceil",
     "round", "top_k", "random_bits", "is_finite",

@@ -4,10 +4,15 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from manifold_optax.modular._graph import Operation
-from manifold_optax.modular._mixed_norm import euclidean, joined, MixedNorm, ratio
+from manifold_optax.modular._bounds._mixed_norm import (
+    euclidean,
+    joined,
+    MixedNorm,
+    ratio,
+)
+from manifold_optax.modular._bounds._sizes import Move, Rule, RULES, Sizes
+from manifold_optax.modular._computation._graph import Operation
 from manifold_optax.modular._primitives._shapes import cut, REPEATED
-from manifold_optax.modular._sizes import Move, Rule, RULES, Sizes
 
 Moves = Sequence[Sequence[Move]]
 

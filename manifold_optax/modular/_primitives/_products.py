@@ -12,16 +12,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from manifold_optax.modular._graph import Operation, Value
-from manifold_optax.modular._mixed_norm import (
+from manifold_optax.modular._bounds._mixed_norm import (
     Factors,
     joined,
     MixedNorm,
     ratio,
     remarked,
 )
+from manifold_optax.modular._bounds._sizes import Move, Rule, RULES, Sizes, times
+from manifold_optax.modular._computation._graph import Operation, Value
 from manifold_optax.modular._primitives._entries import meeting
-from manifold_optax.modular._sizes import Move, Rule, RULES, Sizes
 
 Axes = tuple[int, ...]
 
@@ -117,7 +117,7 @@ def _carried(
     x_norm = x.norm(batch, "o", x_free)
     y_norm = y.norm("b", "i", y_free)
     size = sizes.bound if enters else sizes.entering
-    return _times(size(x.value, x_norm), sizes.entering(y.value, y_norm))
+    return times(size(x.value, x_norm), sizes.entering(y.value, y_norm))
 
 
 def _weighed(
@@ -128,7 +128,7 @@ def _weighed(
     y_free = [norm.axes[k] for k in y.result]
     count = math.prod(n for axis in (*batch, *x_free) for n, m in axis if m != "b")
     weights = sizes.bound(x.value, x.norm("b", "s", "b"))
-    return math.sqrt(count) * _times(
+    return math.sqrt(count) * times(
         weights, sizes.bound(y.value, y.norm("b", "b", y_free))
     )
 
@@ -208,10 +208,6 @@ def _product_norm(
 
 def _reason(y: _Side, sizes: Sizes) -> str:
     return "norm of the weight" if sizes.is_weight(y.value) else "size of its partner"
-
-
-def _times(a: float, b: float) -> float:
-    return a * b if a and b else 0.0
 
 
 RULES["dot_general"] = Rule(_dot_size, _dot_moves, operators=True)

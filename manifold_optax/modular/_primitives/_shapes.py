@@ -8,8 +8,7 @@ that bounds it, and one the way back; sizes ask the first and changes the second
 import math
 from collections.abc import Callable, Sequence
 
-from manifold_optax.modular._graph import Operation
-from manifold_optax.modular._mixed_norm import (
+from manifold_optax.modular._bounds._mixed_norm import (
     coarse,
     euclidean,
     Factors,
@@ -20,8 +19,9 @@ from manifold_optax.modular._mixed_norm import (
     reshaped,
     resized,
 )
+from manifold_optax.modular._bounds._sizes import Move, Rule, RULES, Sizes
+from manifold_optax.modular._computation._graph import Operation
 from manifold_optax.modular._primitives._truth import truth_size
-from manifold_optax.modular._sizes import Move, Rule, RULES, Sizes
 
 Way = tuple[float, MixedNorm]
 """A norm, and the factor that its bound is to be taken times."""

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 
-from manifold_optax.modular._graph import Operation
-from manifold_optax.modular._mixed_norm import (
+from manifold_optax.modular._bounds._mixed_norm import (
     euclidean,
     joined,
     MixedNorm,
     ratio,
     remarked,
 )
-from manifold_optax.modular._sizes import Move, Rule, RULES, Sizes
+from manifold_optax.modular._bounds._sizes import Move, Rule, RULES, Sizes
+from manifold_optax.modular._computation._graph import Operation
 
 Moves = Sequence[Sequence[Move]]
 

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from manifold_optax.modular._constants import constant_array
-from manifold_optax.modular._graph import Graph, Operation, Value
-from manifold_optax.modular._mixed_norm import MixedNorm
+from manifold_optax.modular._bounds._mixed_norm import MixedNorm
+from manifold_optax.modular._computation._constants import constant_array
+from manifold_optax.modular._computation._graph import Graph, Operation, Value
 
 
 def truth_size(value: Value, norm: MixedNorm, graph: Graph) -> float:

@@ -3,16 +3,16 @@
 import math
 from collections.abc import Sequence
 
-from manifold_optax.modular._graph import Operation
-from manifold_optax.modular._mixed_norm import (
+from manifold_optax.modular._bounds._mixed_norm import (
     euclidean,
     joined,
     MixedNorm,
     ratio,
     remarked,
 )
+from manifold_optax.modular._bounds._sizes import all_max, Move, Rule, RULES, Sizes
+from manifold_optax.modular._computation._graph import Operation
 from manifold_optax.modular._primitives._sums import entries, without
-from manifold_optax.modular._sizes import all_max, Move, Rule, RULES, Sizes
 
 Moves = Sequence[Sequence[Move]]
 

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from manifold_optax.modular._graph import Graph, Operation, Value
+from manifold_optax.modular._computation._graph import Graph, Operation, Value
+from manifold_optax.modular._computation._trace import trace
 from manifold_optax.modular._patterns import recognise
-from manifold_optax.modular._trace import trace
 
 
 def only_output(function, *arguments) -> tuple[Graph, Value]:

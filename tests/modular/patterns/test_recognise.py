@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax import lax
 
+from manifold_optax.modular._computation._trace import trace
 from manifold_optax.modular._patterns import recognise
-from manifold_optax.modular._trace import trace
 from modular.patterns.evaluation import evaluate, found
 
 TOKENS, SIZE = 6, 8

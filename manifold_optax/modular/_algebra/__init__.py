@@ -1,0 +1,1 @@
+"""The algebra of modules: atoms, bonds, and what is made of them."""

@@ -1,0 +1,1 @@
+"""How large values are, and how much of a change reaches the output."""

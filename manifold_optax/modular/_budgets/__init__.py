@@ -1,0 +1,1 @@
+"""Shares of the learning rate, and the optimizer that takes them."""

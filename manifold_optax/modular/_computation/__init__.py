@@ -1,0 +1,1 @@
+"""A traced computation as a graph of values and operations."""

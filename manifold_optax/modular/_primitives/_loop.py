@@ -1,0 +1,206 @@
+"""A loop as it is read: once, whatever its length.
+
+A change that enters a scan grows from step to step by the gains between its carried
+values, a small matrix of numbers.
+"""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+
+from manifold_optax.modular._bounds._gains import Gains
+from manifold_optax.modular._bounds._mixed_norm import (
+    joined,
+    MixedNorm,
+    natural_norm,
+)
+from manifold_optax.modular._bounds._sizes import (
+    Fact,
+    Known,
+    known_facts,
+    no_facts,
+    Sizes,
+)
+from manifold_optax.modular._computation._graph import Graph, Operation, Value
+
+_ROUNDS = 512
+"""So often is a body read for the sizes of what it carries; then they count as
+unbounded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """A scan as it was read: its body, and how changes grow in one step."""
+
+    operation: Operation
+    sizes: Sizes
+    to: tuple[Gains, ...]
+    """For each result of the body: the gains towards it, in its natural norm."""
+
+    @property
+    def body(self) -> Graph:
+        return self.operation.bodies[0]
+
+    @property
+    def carried(self) -> range:
+        """Which operands are carried."""
+        first = self.operation.params["num_consts"]
+        return range(first, first + self.operation.params["num_carry"])
+
+    @property
+    def length(self) -> int:
+        return self.operation.params["length"]
+
+    def step(self, operand: int, norm: MixedNorm) -> np.ndarray:
+        """What one step makes of a change of an input of the body, by result."""
+        value = self.body.inputs[operand]
+        if not value.is_float:
+            return np.zeros(len(self.to))
+        pairs = zip(self.to, self.body.outputs, strict=True)
+        return np.array([
+            # An integer moves by jumps alone: its gain is 0, or an error.
+            gains.gain(value, norm) if out.is_float or self.sizes.moves(value) else 0.0
+            for gains, out in pairs
+        ])  # fmt: skip
+
+    def growth(self) -> np.ndarray:
+        """`[results, carried]`: the same for all that is carried."""
+        columns = [
+            self.step(k, natural_norm(self.body.inputs[k].shape)) for k in self.carried
+        ]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(self.to), 0))
+
+
+def loop_of(operation: Operation, sizes: Sizes) -> Loop:
+    """A scan, read once for one analysis."""
+    return sizes.loop(operation, lambda: _read(operation, sizes))
+
+
+def _read(operation: Operation, sizes: Sizes) -> Loop:
+    (body,) = operation.bodies
+    inside = _sizes_inside(operation, sizes)
+    to = tuple(
+        Gains(body, inside, {out: [Fact(natural_norm(out.shape), 1.0)]})
+        for out in body.outputs
+    )
+    return Loop(operation, inside, to)
+
+
+def _sizes_inside(operation: Operation, sizes: Sizes) -> Sizes:
+    """The sizes of a body: those of what it carries grow until they stay, or for ever.
+
+    Raising all of them to their largest over the steps keeps every bound true.
+    """
+    (body,) = operation.bodies
+    count = operation.params["num_carry"]
+    known = _known(operation, sizes)
+    carried = body.inputs[operation.params["num_consts"] :][:count]
+    outer = operation.operands[operation.params["num_consts"] :][:count]
+    outputs = body.outputs[:count]
+    current = [_natural(sizes, value) for value in outer]
+
+    def inside() -> Sizes:
+        for value, size in zip(carried, current, strict=True):
+            known[value] = known[value]._replace(facts=_facts(value, size, sizes))
+        return Sizes(body, known, sizes.assumptions)
+
+    while _widen(known, inside(), carried, outputs):
+        pass
+    if sizes.assumptions.nominal:
+        return inside()
+    for step in range(1, operation.params["length"]):
+        if step == _ROUNDS:
+            current = [math.inf] * count
+            break
+        after = [_natural(inside(), out) for out in outputs]
+        if all(map(operator.le, after, current)):
+            break
+        current = list(map(max, after, current))
+    return inside()
+
+
+def _known(operation: Operation, sizes: Sizes) -> dict[Value, Known]:
+    """What the body knows of its inputs: what is known outside, of each slice."""
+    (body,) = operation.bodies
+    first = operation.params["num_consts"] + operation.params["num_carry"]
+    known = {}
+    for position, (inner, outer) in enumerate(
+        zip(body.inputs, operation.operands, strict=True)
+    ):
+        sliced = position >= first
+        norms = sizes.structure(outer)
+        if sliced:
+            norms = tuple(MixedNorm(norm.axes[1:]) for norm in norms)
+        facts = outside(outer, sizes, sliced=sliced)
+        params, inputs, moves = sizes.flags(outer)
+        known[inner] = Known(facts, params, inputs, moves, norms)
+    return known
+
+
+def outside(value: Value, sizes: Sizes, *, sliced: bool):
+    """The bounds of a value outside of the loop, or of the largest of its slices."""
+
+    def bound(norm: MixedNorm) -> float:
+        if sliced:
+            norm = MixedNorm((joined([(value.shape[0], "b")]), *norm.axes))
+        return sizes.bound(value, norm)
+
+    return bound
+
+
+def _widen(
+    known: dict[Value, Known],
+    inside: Sizes,
+    carried: Sequence[Value],
+    outputs: Sequence[Value],
+) -> bool:
+    """Notes what the carried values come to depend on; whether that is news."""
+    news = False
+    for value, out in zip(carried, outputs, strict=True):
+        old = known[value]
+        params, inputs, moves = inside.flags(out)
+        new = old._replace(
+            params=old.params or params,
+            inputs=old.inputs or inputs,
+            moves=old.moves or moves,
+        )
+        news |= new != old
+        known[value] = new
+    return news
+
+
+def _facts(value: Value, size: float, sizes: Sizes):
+    if not value.is_float:
+        return no_facts
+    if sizes.assumptions.nominal:
+        return lambda norm: math.sqrt(norm.count("oi")) * norm.count("s")
+    return known_facts(Fact(natural_norm(value.shape), size))
+
+
+def _natural(sizes: Sizes, value: Value) -> float:
+    return sizes.bound(value, natural_norm(value.shape)) if value.is_float else 0.0
+
+
+def largest_change(loop: Loop, start: np.ndarray, added: np.ndarray) -> np.ndarray:
+    """The changes of all results: those carried at the end, the largest stacked ones.
+
+    `start` is the change of what is carried in, `added` what each step adds.
+    """
+    growth = loop.growth()
+    count = len(loop.carried)
+    change, largest = start, np.zeros(len(loop.to) - count)
+    for _ in range(loop.length):
+        total = grown(growth, change) + added
+        change, stacked = total[:count], total[count:]
+        largest = np.maximum(largest, stacked)
+    return np.concatenate([change, largest])
+
+
+def grown(growth: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """A product of non-negative numbers in which 0 times infinity is 0."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        terms = growth * change[None, :]
+    return np.sum(np.where(np.isnan(terms), 0.0, terms), axis=1)

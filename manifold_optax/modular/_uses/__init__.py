@@ -1,0 +1,1 @@
+"""What each parameter is, from how the computation uses it."""
