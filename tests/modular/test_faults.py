@@ -189,3 +189,17 @@ def test_a_computation_that_is_too_deep_says_so() -> None:
     network = modular.read(lstm, params, jnp.ones((2, 8)))
     with pytest.raises(ValueError, match=r"of 'w' is known.*as a jax\.lax\.scan"):
         network.sensitivity("w", "derived")
+
+
+def test_noise_that_is_drawn_inside_has_no_rule_and_needs_none() -> None:
+    key = jax.random.key(0)
+
+    def forward(params: Any, x: Any) -> Any:
+        mean, spread = x @ params["centre"], jnp.tanh(x @ params["spread"])
+        return (mean + spread * jax.random.normal(key, mean.shape)) @ params["out"]
+
+    params = {name: jnp.zeros((4, 4)) for name in ("centre", "spread", "out")}
+    network = modular.read(forward, params, jnp.zeros((3, 4)))
+    # √2 times the inverse error function, which has no rule and counts as 1.
+    assert network.sensitivities()["spread"] == pytest.approx((2**0.5,))
+    assert network.sensitivities("derived")["centre"] == pytest.approx((1.0,))

@@ -200,6 +200,10 @@ class Sizes:
             return constant_size(array, norm)
         if operation is None or not value.is_float:
             return math.inf
+        if operation.name not in RULES and not self.moves(value):
+            # Noise, say: as large as the theory assumes everything to be, or unknown.
+            assumed = math.sqrt(norm.count("oi")) * norm.count("s")
+            return assumed if self.assumptions.nominal else math.inf
         index, rule = operation.results.index(value), rule_of(operation)
         if not rule.operators:
             norm = remarked(norm, "i", "o")
