@@ -157,8 +157,15 @@ def budget(
             zero, and for sensitivities that are zero or infinite, naming the paths.
 
     Example:
-        >>> module = read(forward, params, inputs)  # doctest: +SKIP
-        >>> print(budget(module, tare={"blocks": 5.0}))  # doctest: +SKIP
+        >>> def forward(params, x):
+        ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> params, x = {"up": jnp.eye(4), "down": jnp.eye(4)}, jnp.ones((2, 4))
+        >>> module = mo.modular.read(forward, params, x)
+        >>> print(budget(module, masses={"up": 3.0}))
+        nominal budget
+        path  role     manifold   norm      mass  sensitivity  share
+        down  readout  Euclidean  RmsToRms  1     1            0.25
+        up    matrix   Euclidean  RmsToRms  3     1            0.75
 
     Source: T. Large et al., "Scalable Optimization in the Modular Norm" (arXiv
     2405.14813, 2024).

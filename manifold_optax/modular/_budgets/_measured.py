@@ -85,9 +85,12 @@ def measured_budget(
             read; and where the output is zero or not finite.
 
     Example:
-        >>> module = read(forward, params, inputs)  # doctest: +SKIP
-        >>> found = measured_budget(module, params, inputs)  # doctest: +SKIP
-        >>> tx = modular_optimizer(module, 0.1, budget=found)  # doctest: +SKIP
+        >>> def forward(params, x):
+        ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> params, x = {"up": jnp.eye(4), "down": jnp.eye(4)}, jnp.ones((2, 4))
+        >>> module = mo.modular.read(forward, params, x)
+        >>> found = measured_budget(module, params, x)
+        >>> tx = mo.modular_optimizer(module, 0.1, budget=found)
 
     Cost: `draws` forward derivatives of the network for each parameter and slice, in
     one compiled program.

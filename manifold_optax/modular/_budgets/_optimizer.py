@@ -71,10 +71,14 @@ def modular_optimizer(
             `project_parameters`).
 
     Example:
-        >>> module = read(forward, params, inputs)  # doctest: +SKIP
-        >>> params = project_parameters(module, params)  # doctest: +SKIP
-        >>> tx = modular_optimizer(module, 0.1)  # doctest: +SKIP
-        >>> state = tx.init(params)  # doctest: +SKIP
+        >>> def forward(params, x):
+        ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> params, x = {"up": jnp.eye(4), "down": jnp.eye(4)}, jnp.ones((2, 4))
+        >>> module = mo.modular.read(forward, params, x)
+        >>> tx = modular_optimizer(module, 0.1, momentum=None)
+        >>> updates, _ = tx.update(params, tx.init(params), params)
+        >>> round(float(updates["up"][0, 0]), 4)
+        -0.05
 
     Source: T. Large et al., "Scalable Optimization in the Modular Norm" (arXiv
     2405.14813, 2024); J. Bernstein, "Modular Manifolds", Thinking Machines Lab (2025).
@@ -125,7 +129,16 @@ def project_parameters(
         ValueError: for parameters of other paths or shapes than were read.
 
     Example:
-        >>> params = project_parameters(module, params)  # doctest: +SKIP
+        >>> def forward(params, x):
+        ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> params = {"up": 2 * jnp.eye(4), "down": jnp.eye(4)}
+        >>> geometry = {"up": (mo.Stiefel(), mo.RmsToRms())}
+        >>> module = mo.modular.read(
+        ...     forward, params, jnp.ones((2, 4)), geometry=geometry
+        ... )
+        >>> params = project_parameters(module, params)
+        >>> bool(mo.Stiefel().residual(params["up"]) < 1e-6)
+        True
     """
     check_module("module", module)
     groups = groups_of(module.atoms, module.shapes)

@@ -44,12 +44,18 @@ def scale_by_modular_budget(
             for a stack with another number of slices than shares.
 
     Example:
-        >>> module = read(forward, params, inputs)  # doctest: +SKIP
-        >>> tx = optax.chain(  # doctest: +SKIP
-        ...     steepest(Euclidean(), RmsToRms()),
+        >>> def forward(params, x):
+        ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> params, x = {"up": jnp.eye(4), "down": jnp.eye(4)}, jnp.ones((2, 4))
+        >>> module = mo.modular.read(forward, params, x)
+        >>> tx = optax.chain(
+        ...     mo.steepest(mo.Euclidean(), mo.RmsToRms()),
         ...     scale_by_modular_budget(module),
         ...     optax.scale_by_learning_rate(0.1),
         ... )
+        >>> updates, _ = tx.update(params, tx.init(params), params)
+        >>> round(float(updates["up"][0, 0]), 4)
+        -0.05
     """
     shared = module if isinstance(module, Budget) else budget(module)
     axes = axes_of_atoms(shared.atoms)
