@@ -60,8 +60,8 @@ class Network:
         Args:
             kind: `"nominal"`: the accounting of the theory: every matrix, norm layer
                 and product of activations takes inputs of RMS 1, and biases are 0.
-                `"derived"`: a bound for all weights in the unit balls of their norms
-                and all inputs of the declared sizes.
+                `"derived"`: a bound for all weights on their manifolds, or in the unit
+                balls of their norms, and all inputs of the declared sizes.
 
         Returns:
             By path, one number for each slice of a scanned stack.
@@ -115,7 +115,7 @@ class Network:
 
     def analysis(self, kind: Sensitivity) -> Analysis:
         """Sizes and gains under one set of assumptions, computed once."""
-        require_one_of("sensitivity", kind, ("nominal", "derived"))
+        require_one_of("kind", kind, ("nominal", "derived"))
         if kind not in self._analyses:
             assumptions = Assumptions(nominal=kind == "nominal", floor=self.floor)
             self._analyses[kind] = Analysis(
