@@ -76,7 +76,7 @@ def test_an_nnx_optimizer_trains_with_hybrid(name: str, key: jax.Array) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["manifold_muon", pytest.param("muon", marks=pytest.mark.slow)]
+    "name", ["muon", pytest.param("manifold_muon", marks=pytest.mark.slow)]
 )
 def test_a_linen_train_state_trains_with_hybrid(name: str, key: jax.Array) -> None:
     model = LinenModel()

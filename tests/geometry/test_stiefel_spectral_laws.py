@@ -235,6 +235,7 @@ def test_optimality_conditions(x64):
     assert relative(x @ q + q @ x, 2 * k) <= 2e-3
 
 
+@pytest.mark.slow
 def test_vmap_is_the_loop():
     cases = [problem(kind, 24, 16) for kind in oracles.GRADIENT_KINDS]
     w, g = (jnp.asarray(np.stack(a), jnp.float32) for a in zip(*cases, strict=True))

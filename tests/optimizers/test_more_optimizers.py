@@ -148,6 +148,7 @@ def test_hyperball_turns_by_the_normalised_direction_of_muon():
     assert_same_path(found, expected, 1e-4)
 
 
+@pytest.mark.slow
 def test_hyperball_takes_any_inner_transformation():
     sphere, taken = mo.Sphere(3.0), taken_gradients()
     project = jax.jit(lambda tree: mo.project(tree, sphere))

@@ -80,6 +80,7 @@ def trained(
     return [float(step(model, optimizer)) for _ in range(15)]
 
 
+@pytest.mark.slow
 def test_a_gpt_needs_two_rules(rng: np.random.Generator) -> None:
     model = Gpt(nnx.Rngs(0))
     roles = mo.roles({"qkv/kernel": mo.Split((WIDTH,) * 3), "positions": "embedding"})

@@ -106,6 +106,7 @@ def _numbers(directory):
 THRESHOLD = 4.0
 
 
+@pytest.mark.slow
 def test_the_clip_holds_the_heads(stress):
     clipped, _ = _numbers(stress[0])
     # The statistic is that of the weights before the step, so what it sees next has
