@@ -30,7 +30,8 @@ TRAINED = (
 )
 # One of each kind; all others run nightly.
 GATE = (
-    "mlp", "resnet_training", "fused_gpt", "llama", "scanned_layers", "lora", "plain_recurrence",
+    "mlp", "resnet_training", "fused_gpt", "llama", "scanned_layers", "lora",
+    "plain_recurrence",
 )  # fmt: skip
 
 
