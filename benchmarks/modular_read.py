@@ -1,8 +1,9 @@
 """How long it takes to read a network: GPT-2 small, unrolled and scanned.
 
 Run: `.venv/bin/python benchmarks/modular_read.py`. Nothing is computed and no array is
-made. Each line: tracing, roles from use, the two kinds of sensitivities, each once in a
-fresh process state of the reader (scalar functions are analysed once a process).
+made. Each line: tracing; roles from use; the two kinds of sensitivities, of which the
+first line alone includes the analysis of scalar functions; the least and the largest
+nominal share.
 """
 
 import pathlib
@@ -31,10 +32,15 @@ def measure(title: str, layers: int, *, scanned: bool = False) -> None:
     nominal = time.perf_counter()
     network.sensitivities("derived")
     derived = time.perf_counter()
+    try:
+        shares = [x for own in modular.budget(network).shares.values() for x in own]
+        told = f"shares {min(shares):.1g} to {max(shares):.1g}"
+    except ValueError:
+        told = "no shares: sensitivities beyond float64"
     print(
         f"{title:28s} trace {traced - start:.2f} s, read {read - traced:.2f} s, "
         f"nominal {nominal - read:.2f} s, derived {derived - nominal:.2f} s, "
-        f"{len(network.atoms)} parameters"
+        f"{len(network.atoms)} parameters, {told}"
     )
 
 

@@ -6,7 +6,7 @@ from manifold_optax.modular._bounds._sensitivities import Analysis
 from manifold_optax.modular._computation._graph import Value
 
 _MOST = 400
-"""Lines; longer chains are cut in the middle of a deep network."""
+"""Lines; one more line tells what is left of a longer chain."""
 
 
 def explained(analysis: Analysis, path: str) -> str:
@@ -29,7 +29,11 @@ def explained(analysis: Analysis, path: str) -> str:
 def _chain(gains: Gains, value: Value, norm: MixedNorm) -> list[str]:
     """Along the way that carries most; the others are counted."""
     lines: list[str] = []
-    while len(lines) < _MOST:
+    while True:
+        if len(lines) == _MOST:
+            rest = gains.gain(value, norm)
+            lines.append(f"  {rest:>10.4g}  all further steps to the output")
+            break
         links = gains.links(value, norm)
         if not links:
             lines.append("              nothing reaches the output from here")

@@ -175,13 +175,13 @@ class _Tree:
                 found[self.paths[value]] = None
                 continue
             maker = self.graph.maker(value)
-            if maker is not None and self.sizes.flags(value)[0]:
+            if maker is not None and self.sizes.flags(value).params:
                 stack.extend(maker.operands)
         return list(found)
 
     def _acts(self, value: Value) -> bool:
         """Whether a value is an activation: it moves, and is no weight."""
-        return value.is_float and self.sizes.moves(value) and value in self._above
+        return value.is_float and self.sizes.is_moving(value) and value in self._above
 
     def _acting(self, operation: Operation) -> list[int]:
         return [k for k, x in enumerate(operation.operands) if self._acts(x)]
@@ -201,15 +201,15 @@ class _Tree:
             return a
 
         for value in self.graph.inputs:
-            if value.is_float and self.sizes.flags(value)[1]:
+            if value.is_float and self.sizes.flags(value).inputs:
                 above[value], depth[value] = None, 1
         for operation in self.graph.operations():
             acting = [x for x in operation.operands if x in above]
-            if not acting and not self.sizes.flags(operation.results[0])[1]:
+            if not acting and not self.sizes.flags(operation.results[0]).inputs:
                 continue
             shared = functools.reduce(common, acting) if acting else None
             for result in operation.results:
-                if result.is_float and self.sizes.moves(result):
+                if result.is_float and self.sizes.is_moving(result):
                     above[result], depth[result] = shared, depth[shared] + 1
         return above
 

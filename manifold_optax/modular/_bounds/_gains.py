@@ -138,7 +138,7 @@ class Gains:
         """
         for operation in reversed(self.graph.operations()):
             for result in operation.results:
-                if not result.is_float or not self.sizes.moves(result):
+                if not result.is_float or not self.sizes.is_moving(result):
                     continue
                 for usual in (natural_norm, all_max):
                     with contextlib.suppress(Unreadable):

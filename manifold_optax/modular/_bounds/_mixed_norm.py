@@ -46,6 +46,11 @@ class MixedNorm(NamedTuple):
         """The product of the sizes under these marks."""
         return math.prod(size for size, mark in self.factors if mark in marks)
 
+    @property
+    def of_ones(self) -> float:
+        """The norm of an array of ones; an operator norm is bounded by Frobenius's."""
+        return math.sqrt(self.count("oi")) * self.count("s")
+
     def has(self, marks: str) -> bool:
         """Whether one of these marks occurs."""
         return any(mark in marks for _, mark in self.factors)

@@ -56,7 +56,7 @@ class Analysis:
         self.gains = Gains(graph, self.sizes, wanted)
 
     def sensitivity(self, path: str) -> tuple[float, ...]:
-        """Of the RMS of the output to one parameter, for each slice of a scanned leaf.
+        """How much the RMS of the output changes with one parameter, slice by slice.
 
         Raises:
             Unreadable: for a step on the way that has no rule.

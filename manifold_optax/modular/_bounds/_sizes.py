@@ -31,6 +31,14 @@ class Fact(NamedTuple):
     size: float
 
 
+class Flags(NamedTuple):
+    """What a value depends on: parameters, inputs; and whether it moves with them."""
+
+    params: bool = False
+    inputs: bool = False
+    moves: bool = False
+
+
 class Known(NamedTuple):
     """What is known of an input of a graph.
 
@@ -118,7 +126,7 @@ class Sizes:
         self._bounds: dict[tuple[Value, MixedNorm], float] = {}
         self._lowest: dict[Value, float] = {}
         self._loops: dict[Operation, Any] = {}
-        self._flags: dict[Value, tuple[bool, bool, bool]] = {}
+        self._flags: dict[Value, Flags] = {}
         self._mark()
 
     def bound(self, value: Value, norm: MixedNorm) -> float:
@@ -136,8 +144,8 @@ class Sizes:
         Weights that are summed over (of attention) keep the bound of their sum.
         """
         assumed = self.assumptions.nominal and not norm.has("s")
-        if assumed and self.moves(value) and not self.is_weight(value):
-            return math.sqrt(norm.count("oi"))
+        if assumed and self.is_moving(value) and not self.is_weight(value):
+            return norm.of_ones
         return self.bound(value, norm)
 
     def least(self, value: Value) -> float:
@@ -148,16 +156,16 @@ class Sizes:
 
     def is_weight(self, value: Value) -> bool:
         """Whether a value is made of parameters and constants alone."""
-        params, inputs, _ = self._flags_of(value)
-        return params and not inputs
+        flags = self.flags(value)
+        return flags.params and not flags.inputs
 
-    def moves(self, value: Value) -> bool:
+    def is_moving(self, value: Value) -> bool:
         """Whether small changes of parameters or inputs change the value at all."""
-        return self._flags_of(value)[2]
+        return self.flags(value).moves
 
-    def flags(self, value: Value) -> tuple[bool, bool, bool]:
-        """Whether it depends on parameters, on inputs, and moves."""
-        return self._flags_of(value)
+    def flags(self, value: Value) -> Flags:
+        """What the value depends on."""
+        return self._flags.get(value, Flags())
 
     def structure(self, value: Value) -> tuple[MixedNorm, ...]:
         """The norms in which the size of a weight is known, brought to its form here.
@@ -200,10 +208,9 @@ class Sizes:
             return constant_size(array, norm)
         if operation is None or not value.is_float:
             return math.inf
-        if operation.name not in RULES and not self.moves(value):
+        if operation.name not in RULES and not self.is_moving(value):
             # Noise, say: as large as the theory assumes everything to be, or unknown.
-            assumed = math.sqrt(norm.count("oi")) * norm.count("s")
-            return assumed if self.assumptions.nominal else math.inf
+            return norm.of_ones if self.assumptions.nominal else math.inf
         index, rule = operation.results.index(value), rule_of(operation)
         if not rule.operators:
             norm = remarked(norm, "i", "o")
@@ -214,20 +221,17 @@ class Sizes:
                 size = self.convert(value, norm, wide)
         return size
 
-    def _flags_of(self, value: Value) -> tuple[bool, bool, bool]:
-        return self._flags.get(value, (False, False, False))
-
     def _mark(self) -> None:
         """What each value depends on: on whatever its operands do."""
         for value, known in self._known.items():
-            self._flags[value] = (known.params, known.inputs, known.moves)
+            self._flags[value] = Flags(known.params, known.inputs, known.moves)
         for operation in self.graph.operations():
-            flags = [self._flags_of(operand) for operand in operation.operands]
+            flags = [self.flags(operand) for operand in operation.operands]
             if not flags:
                 continue
-            together = tuple(any(flag) for flag in zip(*flags, strict=True))
+            together = Flags(*(any(flag) for flag in zip(*flags, strict=True)))
             for result in operation.results:
-                self._flags[result] = (together[0], together[1], together[2])
+                self._flags[result] = together
 
 
 def rule_of(operation: Operation) -> Rule:

@@ -54,7 +54,7 @@ class ReadModule(Protocol):
         ...
 
     def sensitivity(self, path: str, kind: Any) -> tuple[float, ...]:
-        """Of the output to one parameter in its norm, slice by slice."""
+        """How much the output changes with one parameter, slice by slice."""
         ...
 
 

@@ -106,7 +106,7 @@ def has_unit_norm(manifold: Manifold, norm: Norm) -> bool:
 
 
 def _factor(view: View, manifold: Manifold, norm: Norm) -> float:
-    """By what a direction must be multiplied to have norm 1."""
+    """The factor that gives a direction norm 1."""
     if not view.fan_in or not view.fan_out:
         return 1.0
     root = (view.fan_out / view.fan_in) ** 0.5

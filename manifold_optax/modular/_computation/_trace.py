@@ -1,4 +1,4 @@
-"""From a JAX function to its graph: calls are entered, loops keep their bodies."""
+"""The graph of a JAX function: calls are entered, loops keep their bodies."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -29,7 +29,7 @@ analytic in the position; if it is the same at all of these, it is constant. The
 frequencies of rotary positions reach from 1 to 1e-6, and the points match them."""
 
 _ROUNDING = 1e-5
-"""Of products of float32 cosines; those of bfloat16 are not recognised."""
+"""Rounding of products of float32 cosines; bfloat16 ones are not recognised."""
 
 
 def linear(value: Value) -> Operation | None:

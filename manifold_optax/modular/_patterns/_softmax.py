@@ -113,7 +113,7 @@ def _with_the_same_sum(summed: Value) -> Iterator[Value]:
 
 
 def _masked(value: Value) -> tuple[Value, int, Value] | None:
-    """Of `where(mask, x, 0)`: the mask, which case is kept, and what it keeps."""
+    """The mask of `where(mask, x, 0)`, which case is kept, and what it keeps."""
     operation = value.operation
     if (
         operation is None

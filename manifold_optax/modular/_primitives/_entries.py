@@ -26,11 +26,6 @@ from manifold_optax.modular._scalar import analyse, Ref, ScalarFacts, Step
 Moves = Sequence[Sequence[Move]]
 
 
-def _entries(norm: MixedNorm) -> float:
-    """The norm of an array of ones, from above."""
-    return math.sqrt(norm.count("oi")) * norm.count("s")
-
-
 def _steps(operation: Operation) -> tuple[Step, ...]:
     return operation.params["expression"].steps
 
@@ -62,7 +57,7 @@ def meeting(value: Value, partner: Value, norm: MixedNorm, sizes: Sizes) -> floa
     size, assumed = sizes.entering(value, norm), sizes.assumptions.nominal
     if not assumed or sizes.is_weight(partner) or sizes.is_weight(value):
         return size
-    if not sizes.moves(value) or norm.has("s"):
+    if not sizes.is_moving(value) or norm.has("s"):
         return size
     while (maker := sizes.graph.maker(value)) is not None:
         number = multiple(maker) if maker.name == "entrywise" else None
@@ -98,12 +93,12 @@ def _entrywise_size(
     if factor is not None:
         return times(abs(factor), sizes.bound(root, norm))
     facts = _facts(operation, sizes)
-    bounds = [max(abs(facts.lo), abs(facts.hi)) * _entries(norm)]
+    bounds = [max(abs(facts.lo), abs(facts.hi)) * norm.of_ones]
     inner = remarked(norm, "i", "o")
     if facts.growth < math.inf:
         bounds.append(facts.growth * sizes.bound(root, inner))
     elif facts.lipschitz < math.inf:
-        offset = abs(facts.at_zero) * _entries(norm)
+        offset = abs(facts.at_zero) * norm.of_ones
         bounds.append(offset + facts.lipschitz * sizes.bound(root, inner))
     return min(bounds)
 
@@ -143,7 +138,7 @@ def within(
     """The size of an operand in a norm of the result; also of a lone number."""
     if value.shape == norm.shape:
         return bound(value, norm)
-    return times(_entries(norm), bound(value, MixedNorm(())))
+    return times(norm.of_ones, bound(value, MixedNorm(())))
 
 
 def _add_moves(
@@ -207,7 +202,7 @@ def _cases(operation: Operation) -> list[int]:
 def _select_moves(
     operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
 ) -> Moves:
-    if position == 0 or sizes.moves(operation.operands[0]):
+    if position == 0 or sizes.is_moving(operation.operands[0]):
         raise unfollowed(
             operation, "which case is taken depends on parameters or inputs: it jumps"
         )

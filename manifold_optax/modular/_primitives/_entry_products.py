@@ -63,7 +63,7 @@ def _largest(value: Value, other: Value, sizes: Sizes) -> float:
 
 def _size_in(value: Value, other: Value, norm: MixedNorm, sizes: Sizes) -> float:
     """The size of one factor; of two activations each is assumed, in nominal."""
-    if sizes.is_weight(other) or sizes.is_weight(value) or not sizes.moves(other):
+    if sizes.is_weight(other) or sizes.is_weight(value) or not sizes.is_moving(other):
         return within(value, norm, sizes.bound)
     return within(value, norm, lambda x, inner: meeting(x, other, inner, sizes))
 

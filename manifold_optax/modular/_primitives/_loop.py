@@ -60,9 +60,10 @@ class Loop:
         if not value.is_float:
             return np.zeros(len(self.to))
         pairs = zip(self.to, self.body.outputs, strict=True)
+        moving = self.sizes.is_moving(value)
         return np.array([
             # An integer moves by jumps alone: its gain is 0, or an error.
-            gains.gain(value, norm) if out.is_float or self.sizes.moves(value) else 0.0
+            gains.gain(value, norm) if out.is_float or moving else 0.0
             for gains, out in pairs
         ])  # fmt: skip
 
@@ -176,7 +177,7 @@ def _facts(value: Value, size: float, sizes: Sizes):
     if not value.is_float:
         return no_facts
     if sizes.assumptions.nominal:
-        return lambda norm: math.sqrt(norm.count("oi")) * norm.count("s")
+        return lambda norm: norm.of_ones
     return known_facts(Fact(natural_norm(value.shape), size))
 
 

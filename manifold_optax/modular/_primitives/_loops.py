@@ -1,7 +1,6 @@
 """Rules of `scan` and `cond`."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,8 +37,7 @@ def _scan_size(
     if result < operation.params["num_carry"]:
         start = operation.operands[loop.carried[result]]
         return max(loop.sizes.bound(out, norm), sizes.bound(start, norm))
-    first = MixedNorm(norm.axes[:1])
-    factor = math.sqrt(first.count("oi")) * first.count("s")
+    factor = MixedNorm(norm.axes[:1]).of_ones
     return factor * loop.sizes.bound(out, MixedNorm(norm.axes[1:]))
 
 
@@ -106,7 +104,7 @@ def _cond_moves(
     operation: Operation, position: int, norm: MixedNorm, sizes: Sizes
 ) -> Sequence[Sequence[Move]]:
     """The worse branch, where the branch does not depend on what changes."""
-    if position == 0 or sizes.moves(operation.operands[0]):
+    if position == 0 or sizes.is_moving(operation.operands[0]):
         return RULES["argmax"].moves(operation, position, norm, sizes)
     branches = sizes.loop(operation, lambda: _branches(operation, sizes))
     worst = np.max([b.step(position - 1, norm) for b in branches], axis=0)

@@ -68,12 +68,7 @@ def _choice(outer: MixedNorm, count: float) -> float:
     """
     if not outer.has("os"):
         return 1.0
-    return min(entries(outer), count if outer.has("s") else math.sqrt(count))
-
-
-def entries(norm: MixedNorm) -> float:
-    """The norm of entries that are 1."""
-    return math.sqrt(norm.count("oi")) * norm.count("s")
+    return min(outer.of_ones, count if outer.has("s") else math.sqrt(count))
 
 
 def _largest_size(
@@ -116,7 +111,7 @@ def _over_axes(
 
     def size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> float:
         x, axes = operation.operands[result], axes_of(operation)
-        over = entries(MixedNorm(tuple(norm.axes[k] for k in axes)))
+        over = MixedNorm(tuple(norm.axes[k] for k in axes)).of_ones
         inner = _resized_b(norm, axes, x.shape)
         return over * factor(operation, norm) * sizes.bound(x, inner)
 

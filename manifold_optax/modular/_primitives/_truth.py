@@ -1,7 +1,5 @@
 """Sizes of truth values as numbers: masks, and one-hot vectors."""
 
-import math
-
 import numpy as np
 
 from manifold_optax.modular._bounds._mixed_norm import MixedNorm
@@ -18,7 +16,7 @@ def truth_size(value: Value, norm: MixedNorm, graph: Graph) -> float:
     rest = MixedNorm(
         tuple(() if k in hot else axis for k, axis in enumerate(norm.axes))
     )
-    return math.sqrt(rest.count("oi")) * rest.count("s")
+    return rest.of_ones
 
 
 def _hot_axes(value: Value, graph: Graph) -> frozenset[int]:

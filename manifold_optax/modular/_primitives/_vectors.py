@@ -12,7 +12,7 @@ from manifold_optax.modular._bounds._mixed_norm import (
 )
 from manifold_optax.modular._bounds._sizes import all_max, Move, Rule, RULES, Sizes
 from manifold_optax.modular._computation._graph import Operation
-from manifold_optax.modular._primitives._sums import entries, without
+from manifold_optax.modular._primitives._sums import without
 
 Moves = Sequence[Sequence[Move]]
 
@@ -22,7 +22,7 @@ def _softmax_size(
 ) -> float:
     """The sum over the axes is 1, hence no norm over them is larger."""
     del result, sizes
-    return entries(without(norm, operation.params["axes"]))
+    return without(norm, operation.params["axes"]).of_ones
 
 
 def _softmax_moves(
@@ -87,7 +87,7 @@ def _log_softmax_size(
     (x,), axes = operation.operands, operation.params["axes"]
     count = math.prod(x.shape[k] for k in axes)
     largest = 2 * sizes.bound(x, all_max(x.shape)) + math.log(count)
-    return entries(norm) * largest
+    return norm.of_ones * largest
 
 
 def _log_softmax_moves(
@@ -118,9 +118,9 @@ def _normalize_size(
     axes, scale = operation.params["axes"], operation.params["scale"]
     shape = operation.results[0].shape
     rest, over = without(norm, axes), MixedNorm(tuple(norm.axes[k] for k in axes))
-    spread = entries(rest)
+    spread = rest.of_ones
     if sizes.assumptions.nominal:
-        return scale * spread * entries(over)
+        return scale * spread * over.of_ones
     count = math.prod(shape[k] for k in axes)
     ones = MixedNorm(tuple(joined([(shape[k], "o")]) for k in axes))
     return scale * spread * ratio(over, ones) * math.sqrt(count)
