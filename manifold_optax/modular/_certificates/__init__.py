@@ -1,0 +1,1 @@
+"""What is certain of a network with its parameters as they are."""
