@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from manifold_optax.modular._certificates._formulas import (
     gain_of_step,
     unbounded,
 )
-from manifold_optax.modular._certificates._live_norms import live_norm
+from manifold_optax.modular._certificates._live_norms import live_norms
 from manifold_optax.modular._certificates._pairs import (
     last_product,
     LastProduct,
@@ -47,6 +47,10 @@ _PIECES = 8
 """Into so many a step is cut. The bound of a change is the integral of a convex
 function; the trapezoidal rule is above it, by 1/12 · 1/8² of how much its slope grows
 over the step: 0.2 % where the slope doubles."""
+
+
+_EPS = 2.0**-23
+"""Of float32."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,22 +108,33 @@ class Certificate:
         old, new, step = map(self._arrays, (params, _sum(params, updates), updates))
         time = jnp.zeros(1) if first_order else jnp.linspace(0.0, 1.0, _PIECES + 1)
 
-        def norm_of(name: WeightNorm | StepNorm) -> Array:
-            if isinstance(name, StepNorm):
-                return _step_norm(step[name.value], name)
-            before = live_norm(computed(name.value, old), name.norm)
-            after = live_norm(computed(name.value, new), name.norm)
+        def norms_of(names: Sequence[WeightNorm | StepNorm]) -> list[Array]:
+            steps = [name for name in names if isinstance(name, StepNorm)]
+            weights = [name for name in names if isinstance(name, WeightNorm)]
+            found = live_norms([
+                *((_slice(step[name.value], name.slice), name.norm) for name in steps),
+                *((computed(name.value, old), name.norm) for name in weights),
+                *((computed(name.value, new), name.norm) for name in weights),
+            ])  # fmt: skip
+            first, last = len(steps), len(steps) + len(weights)
             # A norm is convex, and the value an affine function of the parameters.
-            between = (1 - time) * before + time * after
-            return between * (1 + 4 * jnp.finfo(jnp.float32).eps)
+            pairs = zip(found[first:last], found[last:], strict=True)
+            between = [
+                ((1 - time) * before + time * after) * (1 + 4 * _EPS)
+                for before, after in pairs
+            ]
+            known = dict(
+                zip([*steps, *weights], [*found[:first], *between], strict=True)
+            )
+            return [known[name] for name in names]
 
-        rates = Evaluation(norm_of).value(_or_infinite(self._step))  # type: ignore[arg-type]
+        rates = Evaluation(norms_of).value(_or_infinite(self._step))
         if first_order:
             return rates.reshape(())
         rates = jnp.broadcast_to(rates, time.shape)
         ends = (rates[0] + rates[-1]) / 2
         mean = (ends + jnp.sum(rates[1:-1])) / _PIECES
-        return mean * (1 + 16 * jnp.finfo(jnp.float32).eps)
+        return mean * (1 + 16 * _EPS)
 
     @functools.cached_property
     def _last(self) -> LastProduct | None:
@@ -142,8 +157,7 @@ class Certificate:
         problem = self.problems.get("inputs")
         if isinstance(self._inputs, Unreadable):
             return f"The inputs have no bound. {problem}"
-        evaluation = self._evaluation(params)
-        return explained_inputs(self.network, lambda x: float(evaluation.value(x)))
+        return explained_inputs(self.network, self._evaluation(params).number)
 
     @functools.cached_property
     def _inputs(self) -> Size | Unreadable:
@@ -174,10 +188,10 @@ class Certificate:
     def _evaluation(self, params: ArrayTree) -> Evaluation:
         arrays = self._arrays(params)
 
-        def norm_of(name: WeightNorm) -> Array:
-            return live_norm(computed(name.value, arrays), name.norm)
+        def norms_of(names: Sequence[WeightNorm]) -> list[Array]:
+            return live_norms([(computed(x.value, arrays), x.norm) for x in names])
 
-        return Evaluation(norm_of)  # type: ignore[arg-type]
+        return Evaluation(norms_of)
 
 
 def _bounded(formula: Callable[[], Size]) -> Size | Unreadable:
@@ -199,8 +213,8 @@ def _sum(params: ArrayTree, updates: ArrayTree) -> ArrayTree:
     return jax.tree.map(lambda p, u: p + u, params, updates)
 
 
-def _step_norm(step: Array, name: StepNorm) -> Array:
-    return live_norm(step if name.slice is None else step[name.slice], name.norm)
+def _slice(step: Array, place: int | None) -> Array:
+    return step if place is None else step[place]
 
 
 def certificate(

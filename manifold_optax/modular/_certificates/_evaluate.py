@@ -6,7 +6,8 @@ the result is a bound, and the arithmetic costs it about 1e-6 for each step.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
@@ -21,28 +22,41 @@ than 4 units in the last place each, of a result that is no larger."""
 class Evaluation:
     """Formulas evaluated for one set of weights; what they share is computed once."""
 
-    def __init__(self, norm_of: Callable[[Hashable], Array]) -> None:
-        """`norm_of`: the name of a symbol → an upper bound of that norm, or several."""
-        self._norm_of = norm_of
+    def __init__(
+        self, norms_of: Callable[[Sequence[Any]], Sequence[Float32[Array, "..."]]]
+    ) -> None:
+        """`norms_of`: names of symbols → upper bounds of these norms.
+
+        All of a formula are asked for at once, so that those of one shape share a
+        program.
+        """
+        self._norms_of = norms_of
         self._logs: dict[Number, Array] = {}
 
     def value(self, size: Size) -> Float32[Array, "..."]:
         """The value, rounded up; infinite where it is beyond float32."""
         return jnp.exp2(_up(self.log2(size)))
 
+    def number(self, size: Size) -> float:
+        """The same as a float of Python, which reaches further; not inside `jit`."""
+        log = float(self.log2(size))
+        return 2.0**log if log < 1024 else math.inf
+
     def log2(self, size: Size) -> Float32[Array, "..."]:
         """Its logarithm; -∞ for 0."""
         if not isinstance(size, Number):
             return jnp.asarray(_log2(size), jnp.float32)
-        for number in _needed(size, self._logs):
-            self._logs[number] = self._of(number)
+        needed = list(_needed(size, self._logs))
+        symbols = [number for number in needed if number.kind == "symbol"]
+        norms = self._norms_of([number.data for number in symbols])
+        for number, norm in zip(symbols, norms, strict=True):
+            self._logs[number] = _up(jnp.log2(norm))
+        for number in needed:
+            if number.kind != "symbol":
+                self._logs[number] = self._of(number)
         return self._logs[size]
 
     def _of(self, number: Number) -> Array:
-        if number.kind == "symbol":
-            norm = self._norm_of(number.data)
-            norm = jnp.where(jnp.isnan(norm), jnp.inf, norm)
-            return _up(jnp.log2(norm.astype(jnp.float32)))
         given = [
             self._logs[x]
             if isinstance(x, Number)

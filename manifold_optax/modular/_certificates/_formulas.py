@@ -12,7 +12,7 @@ from manifold_optax.modular._bounds._number import (
     symbol,
     total,
 )
-from manifold_optax.modular._bounds._sizes import times
+from manifold_optax.modular._bounds._sizes import Sizes, times
 from manifold_optax.modular._certificates._domains import example_norm
 from manifold_optax.modular._certificates._reading import (
     assumed_size,
@@ -36,9 +36,13 @@ def gain_of_inputs(network: LiveNetwork, output: Value | None = None) -> Size:
     exchanged = []
     for value in _made_of_integers(gains.graph, rest):
         norm = natural_norm(value.shape)
-        diameter = 2.0 * sizes.bound(value, norm)
-        exchanged.append(times(diameter, gains.gain(value, norm)))
+        exchanged.append(times(_diameter(sizes, value), gains.gain(value, norm)))
     return total([*floats, *exchanged])
+
+
+def _diameter(sizes: Sizes, value: Value) -> Size:
+    """How far two of the arrays that a value may be are apart."""
+    return 2.0 * sizes.bound(value, natural_norm(value.shape))
 
 
 def _gain_of_input(gains: Gains, value: Value) -> tuple[Size, MixedNorm]:
@@ -128,9 +132,14 @@ def _where(gains: Gains, value: Value, norm: MixedNorm) -> str:
 
 def explained_inputs(network: LiveNetwork, number: Callable[[Size], float]) -> str:
     """One line for each step from each float input to the output."""
-    _, gains = network.analysis()
+    sizes, gains = network.analysis()
     lines = []
-    for place, value in enumerate(network.graph.inputs[len(network.paths) :]):
+    rest = network.graph.inputs[len(network.paths) :]
+    for value in _made_of_integers(gains.graph, rest):
+        size, norm = number(_diameter(sizes, value)), natural_norm(value.shape)
+        lines.append(f"tokens: to exchange them changes what they select by {size:.6g}")
+        lines += chain(gains, value, norm, number)
+    for place, value in enumerate(rest):
         if value.is_float:
             gain, norm = _gain_of_input(gains, value)
             gain = number(gain)

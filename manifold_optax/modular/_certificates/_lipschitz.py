@@ -61,7 +61,8 @@ def lipschitz_bound(
     Cost: of `read`; and of each matrix about 6 products of its smaller side, in one
     pass. Inside `jit` it is read once, when it is traced.
 
-    Source: M. Fazlyab et al., "Efficient and Accurate Estimation of Lipschitz Constants"
+    Source: M. Fazlyab et al., "Efficient and Accurate Estimation of Lipschitz
+    Constants"
     (1906.04893), section 1, for the product of norms; H. Kim et al., "The Lipschitz
     Constant of Self-Attention" (2006.04710) for why attention needs a bounded set.
     """
