@@ -1,0 +1,1 @@
+"""Bounds that hold for the parameters as they are: numbers inside `jax.jit`."""
