@@ -67,22 +67,28 @@ class ConvolutionAxis(NamedTuple):
 
         No symbol of nonnegative taps has a larger norm than that at frequency 0.
         """
-        taps = _form(self).taps
-        sides = (1 + max(t.entry for t in taps), 1 + max(t.result for t in taps))
-        counts = np.zeros(sides)
-        for tap in taps:
-            counts[tap.entry, tap.result] += 1
+        counts = np.zeros(self.block)
+        for tap in self.taps:
+            counts[tap.result, tap.entry] += 1
         return float(np.linalg.norm(counts, 2))
 
     @property
     def taps(self) -> tuple[Tap, ...]:
-        """The taps in the space-to-depth form; some may stand in several places."""
+        """The taps in the space-to-depth form; some may stand in several places.
+
+        There are none where no tap ever meets an entry: the result is zero.
+        """
         return _form(self).taps
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """How many entries of the result and of the image are one block."""
+        return _form(self).block
 
     @property
     def degree(self) -> int:
         """The degree of the symbol, a trigonometric polynomial."""
-        return max(tap.block for tap in self.taps)
+        return max((tap.block for tap in self.taps), default=0)
 
     @property
     def period(self) -> int:
@@ -96,6 +102,7 @@ class ConvolutionAxis(NamedTuple):
 
 class _Form(NamedTuple):
     taps: tuple[Tap, ...]
+    block: tuple[int, int]
     period: int
 
 
@@ -123,12 +130,11 @@ def _form(axis: ConvolutionAxis) -> _Form:
                 found.append(Tap(index, block, entry, result))
     start = min((tap.block for tap in found), default=0)
     taps = tuple(tap._replace(block=tap.block - start) for tap in found)
-    if not taps:  # No tap meets an entry: the result is zero.
-        taps = (Tap(0, 0, 0, 0),)
     nearest = shift // entries - max(0, results - 1) // outcomes - start
     farthest = (shift + image - 1) // entries - start
-    length = 1 + max(tap.block for tap in taps)
-    return _Form(taps, max(length, length - min(nearest, 0), farthest + 1))
+    length = 1 + max((tap.block for tap in taps), default=0)
+    block = (outcomes, entries)
+    return _Form(taps, block, max(length, length - min(nearest, 0), farthest + 1))
 
 
 class ConvolutionNorm(NamedTuple):

@@ -36,9 +36,9 @@ _SAMPLES = (12, 8, 6, 4)
 """Samples per degree: in two dimensions the bound is at most 1.7 %, 4 %, 7 % and 17 %
 high for it."""
 
-_PRODUCTS = 2**29
-"""Multiplications for the Gram matrices of all samples, above which fewer are taken:
-0.1 s on two CPU cores."""
+_CHEAP, _DEAR = 2**26, 2**32
+"""Multiplications for the Gram matrices of all samples: above the first number fewer
+samples are taken, above the second none."""
 
 _ENTRIES = 2**23
 """Entries of the symbols that are held at once."""
@@ -103,7 +103,10 @@ def _by_taps(kernel: Array, norm: ConvolutionNorm) -> Array:
 def _largest_symbol(taps: Array, norm: ConvolutionNorm, doublings: int) -> Array:
     """A bound of the norm of all symbols."""
     groups, outputs, inputs = taps.shape[1:]
-    waves, loss = _waves(norm, (outputs, inputs))
+    counts, loss = _samples(norm.axes, (groups, outputs, inputs))
+    if not counts:
+        return jnp.full((), jnp.inf, taps.dtype)
+    waves = _waves(norm.axes, counts)
     results, entries = waves.shape[2:4]
     matrix, scale = near_one(taps.reshape(len(taps), -1))
 
@@ -134,48 +137,49 @@ def _largest_symbol(taps: Array, norm: ConvolutionNorm, doublings: int) -> Array
 
 
 def _waves(
-    norm: ConvolutionNorm, channels: tuple[int, int]
-) -> tuple[NDArray[np.float64], float]:
-    """What the taps are multiplied by in the symbol, and what samples may miss.
+    axes: Sequence[ConvolutionAxis], counts: Sequence[int]
+) -> NDArray[np.float64]:
+    """What taps are multiplied by: `[sample, real or imaginary, result, entry, tap]`.
 
-    Returns:
-        `[sample, real or imaginary, result, entry, tap]`, and the factor by which the
-        supremum may exceed the largest sample.
+    The symbols at θ and −θ are conjugate; so half of one axis suffices.
     """
-    axes = norm.axes
-    counts, loss = _samples(axes, channels)
     waves = np.ones((1, 1, 1, 1), complex)  # [sample, result, entry, tap]
-    # The symbols at θ and −θ are conjugate: half of the last axis that has several.
     halved = max((k for k, n in enumerate(counts) if n > 1), default=-1)
     for k, (axis, count) in enumerate(zip(axes, counts, strict=True)):
         angles = 2 * np.pi / count * np.arange(count // 2 + 1 if k == halved else count)
-        sides = [1 + max(tap[j] for tap in axis.taps) for j in (3, 2)]
-        wave = np.zeros((len(angles), *sides, axis.size), complex)
+        wave = np.zeros((len(angles), *axis.block, axis.size), complex)
         for tap in axis.taps:
             wave[:, tap.result, tap.entry, tap.index] = np.exp(1j * tap.block * angles)
         waves = np.einsum("fqrk,gstl->fgqsrtkl", waves, wave)
-        shape = waves.shape
-        waves = waves.reshape(
-            [a * b for a, b in zip(shape[::2], shape[1::2], strict=True)]
-        )
-    return np.stack([np.real(waves), np.imag(waves)], 1), loss
+        pairs = zip(waves.shape[::2], waves.shape[1::2], strict=True)
+        waves = waves.reshape([a * b for a, b in pairs])
+    return np.stack([np.real(waves), np.imag(waves)], 1)
 
 
 def _samples(
-    axes: Sequence[ConvolutionAxis], channels: tuple[int, int]
+    axes: Sequence[ConvolutionAxis], channels: tuple[int, int, int]
 ) -> tuple[list[int], float]:
-    """How many samples to take along each axis, and the factor that they may miss."""
-    sides = [1, 1]
-    for axis in axes:
-        sides[0] *= 1 + max(tap.result for tap in axis.taps)
-        sides[1] *= 1 + max(tap.entry for tap in axis.taps)
-    least = min(channels[0] * sides[0], channels[1] * sides[1])
-    most = max(channels[0] * sides[0], channels[1] * sides[1])
+    """How many samples to take along each axis.
+
+    Args:
+        axes: the spatial axes.
+        channels: groups, outputs and inputs of each.
+
+    Returns:
+        The numbers of samples, none where all would be too dear; and the factor by
+        which the supremum may exceed the largest sample.
+    """
+    groups, outputs, inputs = channels
+    outputs *= math.prod(axis.block[0] for axis in axes)
+    inputs *= math.prod(axis.block[1] for axis in axes)
+    once = groups * outputs * inputs * min(outputs, inputs)
     counts: list[int] = []
     for per_degree in _SAMPLES:
         counts = [min(axis.period, max(1, per_degree * axis.degree)) for axis in axes]
-        if math.prod(counts) * most * least**2 <= _PRODUCTS:
+        if math.prod(counts) * once <= _CHEAP:
             break
+    if math.prod(counts) * once > _DEAR:
+        return [], math.inf
     loss = 1.0
     for axis, count in zip(axes, counts, strict=True):
         if count < axis.period:
