@@ -91,6 +91,29 @@ CASES = [
          data(1, 4, 3), weight(3, 1, 3, marks="i b b")),
     case("conv depthwise, taps", lambda x, w: _conv(x, w, feature_group_count=3),
          data(1, 4, 3, marks="b b b"), weight(3, 1, 3, marks="b b b")),
+    case("conv over space", _conv, data(1, 5, 2, marks="b o o"),
+         weight(3, 2, 2, marks="i i o"), wanted=("b o o",), given=("b o o",)),
+]  # fmt: skip
+
+# Convolutions in the Euclidean norm over the positions of an image.
+OVER_SPACE = [
+    case("conv over space, stride", lambda x, w: _conv(x, w, (2,), ((1, 0),)),
+         data(2, 6, 1, marks="b o o"), weight(3, 1, 2, marks="i i o"),
+         wanted=("b o o", "o o o"), given=("b o o", "o o o")),
+    case("conv over space, dilated",
+         lambda x, w: _conv(x, w, (2,), ((2, 2),), rhs_dilation=(2,)),
+         data(1, 6, 2, marks="b o o"), weight(2, 2, 1, marks="i i o"),
+         wanted=("b o o",), given=("b o o",)),
+    case("conv over space, transposed",
+         lambda x, w: _conv(x, w, (1,), ((2, 2),), lhs_dilation=(2,)),
+         data(1, 3, 2, marks="b o o"), weight(3, 2, 2, marks="i i o"),
+         wanted=("b o o",), given=("b o o",)),
+    case("conv over space, groups", lambda x, w: _conv(x, w, feature_group_count=2),
+         data(1, 4, 4, marks="b o 2b2o"), weight(3, 2, 4, marks="i i 2b2o"),
+         wanted=("b o 2b2o", "b o o"), given=("b o 2b2o", "b o o")),
+    case("conv over a plane", lambda x, w: _conv(x, w, (2, 1)),
+         data(1, 3, 3, 1, marks="b o o o"), weight(2, 2, 1, 2, marks="i i i o"),
+         wanted=("b o o o", "b b o o"), given=("b o o o", "b b o o", "b o b o")),
 ]  # fmt: skip
 
 
@@ -98,6 +121,13 @@ CASES = [
 @pytest.mark.usefixtures("x64")
 def test_a_rule_is_never_exceeded(the):
     assert attacked(tuple(CASES))[the].found == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("the", OVER_SPACE, ids=str)
+@pytest.mark.usefixtures("x64")
+def test_a_rule_over_space_is_never_exceeded(the):
+    assert attacked(tuple(OVER_SPACE), pairs=12)[the].found == []
 
 
 @pytest.mark.usefixtures("x64")

@@ -70,6 +70,11 @@ CASES = [
          data(2, 2, 2)),
     case("every other", _window(lax.max, -np.inf, (1, 1, 1), (1, 2, 1)),
          data(1, 4, 2)),
+    case("average pool over space", _window(lax.add, 0, (1, 2, 1)),
+         data(1, 4, 2, marks="b o o"), wanted=("b o o",), given=("b o o",)),
+    case("max pool over space", _window(lax.max, -np.inf, (1, 2, 1)),
+         data(1, 4, 3, marks="b o o"), wanted=("b o o", "b o b"),
+         given=("b o o", "b o b", "b o s")),
     # Along an axis.
     case("cumsum", lambda x: jnp.cumsum(x, 0), data(3, 2), wanted=("o o",)),
     case("cumsum back", lambda x: lax.cumsum(x, 1, reverse=True), data(2, 3)),
@@ -117,8 +122,38 @@ CASES = [
          data(3, 2), fixed([0.0, 1.0, 2.0])),
 ]  # fmt: skip
 
+# Windows in the Euclidean norm over positions.
+OVER_SPACE = [
+    case("sums that overlap over space",
+         _window(lax.add, 0, (1, 3, 1), (1, 2, 1), "SAME"),
+         data(1, 6, 1, marks="b o o"), wanted=("b o o", "b o b"),
+         given=("b o o", "b o b")),
+    case("sums over a plane", _window(lax.add, 0, (1, 2, 3), (1, 2, 1)),
+         data(2, 4, 3, marks="b o o"), wanted=("b o o", "b b o", "o b o"),
+         given=("b o o", "b b o", "o b o", "b o b")),
+    case("sums of a dilated line",
+         lambda x: lax.reduce_window(
+             x, np.array(0, x.dtype), lax.add, (1, 3), (1, 2), ((0, 0), (1, 2)),
+             base_dilation=(1, 3), window_dilation=(1, 2)),
+         data(2, 4, marks="b o"), wanted=("b o",), given=("b o",)),
+    case("max that overlaps over space",
+         _window(lax.max, -np.inf, (1, 3, 1), (1, 2, 1), "SAME"),
+         data(1, 5, 2, marks="b o o"), wanted=("b o o", "b o b", "b o s"),
+         given=("b o o", "b o b", "b o s")),
+    case("max over a plane", _window(lax.max, -np.inf, (1, 2, 2), (1, 1, 2)),
+         data(2, 3, 4, marks="b o o"), wanted=("b o o", "b b o", "b o b", "o b o"),
+         given=("b o o", "b b o", "b o b", "o b o")),
+]  # fmt: skip
+
 
 @pytest.mark.parametrize("the", CASES, ids=str)
 @pytest.mark.usefixtures("x64")
 def test_a_rule_is_never_exceeded(the):
     assert attacked(tuple(CASES))[the].found == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("the", OVER_SPACE, ids=str)
+@pytest.mark.usefixtures("x64")
+def test_a_rule_over_space_is_never_exceeded(the):
+    assert attacked(tuple(OVER_SPACE), pairs=12)[the].found == []

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from manifold_optax.modular._bounds._convolution_norm import ConvolutionNorm
 from manifold_optax.modular._bounds._mixed_norm import (
     MixedNorm,
     natural_norm,
@@ -120,7 +121,7 @@ class Sizes:
         graph: Graph,
         known: Mapping[Value, Known],
         assumptions: Assumptions,
-        measured: Callable[[Value, MixedNorm], Size | None] | None = None,
+        measured: Callable[[Value, Any], Size | None] | None = None,
     ) -> None:
         """`measured`: bounds of values that are not read but computed, where it can."""
         self.graph = graph
@@ -198,6 +199,14 @@ class Sizes:
             self._loops[operation] = read()
         return self._loops[operation]
 
+    def measure(self, value: Value, norm: ConvolutionNorm) -> Size:
+        """All windows of an image together have at most √overlap times its norm."""
+        if self._measured is not None and self.is_weight(value):
+            found = self._measured(value, norm)
+            if found is not None:
+                return found
+        return math.sqrt(norm.overlap) * self.bound(value, norm.unfolded)
+
     def convert(self, value: Value, norm: MixedNorm, other: MixedNorm) -> Size:
         """The bound of a norm by way of another one."""
         even = self.assumptions.nominal and not self.is_weight(value)
@@ -261,10 +270,7 @@ def constant_size(array: np.ndarray, norm: MixedNorm) -> float:
     """A norm of a known array; an operator norm where it is one plain matrix."""
     array = np.abs(np.asarray(array, np.float64))
     array = np.where(np.isnan(array), np.inf, array)  # No bound holds for it.
-    if norm.has("i"):
-        norm = MixedNorm(
-            tuple(tuple((n, "o" if m == "i" else m) for n, m in a) for a in norm.axes)
-        )
+    norm = remarked(norm, "i", "o")
     marks = [mark for _, mark in norm.factors]
     array = array.reshape([size for size, _ in norm.factors])
     chosen: dict[str, tuple[int, ...]] = {

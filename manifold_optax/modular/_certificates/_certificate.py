@@ -12,8 +12,13 @@ from jaxtyping import Array, Float32
 
 from manifold_optax._checks import require_in_range
 from manifold_optax._typing import ArrayTree
+from manifold_optax.modular._bounds._convolution_norm import ConvolutionNorm
+from manifold_optax.modular._bounds._mixed_norm import MixedNorm
 from manifold_optax.modular._bounds._number import reference, Size
 from manifold_optax.modular._bounds._sizes import Unreadable
+from manifold_optax.modular._certificates._convolution_norm import (
+    convolution_norm_bound,
+)
 from manifold_optax.modular._certificates._domains import (
     is_domain,
     known_input,
@@ -111,7 +116,7 @@ class Certificate:
         def norms_of(names: Sequence[WeightNorm | StepNorm]) -> list[Array]:
             steps = [name for name in names if isinstance(name, StepNorm)]
             weights = [name for name in names if isinstance(name, WeightNorm)]
-            found = live_norms([
+            found = _norms([
                 *((_slice(step[name.value], name.slice), name.norm) for name in steps),
                 *((computed(name.value, old), name.norm) for name in weights),
                 *((computed(name.value, new), name.norm) for name in weights),
@@ -189,7 +194,7 @@ class Certificate:
         arrays = self._arrays(params)
 
         def norms_of(names: Sequence[WeightNorm]) -> list[Array]:
-            return live_norms([(computed(x.value, arrays), x.norm) for x in names])
+            return _norms([(computed(x.value, arrays), x.norm) for x in names])
 
         return Evaluation(norms_of)
 
@@ -211,6 +216,20 @@ def _or_infinite(found: Size | Unreadable) -> Size:
 def _sum(params: ArrayTree, updates: ArrayTree) -> ArrayTree:
     """The parameters after the step, in their dtypes."""
     return jax.tree.map(lambda p, u: p + u, params, updates)
+
+
+def _norms(
+    queries: Sequence[tuple[Array, MixedNorm | ConvolutionNorm]],
+) -> list[Array]:
+    """Upper bounds of norms of arrays, in their order."""
+    found = {
+        k: convolution_norm_bound(x, norm)
+        for k, (x, norm) in enumerate(queries)
+        if isinstance(norm, ConvolutionNorm)
+    }
+    mixed = [(x, norm) for x, norm in queries if isinstance(norm, MixedNorm)]
+    rest = iter(live_norms(mixed))
+    return [found[k] if k in found else next(rest) for k in range(len(queries))]
 
 
 def _slice(step: Array, place: int | None) -> Array:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from manifold_optax.modular._algebra._module import Atom
 from manifold_optax.modular._bounds._ball import unit_ball
+from manifold_optax.modular._bounds._convolution_norm import ConvolutionNorm
 from manifold_optax.modular._bounds._gains import Gains
 from manifold_optax.modular._bounds._mixed_norm import (
     mixed_norm,
@@ -34,7 +35,7 @@ class WeightNorm(NamedTuple):
     """The name of a number: a norm of a value that is made of parameters."""
 
     value: Value
-    norm: MixedNorm
+    norm: MixedNorm | ConvolutionNorm
 
 
 class StepNorm(NamedTuple):
@@ -111,7 +112,7 @@ class LiveNetwork:
         rest = self.graph.inputs[len(self.paths) :]
         known.update(zip(rest, self.inputs, strict=True))
 
-        def measured(value: Value, norm: MixedNorm) -> Number | None:
+        def measured(value: Value, norm: MixedNorm | ConvolutionNorm) -> Number | None:
             if not weights.measures(value):
                 return None
             return symbol(WeightNorm(value, norm), assumed_size(value.shape, norm))
@@ -134,12 +135,14 @@ def _norms(path: str, leaf: Value, found: Sequence) -> tuple[MixedNorm, ...]:
     return tuple(dict.fromkeys(norms))
 
 
-def assumed_size(shape: Sequence[int], norm: MixedNorm) -> float:
+def assumed_size(shape: Sequence[int], norm: MixedNorm | ConvolutionNorm) -> float:
     """What a norm of a weight is taken for, to choose among bounds.
 
     That of independent entries of variance 1 / fan_in, as most weights start; of
     vectors, of entries 1. It decides which bound is computed, not whether it holds.
     """
+    if isinstance(norm, ConvolutionNorm):
+        return math.sqrt(norm.overlap) * assumed_size(shape, norm.unfolded)
     fan_in = math.prod(shape[:-1]) if len(shape) > 1 else 1
     entry = 1 / math.sqrt(max(1, fan_in))
     size = math.sqrt(norm.count("o"))
