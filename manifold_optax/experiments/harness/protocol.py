@@ -5,6 +5,9 @@ each run deviates from its mean by σ, then Δ has the standard deviation
 σ √(1/n₁ + 1/n₂). So Δ / √(1/n₁ + 1/n₂) is compared with a multiple of σ, as track 3 of
 modded-nanogpt's speedrun does. There σ is known from many runs; here it is estimated
 from the runs that are compared.
+
+What it finds, of 4 rows: with 3 seeds each, a difference of 3 σ in 63 % and one of 4 σ
+in 90 % of the cases; with 5 seeds, one of 3 σ in 94 %.
 """
 
 import dataclasses
