@@ -14,8 +14,16 @@ from experiments.harness.quadratic import (
     QuadraticConfig,
     Result,
 )
-from manifold_optax.experiments.harness import run_experiment
+from manifold_optax.experiments.harness import report, run_experiment
 from manifold_optax.experiments.harness.records import read_records, run_name
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch):
+    """Writes empty files: drawing takes longer than all runs."""
+    save = lambda output, name, figure: (output / f"{name}.png").touch()
+    monkeypatch.setattr(report, "save_figure", save)
+    monkeypatch.setattr(report, "draw_metrics", lambda experiment, cells: None)
 
 
 @pytest.fixture
@@ -43,18 +51,18 @@ def _keys(records):
 
 def test_the_best_rates_run_again_with_fresh_seeds(config):
     final = dataclasses.replace(config, final_seeds=(1, 2))
-    report = run_experiment(Quadratic(final))
+    written = run_experiment(Quadratic(final))
     assert _keys(_records(config))[5:] == [
         ("slow", 0.3, 1),
         ("slow", 0.3, 2),
         ("fast", 0.5, 1),
         ("fast", 0.5, 2),
     ]
-    tuning, fresh, differences = (part.splitlines() for part in report.split("\n## "))
+    tuning, fresh, differences = (part.splitlines() for part in written.split("\n## "))
     assert sum(line.startswith("|") for line in tuning) == 2 + 5
     assert sum(line.startswith("|") for line in fresh) == 2 + 2
-    assert "Unequal tuning budgets: slow 3 rates and 3 runs; fast 2 rates" in report
-    assert "the learning rate of slow, 0.3, is the largest that was tried" in report
+    assert "Unequal tuning budgets: slow 3 rates and 3 runs; fast 2 rates" in written
+    assert "the learning rate of slow, 0.3, is the largest that was tried" in written
     # Two steps at twice the rate 0.5 reach the point itself: a distance of 0.
     assert "| fast - slow " in differences[4]
     assert differences[4].endswith("|")
@@ -74,8 +82,8 @@ def test_final_runs_are_resumed_and_do_not_choose_the_rate(config):
 
 
 def test_one_final_seed_compares_nothing(config):
-    report = run_experiment(Quadratic(dataclasses.replace(config, final_seeds=(1,))))
-    assert "No comparison is made: it needs at least 2 final seeds, got 1" in report
+    written = run_experiment(Quadratic(dataclasses.replace(config, final_seeds=(1,))))
+    assert "No comparison is made: it needs at least 2 final seeds, got 1" in written
 
 
 @pytest.mark.parametrize(
@@ -93,7 +101,7 @@ def test_wrong_final_seeds_are_explained(config, final_seeds, message):
 
 def test_the_whole_grid_runs_in_every_condition(config):
     final = dataclasses.replace(config, final_seeds=(1, 2))
-    report = run_experiment(Conditional(final))
+    written = run_experiment(Conditional(final))
     settings = [one.settings for one in _records(config)]
     assert [s.condition for s in settings] == (
         5 * ["size=3"] + 7 * ["size=4"] + 4 * ["size=3"] + 4 * ["size=4"]
@@ -101,7 +109,7 @@ def test_the_whole_grid_runs_in_every_condition(config):
     # The rates of the second condition are its own, and so is the best of them.
     rates = [s.learning_rate for s in settings[12:]]
     assert rates == [0.3, 0.3, 0.5, 0.5, 0.4, 0.4, 0.5, 0.5]
-    rows = [line for line in report.splitlines() if line.startswith("|")]
+    rows = [line for line in written.splitlines() if line.startswith("|")]
     assert rows[0].split("|")[1].strip() == "condition"
     assert [row.split("|")[1].strip() for row in rows[2:14]] == (
         5 * ["size=3"] + 7 * ["size=4"]
