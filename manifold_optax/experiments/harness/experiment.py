@@ -1,13 +1,18 @@
-"""What an experiment is to the harness: the one class that a new one writes.
+"""What an experiment is to the harness: the class that a new one derives from.
 
 The harness makes a grid of runs: every optimizer at each of its learning rates with
 every seed, in every condition. A run is a number of rounds. The harness continues what
 was interrupted, records what is finished, and reports all of it. An experiment says
 what a round is, what of it is recorded, and what of the records is shown.
 
+Where the settings name final seeds, the best rate of each optimizer runs again with
+these, and the report compares the optimizers on them: `protocol` says how. The first
+metric chooses and compares, so it is measured on validation data.
+
 Three examples of a round: an epoch over a data set, then the accuracies; a hundred
 steps of a language model, then its losses; one step on a quadratic function, then the
-distance from its optimum.
+distance from its optimum. An experiment without rounds, whose runs take seconds, is a
+`BatchedExperiment` (see `batched`).
 
 An experiment is a folder beside `harness` whose `__init__.py` holds a `COMMAND`
 (see `command_line`). Nothing else has to know of it.
@@ -62,7 +67,7 @@ class GridExperiment(abc.ABC, Generic[Config, Settings, Result]):
 
     @abc.abstractmethod
     def metrics(self) -> Sequence[Metric[Result]]:
-        """Returns the numbers that are compared; the first selects the best rates."""
+        """Returns the numbers of the table; the first chooses rates and is compared."""
 
     @property
     def conditions(self) -> Sequence[str]:

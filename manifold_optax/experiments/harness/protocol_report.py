@@ -27,29 +27,39 @@ def describe_budgets(cells: Sequence[Cell[Any]], selecting: Metric[Any]) -> list
         cells: The grid.
         selecting: The metric that chose the best rates.
     """
+    budgets = {
+        condition: _budget(own) for condition, own in group_by_condition(cells).items()
+    }
+    if len(set(budgets.values())) == 1:
+        sentences = [next(iter(budgets.values()))]
+    else:
+        sentences = [f"In {name}: {budget}" for name, budget in budgets.items()]
+    chosen = f"The best rate is chosen by {selecting.name}. No run is stopped early."
+    return [" ".join([*sentences, chosen])]
+
+
+def _budget(cells: Sequence[Cell[Any]]) -> str:
+    """Returns the budgets of one condition in a sentence."""
     grids: dict[str, list[Cell[Any]]] = {}
     for cell in cells:
-        grids.setdefault(cell.name, []).append(cell)
+        grids.setdefault(cell.optimizer, []).append(cell)
     budgets = {
         name: (len(own), sum(len(cell.results) for cell in own))
         for name, own in grids.items()
     }
-    chosen = f"The best rate is chosen by {selecting.name}. No run is stopped early."
     if len(set(budgets.values())) == 1:
-        [(rates, runs)] = set(budgets.values())
-        return [
+        rates, runs = next(iter(budgets.values()))
+        return (
             f"Equal tuning budgets: {_count(rates, 'learning rate')} and "
-            f"{_count(runs, 'run')} for every optimizer. {chosen}"
-        ]
+            f"{_count(runs, 'run')} for every optimizer."
+        )
     most = max(runs for _, runs in budgets.values())
     favored = [name for name, (_, runs) in budgets.items() if runs == most]
     listed = "; ".join(
         f"{name} {_count(rates, 'rate')} and {_count(runs, 'run')}"
         for name, (rates, runs) in budgets.items()
     )
-    return [
-        f"Unequal tuning budgets: {listed}. Most had {', '.join(favored)}. {chosen}"
-    ]
+    return f"Unequal tuning budgets: {listed}. Most had {', '.join(favored)}."
 
 
 def describe_edges(cells: Sequence[Cell[Any]], selecting: Metric[Any]) -> list[str]:

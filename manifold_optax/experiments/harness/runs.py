@@ -164,6 +164,10 @@ def _made(
                 )
             bar.update(len(batch) * steps)
             yield results
+    else:
+        raise TypeError(
+            f"Expected an Experiment or a BatchedExperiment, got {experiment!r}."
+        )
 
 
 def _program(settings: RunSettings) -> str:

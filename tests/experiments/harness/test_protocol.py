@@ -124,6 +124,14 @@ def test_unequal_budgets_name_who_had_more():
     )
 
 
+def test_budgets_that_depend_on_the_condition_are_stated_in_each():
+    cells = [_cell(name, 0.1, (1.0,), "narrow") for name in "ab"]
+    cells += [_cell(name, 0.1, (1.0, 2.0), "wide") for name in "ab"]
+    [sentence] = describe_budgets(cells, LOSS)
+    assert "In narrow: Equal tuning budgets: 1 learning rate and 1 run for" in sentence
+    assert "In wide: Equal tuning budgets: 1 learning rate and 2 runs for" in sentence
+
+
 def test_a_best_rate_at_an_end_of_its_grid_is_a_warning():
     grids = {"low": (1.0, 2.0, 3.0), "mid": (2.0, 1.0, 3.0), "high": (3.0, 2.0, 1.0)}
     cells = [
