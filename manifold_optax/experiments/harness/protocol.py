@@ -94,11 +94,6 @@ def compare(groups: Mapping[str, Sequence[float]]) -> list[Comparison]:
     Raises:
         ValueError: if a group has fewer than two numbers: nothing says then how much
             seeds matter.
-
-    Example:
-        >>> [pair] = compare({"a": (1.0, 2.0, 3.0), "b": (11.0, 12.0, 13.0)})
-        >>> pair.difference, pair.deviation, pair.differs
-        (-10.0, 1.0, True)
     """
     for name, numbers in groups.items():
         if len(numbers) < 2:
