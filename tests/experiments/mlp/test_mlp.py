@@ -160,7 +160,8 @@ def test_too_many_steps_are_refused(config, dataset):
 @pytest.mark.slow
 def test_two_processes_give_the_same_numbers(tmp_path):
     for name in ("first", "second"):
-        options = ["--epochs", "2", "--seeds", "3", "--timing-rounds", "0"]
+        options = ["--epochs", "2", "--seeds", "3", "--final-seeds"]
+        options += ["--timing-rounds", "0"]
         options += ["--optimizers", "adamw", "manifold_muon"]
         options += ["--learning-rates.adamw", "0.01"]
         options += ["--learning-rates.manifold-muon", "0.2"]

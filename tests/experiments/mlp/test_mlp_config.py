@@ -25,7 +25,7 @@ def test_every_shipped_file_is_accepted(path):
 
 def test_digits_file_mirrors_the_defaults():
     table = read_overrides(CONFIGS / "mlp_digits.toml")
-    assert replace_typed(MlpConfig(), table) == MlpConfig()
+    assert replace_typed(MlpConfig(), table) == default_config("digits")
 
 
 def test_cifar10_file_has_the_published_settings():
@@ -87,6 +87,10 @@ def test_wrong_overrides_are_named(overrides, message):
         ({"seeds": ()}, "seeds must name at least one value"),
         ({"seeds": (-1,)}, r"seeds must be in \[0, 2\*\*32\), got -1"),
         ({"optimizers": ()}, "optimizers must name at least one value"),
+        (
+            {"final_seeds": (45,)},
+            "final_seeds need rates .* a validation set, got validation_examples=0",
+        ),
         ({"weight_decay": float("nan")}, "weight_decay must be at least 0, got nan"),
         (
             {"learning_rates": LearningRates(adamw=())},
