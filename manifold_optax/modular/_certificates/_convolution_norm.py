@@ -15,6 +15,7 @@ of degree m = (p − 1)/2 and at most 1. By the inequality of Bernstein and Szeg
 T'² + m²T² ≤ m²; so T(θ) ≥ cos(m(θ − θ*)) near θ*, and some sample is within π/n of it.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -82,6 +83,13 @@ def convolution_norm_bound(
         )
     if 0 in norm.shape:
         return jnp.zeros((), jnp.promote_types(kernel.dtype, jnp.float32))
+    return _bounded(kernel, norm, doublings)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _bounded(
+    kernel: Float[Array, "..."], norm: ConvolutionNorm, doublings: int
+) -> Float[Array, ""]:
     taps = _by_taps(widen(kernel), norm)  # [taps, groups, out, in]
     windows = taps.transpose(1, 2, 0, 3).reshape(*taps.shape[1:3], -1)
     unfolded = jnp.max(spectral_norm_bound(windows)) * math.sqrt(norm.overlap)

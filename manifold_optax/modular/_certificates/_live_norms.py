@@ -5,6 +5,7 @@ but a bound, with an allowance for the rounding of float32, and with spectral no
 where the norm has an operator's input and output.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -55,9 +56,14 @@ def live_norm(x: Array, norm: MixedNorm) -> Float[Array, ""]:
             f"{x.shape}; make the norm from the shape of the array."
         )
     require_floating_array(x)
-    values, subnormal = _normal(x)
     if x.size == 0:
         return jnp.zeros((), jnp.float32)
+    return _bounded(x, norm)
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _bounded(x: Array, norm: MixedNorm) -> Float[Array, ""]:
+    values, subnormal = _normal(x)
     # What is left out is at most this in every entry: of that norm, once more.
     left_out = norm.of_ones * float(jnp.finfo(values.dtype).tiny)
     left_out = jnp.where(subnormal, left_out, 0.0).astype(values.dtype)

@@ -27,6 +27,7 @@ from manifold_optax.modular._budgets._rules import geometry_of
 from manifold_optax.modular._certificates._weights import Weights
 from manifold_optax.modular._computation._fuse import fuse
 from manifold_optax.modular._computation._graph import Graph, Value
+from manifold_optax.modular._computation._unroll import unrolled
 from manifold_optax.modular._uses._roles import roles_of_use
 from manifold_optax.modular._uses._use import uses
 
@@ -51,26 +52,31 @@ class LiveNetwork:
     """A network whose weights are known when a bound is asked for, and no sooner.
 
     Attributes:
-        graph: as it was traced, with one output.
+        traced: the graph as it was traced, with one output.
         paths: of the parameters, its first inputs.
         inputs: what is known of its other inputs.
         floor: least RMS of what enters a norm layer.
     """
 
-    graph: Graph
+    traced: Graph
     paths: tuple[str, ...]
     inputs: tuple[Known, ...]
     floor: float
 
     @functools.cached_property
+    def graph(self) -> Graph:
+        """The same with loops written out."""
+        return unrolled(self.traced)
+
+    @functools.cached_property
     def fused(self) -> Graph:
-        """Its graph in larger steps."""
+        """The same in larger steps."""
         return fuse(self.graph)
 
     @property
     def leaves(self) -> tuple[Value, ...]:
         """The parameters."""
-        return self.graph.inputs[: len(self.paths)]
+        return self.traced.inputs[: len(self.paths)]
 
     @functools.cached_property
     def depend_on_inputs(self) -> frozenset[Value]:
@@ -88,7 +94,7 @@ class LiveNetwork:
         As a matrix from its inputs to its outputs, head by head where it has heads; as
         rows of a table; as a vector.
         """
-        found = uses(self.graph, self.paths)
+        found = uses(self.traced, self.paths)
         pairs = zip(self.paths, self.leaves, strict=True)
         return {leaf: _norms(path, leaf, found.get(path, ())) for path, leaf in pairs}
 
@@ -102,7 +108,7 @@ class LiveNetwork:
             affine: whether only such values are measured that are affine in the
                 parameters, so that norms are convex along every step.
         """
-        target = self.graph.outputs[0] if output is None else output
+        target = self.fused.outputs[0] if output is None else output
         graph = Graph(self.fused.inputs, (target,), self.fused.patterns)
         weights = Weights(self.norms, affine=affine)
         known = {
