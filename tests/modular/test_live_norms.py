@@ -67,7 +67,8 @@ def test_a_bound_holds_and_is_near(shape, text, rng):
 
 def test_maxima_are_exact(rng):
     x = rng.standard_normal((4, 6)).astype(np.float32)
-    assert float(live_norm(jnp.asarray(x), mixed_norm((4, 6), "bb"))) == np.abs(x).max()
+    found = bound_of(jnp.asarray(x), mixed_norm((4, 6), "bb"))
+    assert float(found) == np.abs(x).max()
 
 
 @pytest.mark.parametrize("text", ["b b", "b o", "s b", "i o"])
@@ -81,7 +82,9 @@ def test_scales(text, exponent, rng):
 
 
 @pytest.mark.parametrize("text", ["b b", "b o", "s b", "i o"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)]
+)
 def test_subnormal_numbers_do_not_vanish(text, dtype):
     norm = norm_of((4, 6), text)
     small = np.full((4, 6), 1e-39, np.float32).astype(dtype)
