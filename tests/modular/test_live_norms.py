@@ -56,7 +56,7 @@ def test_a_bound_holds_and_is_near(shape, text, rng):
     norm = norm_of(shape, text)
     for array in arrays(shape, rng):
         x = np.asarray(array, np.float32)
-        true = measured(norm, x)
+        true = measured(norm, x.astype(np.float64))
         found = float(bound_of(jnp.asarray(x), norm))
         # Not a tolerance: at or above. An operator of rank 4 is at most 4^(1/64) high
         # with 4 doublings; a sum of 24 terms 2·√24 + 8 eps, and its own rounding.
@@ -67,7 +67,8 @@ def test_a_bound_holds_and_is_near(shape, text, rng):
 
 def test_maxima_are_exact(rng):
     x = rng.standard_normal((4, 6)).astype(np.float32)
-    assert float(live_norm(jnp.asarray(x), mixed_norm((4, 6), "bb"))) == np.abs(x).max()
+    found = bound_of(jnp.asarray(x), mixed_norm((4, 6), "bb"))
+    assert float(found) == np.abs(x).max()
 
 
 @pytest.mark.parametrize("text", ["b b", "b o", "s b", "i o"])
@@ -75,13 +76,15 @@ def test_maxima_are_exact(rng):
 def test_scales(text, exponent, rng):
     norm = norm_of((4, 6), text)
     x = (rng.standard_normal((4, 6)) * 10.0**exponent).astype(np.float32)
-    true = measured(norm, x)
+    true = measured(norm, x.astype(np.float64))
     # As above: 4^(1/64) is 1.022.
     assert true <= float(bound_of(jnp.asarray(x), norm)) <= 1.023 * true
 
 
 @pytest.mark.parametrize("text", ["b b", "b o", "s b", "i o"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)]
+)
 def test_subnormal_numbers_do_not_vanish(text, dtype):
     norm = norm_of((4, 6), text)
     small = np.full((4, 6), 1e-39, np.float32).astype(dtype)
@@ -116,6 +119,7 @@ def test_empty_arrays(marks):
     assert live_norm(jnp.zeros((0, 3)), mixed_norm((0, 3), marks)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"]
 )
