@@ -16,8 +16,13 @@ from manifold_optax.experiments.harness.protocol_report import (
     describe_edges,
 )
 
-LOSS = Metric("loss", lambda result: result.distance[-1], lower_is_better=True)
-ACCURACY = Metric("accuracy", lambda result: result.distance[-1], digits=1)
+
+def _last(result: Result):
+    return result.distance[-1]
+
+
+LOSS = Metric("loss", _last, lower_is_better=True)
+ACCURACY = Metric("accuracy", _last, digits=1)
 
 
 def _cell(optimizer, rate, numbers, condition=""):
