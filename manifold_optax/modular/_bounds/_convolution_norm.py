@@ -21,13 +21,13 @@ class Tap(NamedTuple):
     """Where one tap of the kernel stands in the space-to-depth form.
 
     Attributes:
-        index: of the tap in the kernel.
+        number: of the tap in the kernel.
         block: j − i, the block of the image less that of the result; from 0 on.
         entry: of the block of the image.
         result: of the block of the result.
     """
 
-    index: int
+    number: int
     block: int
     entry: int
     result: int
