@@ -26,7 +26,9 @@ def steps_of(
     slope = jax.jit(jax.grad(squares), compiler_options=COMPILER_OPTIONS)(params)
     directions = [random, params, jax.tree.map(lambda leaf: -leaf, params), slope]
     steps = [
-        jax.tree.map(lambda leaf, step, size=size: _sized(leaf, step, size), params, one)
+        jax.tree.map(
+            lambda leaf, step, size=size: _sized(leaf, step, size), params, one
+        )
         for one in directions
         for size in SIZES
     ]

@@ -1,5 +1,6 @@
 """The attacks find what is known: an attack that misses much would refute nothing."""
 
+import itertools
 import math
 
 import jax
@@ -33,7 +34,7 @@ DOMAINS = (
 
 def weights_of(kind, widths=(6, 8, 5, 4), seed=0):
     draw = WeightDraw(np.random.default_rng(seed), 1.0, False, 0.0, ("tanh",), kind)
-    shapes = zip(widths[:-1], widths[1:], strict=True)
+    shapes = itertools.pairwise(widths)
     # As float32, which the attack takes as they are.
     return [np.float32(draw.matrix(*shape)) for shape in shapes]
 

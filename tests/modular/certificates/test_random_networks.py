@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
 from manifold_optax import modular
 from modular.certificates.ascent import (
@@ -20,7 +21,7 @@ from modular.certificates.ascent import (
     pair_readers,
 )
 from modular.certificates.domains import EntryBox, Everything
-from modular.certificates.drawn_networks import declared_network, Declared
+from modular.certificates.drawn_networks import Declared, declared_network
 from modular.certificates.steps import steps_of
 
 # Bounds are computed in float32 and hold in real arithmetic; attacks are in float64.
@@ -121,7 +122,13 @@ def test_no_decision_changes_within_its_radius(seed):
     labels[0] = (labels[0] + 1) % declared.classes
     limits = {} if box is None else {"low": box[0], "high": box[1]}
     radii = np.asarray(
-        modular.certified_radius(network.forward, network.params, x, labels, **limits)
+        modular.certified_radius(
+            network.forward,
+            network.params,
+            jnp.asarray(x),
+            jnp.asarray(labels),
+            **limits,
+        )
     )
     assert radii.shape == (len(x),)
     assert radii[0] == 0, "the label is not the decision"

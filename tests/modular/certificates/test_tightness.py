@@ -7,8 +7,9 @@ from modular.certificates.tightness import CASES, factor_of
 # The largest factors that the certificates may have over what the attack finds.
 LIMITS = {
     "orthogonal MLP, depth 3": 2.1,
-    "orthogonal residual blocks": 3.0,
-    "one attention block": 3.0,
+    "orthogonal residual blocks, mixed": 3.0,
+    "orthogonal residual blocks, x + f(x)": 3.0,
+    "one attention block, 1 or 2 heads": 3.0,
     "ConvNet": 6.0,
 }
 
