@@ -1,5 +1,6 @@
 """Bounds are not vacuous: how far above the largest ratio found they are."""
 
+import numpy as np
 import pytest
 
 from modular.certificates.tightness import CASES, factor_of
@@ -14,10 +15,12 @@ LIMITS = {
 }
 
 
+# What float32 may take from a bound; below 1 less this the certificate is refuted.
+ROUNDING = 2e-6
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LIMITS)
-def test_the_bound_is_within_its_limit(name):
+@pytest.mark.parametrize("name", CASES)
+def test_the_bound_holds_and_is_within_its_limit(name):
     for case in CASES[name]:
-        found = factor_of(case)
-        # Below 1 the certificate is refuted.
-        assert 1 - 1e-6 <= found <= LIMITS[name], case
+        assert 1 - ROUNDING <= factor_of(case) <= LIMITS.get(name, np.inf), case
