@@ -69,6 +69,11 @@ def random_network(seed: int) -> RandomNetwork:
         bias_size=float(rng.choice([0.1, 0.1, 0.1, 1.0])),
         activations=some[: int(rng.integers(1, 3))],
     )
+    return network_of(family, draw)
+
+
+def network_of(family: str, draw: Draw) -> RandomNetwork:
+    """A random network of a family, whose layers `draw` draws."""
     build = {
         "dense": _dense_network,
         "residual": _residual_network,
