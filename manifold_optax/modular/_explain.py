@@ -26,16 +26,21 @@ def explained(analysis: Analysis, path: str) -> str:
         f"{path}: a step of norm 1 changes the output by at most {total:.6g}",
         f"  {fact.size:>10.4g}  a step of norm 1, in the norm {fact.norm}",
     ]
-    lines += chain(analysis.gains, analysis.leaves[path], fact.norm, reference)
+    lines += chain(analysis.gains, analysis.leaves[path], fact.norm, reference, "RMS")
     return "\n".join(lines)
 
 
 def chain(
-    gains: Gains, value: Value, norm: MixedNorm, number: Callable[[Size], float]
+    gains: Gains,
+    value: Value,
+    norm: MixedNorm,
+    number: Callable[[Size], float],
+    unit: str = "",
 ) -> list[str]:
     """One line for each step, along the way that carries most; others are counted.
 
-    `number` tells what a size is; for live weights the norms that they have.
+    `number` tells what a size is; for live weights the norms that they have. `unit`
+    names the norm of the output.
     """
     lines: list[str] = []
     while True:
@@ -52,7 +57,7 @@ def chain(
         more = f", and {rest:.4g} by {len(links) - 1} other ways" if rest else ""
         if link.operation is None:
             scale = number(times(link.move.factor, link.gain))
-            lines.append(f"  {scale:>10.4g}  the output{more}")
+            lines.append(f"  {scale:>10.4g}  the output{unit and f', as {unit}'}{more}")
             break
         why = f" ({link.move.reason})" if link.move.reason else ""
         lines.append(

@@ -220,7 +220,11 @@ def _broadcast(x: Value, shape: tuple[int, ...], sources: tuple[Any, ...]) -> Va
     (wide,) = made_by(
         "broadcast_in_dim",
         (x,),
-        {"shape": shape, "broadcast_dimensions": tuple(range(len(shape)))},
+        {
+            "shape": shape,
+            "broadcast_dimensions": tuple(range(len(shape))),
+            "sharding": None,
+        },
         [(shape, x.dtype)],
         primitive=jax.lax.broadcast_in_dim_p,
         sources=sources,
