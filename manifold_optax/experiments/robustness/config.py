@@ -1,7 +1,6 @@
 """Settings of the robustness experiment."""
 
 import dataclasses
-from typing import get_args, Literal, TypeAlias
 
 from manifold_optax.experiments.harness import (
     GridConfig,
@@ -9,12 +8,12 @@ from manifold_optax.experiments.harness import (
     require_at_least,
     require_positive,
 )
-from manifold_optax.experiments.mlp.config import DataName, MlpConfig
-
-OptimizerName: TypeAlias = Literal[
-    "adamw", "muon", "muon_ball", "manifold_muon", "modular"
-]
-OPTIMIZER_NAMES: tuple[OptimizerName, ...] = get_args(OptimizerName)
+from manifold_optax.experiments.pixel_perceptron import (
+    DEFAULT_TASK,
+    OPTIMIZER_NAMES,
+    OptimizerName,
+    TaskConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class LearningRates(LearningRatesBase):
     muon: tuple[float, ...] = (0.0075, 0.015, 0.03, 0.06, 0.12)
     muon_ball: tuple[float, ...] = (0.025, 0.05, 0.1, 0.2, 0.4)
     manifold_muon: tuple[float, ...] = (0.025, 0.05, 0.1, 0.2, 0.4)
-    modular: tuple[float, ...] = (0.025, 0.05, 0.1, 0.2, 0.4)
+    modular: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,38 +60,6 @@ class AttackConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig:
-    """What is learned: the perceptron of the published experiment.
-
-    Attributes:
-        data: Data set.
-        data_dir: Directory of the CIFAR-10 binary files; those that are missing are
-            downloaded into it.
-        epochs: Passes over the training set.
-        batch_size: Examples per step.
-        hidden: Widths of the hidden layers.
-        weight_decay: Decoupled weight decay of AdamW.
-        validation_examples: Training examples held out to choose learning rates.
-    """
-
-    data: DataName = "cifar10"
-    data_dir: str | None = None
-    epochs: int = 3
-    batch_size: int = 1024
-    hidden: tuple[int, ...] = (128, 64)
-    weight_decay: float = 0.1
-    validation_examples: int = 5000
-
-    def __post_init__(self) -> None:
-        require_at_least("task.validation_examples", self.validation_examples, 1)
-        self.perceptron()
-
-    def perceptron(self) -> MlpConfig:
-        """Returns the same settings as the `mlp` experiment has them, checked."""
-        return MlpConfig(**dataclasses.asdict(self))
-
-
-@dataclasses.dataclass(frozen=True)
 class RobustnessConfig(GridConfig):
     """The published perceptron, certified and attacked, by several optimizers.
 
@@ -109,5 +76,5 @@ class RobustnessConfig(GridConfig):
     final_seeds: tuple[int, ...] = (43, 44, 45)
     checkpoint_every: int = 3
     output_dir: str = "runs/robustness"
-    task: TaskConfig = TaskConfig()
+    task: TaskConfig = DEFAULT_TASK
     attack: AttackConfig = AttackConfig()

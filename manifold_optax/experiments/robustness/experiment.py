@@ -23,26 +23,24 @@ from manifold_optax.experiments.harness import (
 from manifold_optax.experiments.input_sets import InBox
 from manifold_optax.experiments.mlp import train
 from manifold_optax.experiments.mlp.data import Dataset, load_dataset
-from manifold_optax.experiments.robustness import report, stand_in
-from manifold_optax.experiments.robustness.certify import (
-    attack_standing,
-    robustness_curves,
-)
-from manifold_optax.experiments.robustness.config import (
-    OptimizerName,
-    RobustnessConfig,
-)
-from manifold_optax.experiments.robustness.figures import (
-    draw_frontier,
-    draw_robustness,
-)
-from manifold_optax.experiments.robustness.perceptron import (
+from manifold_optax.experiments.pixel_perceptron import (
     apply_to_pixels,
     HALF,
     make_problem,
     on_pixels,
+    OptimizerName,
     shades,
     to_pixels,
+)
+from manifold_optax.experiments.robust_accuracy import (
+    attack_standing,
+    robustness_curves,
+)
+from manifold_optax.experiments.robustness import report, stand_in
+from manifold_optax.experiments.robustness.config import RobustnessConfig
+from manifold_optax.experiments.robustness.figures import (
+    draw_frontier,
+    draw_robustness,
 )
 from manifold_optax.experiments.robustness.results import RunResult, RunSettings
 

@@ -20,8 +20,8 @@ def draw_robustness(
     accuracy lies between the two lines of a color.
     """
     figure, [axes] = panels(1)
+    radii = np.array([0.0, *cells[0].results[0].settings.attack.radii])
     for cell in cells:
-        radii = np.array([0.0, *cell.results[0].settings.attack.radii])
         for name, style in (("certified", "-"), ("attacked", "--")):
             percent = 100 * np.array([getattr(run, name) for run in cell.results])
             label = cell.label if name == "certified" else None

@@ -24,13 +24,13 @@ def legend(attack: AttackConfig) -> str:
     """Returns how to read the table of runs."""
     error = 100 * math.sqrt(0.25 / attack.examples)
     return (
-        f"Certified: decisions that are right and proved to be constant within the L2 "
-        f"distance, in pixels from 0 to 1. Attacked: decisions that are right and "
-        f"withstood {attack.restarts} restarts of {attack.steps} steps. Both are shares "
-        f"of the first {attack.examples} test images; the binomial standard error of a "
-        f"share is at most {error:.1f} points. It is that of the choice of images, which "
-        f"all runs share. The Lipschitz constant of the logits in the pixels lies "
-        f"between the steepest ratio that was found and the bound."
+        f"Certified: decisions that are right and proved to be constant within the "
+        f"L2 distance, in pixels from 0 to 1. Attacked: decisions that are right and "
+        f"withstood {attack.restarts} restarts of {attack.steps} steps. Both are "
+        f"shares of the first {attack.examples} test images. The binomial standard "
+        f"error of a share is at most {error:.1f} points; it comes from the choice of "
+        f"images, which all runs share. The Lipschitz constant of the logits in the "
+        f"pixels lies between the steepest ratio that was found and the bound."
     )
 
 
@@ -148,6 +148,10 @@ def _pairs(cells: Cells, name: str, number_of: Callable[[RunResult], float]) -> 
     if alike:
         text += f" No difference beyond the seeds: {', '.join(alike)}."
     return text
+
+
+def _validation(run: RunResult) -> float:
+    return 100 * run.validation_accuracy
 
 
 def _certified(radius: float) -> Callable[[RunResult], float]:

@@ -2,11 +2,8 @@
 
 import dataclasses
 
-from manifold_optax.experiments.robustness.config import (
-    AttackConfig,
-    OptimizerName,
-    TaskConfig,
-)
+from manifold_optax.experiments.pixel_perceptron import OptimizerName, TaskConfig
+from manifold_optax.experiments.robustness.config import AttackConfig
 
 
 @dataclasses.dataclass(frozen=True)

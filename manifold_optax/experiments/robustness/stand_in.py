@@ -33,6 +33,8 @@ def certified_radius(function: Any, params: Any, x: Any, labels: Any) -> Any:
 
 def change_bound(function: Any, params: Any, updates: Any, *inputs: Any) -> Any:
     del function
+    if "kernels" not in params:
+        return jnp.inf
     size, change = jnp.sqrt(inputs[0].shape[-1] / 4.0), jnp.float32(0)
     bias, turn = jnp.linalg.norm(params["bias"]), jnp.linalg.norm(updates["bias"])
     pairs = list(zip(params["kernels"], updates["kernels"], strict=True))

@@ -1,7 +1,7 @@
 """The published perceptron with two optimizers more, and the same one on pixels."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, get_args, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,18 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 import manifold_optax as mo
+from manifold_optax.experiments.harness import require_at_least
 from manifold_optax.experiments.mlp import train
+from manifold_optax.experiments.mlp.config import DataName, MlpConfig
 from manifold_optax.experiments.mlp.data import Dataset
 from manifold_optax.experiments.mlp.model import MLP
 from manifold_optax.experiments.mlp.optimizers import Recipe
-from manifold_optax.experiments.robustness.config import TaskConfig
+
+OptimizerName: TypeAlias = Literal[
+    "adamw", "muon", "muon_ball", "manifold_muon", "modular"
+]
+OPTIMIZER_NAMES: tuple[OptimizerName, ...] = get_args(OptimizerName)
+
 
 # The pixels of a channel have one mean and one size. Every channel of both data sets
 # holds a black pixel and a white one.
@@ -24,6 +31,41 @@ _CHANNELS = {"cifar10": 3, "digits": 1}
 HALF = 0.5
 """Pixels go from 0 to 1. The network on pixels reads them less one half: then the
 farthest input is as near as it can be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """What is learned: the perceptron of the published experiment.
+
+    Attributes:
+        data: Data set.
+        data_dir: Directory of the CIFAR-10 binary files; those that are missing are
+            downloaded into it.
+        epochs: Passes over the training set.
+        batch_size: Examples per step.
+        hidden: Widths of the hidden layers.
+        weight_decay: Decoupled weight decay of AdamW.
+        validation_examples: Training examples held out to choose learning rates.
+    """
+
+    data: DataName = "cifar10"
+    data_dir: str | None = None
+    epochs: int = 3
+    batch_size: int = 1024
+    hidden: tuple[int, ...] = (128, 64)
+    weight_decay: float = 0.1
+    validation_examples: int = 5000
+
+    def __post_init__(self) -> None:
+        require_at_least("task.validation_examples", self.validation_examples, 1)
+        self.perceptron()
+
+    def perceptron(self) -> MlpConfig:
+        """Returns the same settings as the `mlp` experiment has them, checked."""
+        return MlpConfig(**dataclasses.asdict(self))
+
+
+DEFAULT_TASK = TaskConfig()
 
 
 @dataclasses.dataclass(frozen=True)
