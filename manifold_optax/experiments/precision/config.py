@@ -102,7 +102,7 @@ class PrecisionConfig(GridConfig):
     checkpoint_every: int = 3
     output_dir: str = "runs/precision"
     task: TaskConfig = DEFAULT_TASK
-    examples: int = 64
+    examples: int = 32
     language: LanguageConfig = _SMALL_LANGUAGE
 
     def __post_init__(self) -> None:

@@ -135,7 +135,7 @@ class PrecisionExperiment(Experiment[PrecisionConfig, RunSettings, RunResult]):
     def finish(
         self, settings: RunSettings, state: RunState, seconds: float
     ) -> RunResult:
-        """Rounds the trained network in every way."""
+        """Rounds the trained network in every way, if the run is reported."""
         params, history = state.trainable.params, state.history
         if settings.condition == PERCEPTRON:
             network = self._perceptron(params)
@@ -150,7 +150,7 @@ class PrecisionExperiment(Experiment[PrecisionConfig, RunSettings, RunResult]):
             validation_error=known(validation),
             test_error=known(network.error(params)),
             logit_size=known(logit_size(network)),
-            rounded=round_and_measure(network),
+            rounded=round_and_measure(network) if self._reports(settings) else (),
             seconds=seconds,
         )
 
@@ -182,6 +182,10 @@ class PrecisionExperiment(Experiment[PrecisionConfig, RunSettings, RunResult]):
     def appendix(self, best: Mapping[str, Cell[RunResult]]) -> Sequence[str]:
         """Returns what each way of rounding costs and changes."""
         return report.rounding_tables(list(best.values()))
+
+    def _reports(self, settings: RunSettings) -> bool:
+        """Whether a run is reported, and does not choose a learning rate alone."""
+        return settings.seed in (self.config.final_seeds or self.config.seeds)
 
     def _perceptron(self, params: Any) -> Network:
         box = InBox(-HALF, HALF)

@@ -31,7 +31,7 @@ def draw_loss(cells: Sequence[Cell[RunResult]], color: Callable[[str], str]) -> 
             )
         axes.axhline(0, color="0.6", linewidth=1)
         axes.set_xticks(range(len(FORMAT_NAMES)), FORMAT_NAMES)
-        axes.set(title=f"per {per}", yscale="symlog")
+        axes.set(title=f"per {per}")
     all_axes[0].set_ylabel("error added by rounding")
     add_legend(figure, all_axes[0])
     return figure

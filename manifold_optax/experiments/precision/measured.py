@@ -54,11 +54,12 @@ def round_and_measure(network: Network) -> tuple[Rounded, ...]:
         )
         changed = network.inner(params)
         updates = jax.tree.map(jnp.subtract, changed, inner)
+        on_data = jnp.max(change_on_data(network, inner, changed))
         numbers = (
             network.error(params),
             certified_change(network, inner, updates),
-            network.search(inner, updates),
-            jnp.max(change_on_data(network, inner, changed)),
+            jnp.maximum(network.search(inner, updates), on_data),
+            on_data,
         )
         rounded.append(Rounded(number_format, per, *map(known, numbers)))
     return tuple(rounded)

@@ -19,9 +19,9 @@ LEGEND = (
 
 _EXPLAINED = (
     "Scales are those of a whole tensor or of each output channel. Lost is the error "
-    "on the test set after rounding less that before. A change is the L2 norm of what is "
-    "added to the logits: the bound for every input of the domain (pixels from 0 to 1, "
-    "or any characters), the largest that was found in it, and the largest on test "
+    "on the test set after rounding less that before. A change is the L2 norm of what "
+    "is added to the logits: the bound for every input of the domain (pixels from 0 to "
+    "1, or any characters), the largest that was found in it, and the largest on test "
     "data, each in units of the median norm of the logits on test data; means over the "
     "seeds. ∞: there is no bound."
 )

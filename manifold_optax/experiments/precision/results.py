@@ -66,7 +66,7 @@ class RunResult:
         validation_error: Error on the validation set.
         test_error: Error on the test set.
         logit_size: Median norm of the logits on test data.
-        rounded: What rounding does.
+        rounded: What rounding does; empty for runs that choose a learning rate.
         seconds: Wall time of the run, for information; the first of an optimizer
             compiles its program.
     """
