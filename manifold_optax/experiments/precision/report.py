@@ -8,7 +8,12 @@ from typing import TypeAlias
 from manifold_optax.experiments.harness import Cell, format_spread
 from manifold_optax.experiments.harness.table import format_rows
 from manifold_optax.experiments.precision.results import Rounded, RunResult
-from manifold_optax.experiments.rounding import FORMAT_NAMES, SCOPES
+from manifold_optax.experiments.rounding import (
+    FORMAT_NAMES,
+    FormatName,
+    Scope,
+    SCOPES,
+)
 
 Cells: TypeAlias = Sequence[Cell[RunResult]]
 
@@ -54,7 +59,9 @@ def relative(name: str) -> Number:
     return of
 
 
-def numbers(cell: Cell[RunResult], of: Number, place: tuple[str, str]) -> list[float]:
+def numbers(
+    cell: Cell[RunResult], of: Number, place: tuple[FormatName, Scope]
+) -> list[float]:
     """Returns a number of each seed for one way of rounding; nan where there is none.
 
     Args:
@@ -62,7 +69,7 @@ def numbers(cell: Cell[RunResult], of: Number, place: tuple[str, str]) -> list[f
         of: The number.
         place: Format and what shares a scale.
     """
-    found = (of(run, run.after(*place)) for run in cell.results)  # type: ignore[arg-type]
+    found = (of(run, run.after(*place)) for run in cell.results)
     return [math.nan if number is None else number for number in found]
 
 
