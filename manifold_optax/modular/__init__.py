@@ -31,6 +31,7 @@ from manifold_optax.modular._algebra._module import (
 from manifold_optax.modular._algebra._repeat import Repeat
 from manifold_optax.modular._algebra._tare import map_atoms, tare
 from manifold_optax.modular._bounds._mixed_norm import mixed_norm, MixedNorm
+from manifold_optax.modular._bounds._number import largest, smallest
 from manifold_optax.modular._bounds._sizes import Move, Rule, Sizes, Unreadable
 from manifold_optax.modular._budgets._budget import Budget, budget, ReadModule
 from manifold_optax.modular._budgets._measured import measured_budget
@@ -39,6 +40,13 @@ from manifold_optax.modular._budgets._optimizer import (
     project_parameters,
 )
 from manifold_optax.modular._budgets._scale import scale_by_modular_budget
+from manifold_optax.modular._certificates._certificate import Certificate, certificate
+from manifold_optax.modular._certificates._domains import Box, L2Ball, RmsBall
+from manifold_optax.modular._certificates._lipschitz import (
+    change_bound,
+    lipschitz_bound,
+)
+from manifold_optax.modular._certificates._radius import certified_radius
 from manifold_optax.modular._computation._declare import declare
 from manifold_optax.modular._network import Network
 from manifold_optax.modular._primitives import register_rule
@@ -47,26 +55,35 @@ from manifold_optax.modular._read import read
 __all__ = (
     "Atom",
     "Bond",
+    "Box",
     "Budget",
+    "Certificate",
     "Composition",
     "Concat",
     "Factor",
     "Identity",
+    "L2Ball",
     "MixedNorm",
     "Module",
     "Move",
     "Network",
     "ReadModule",
     "Repeat",
+    "RmsBall",
     "Rule",
     "Sizes",
     "Sum",
     "Unreadable",
     "atoms",
     "budget",
+    "certificate",
+    "certified_radius",
+    "change_bound",
     "compose",
     "declare",
     "factors",
+    "largest",
+    "lipschitz_bound",
     "map_atoms",
     "mass",
     "measured_budget",
@@ -82,5 +99,6 @@ __all__ = (
     "sensitivities",
     "sensitivity",
     "shares",
+    "smallest",
     "tare",
 )

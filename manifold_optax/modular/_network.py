@@ -19,7 +19,7 @@ Sensitivity: TypeAlias = Literal["nominal", "derived"]
 """What sensitivities rest on; see `Network.sensitivities`."""
 
 
-_TOO_DEEP = (
+TOO_DEEP = (
     "The computation is too deep to be followed step by step: write steps that repeat "
     "themselves, such as those of a recurrent network, as a jax.lax.scan."
 )
@@ -81,7 +81,7 @@ class Network:
         except Unreadable as error:
             raise Unreadable(f"No sensitivity of {path!r} is known. {error}") from None
         except RecursionError:
-            why = f"No sensitivity of {path!r} is known. {_TOO_DEEP}"
+            why = f"No sensitivity of {path!r} is known. {TOO_DEEP}"
             raise Unreadable(why) from None
 
     @property
@@ -111,7 +111,7 @@ class Network:
         try:
             return tree_of(self.analysis("nominal"), self.atoms)
         except RecursionError:
-            raise Unreadable(_TOO_DEEP) from None
+            raise Unreadable(TOO_DEEP) from None
 
     def analysis(self, kind: Sensitivity) -> Analysis:
         """Sizes and gains under one set of assumptions, computed once."""

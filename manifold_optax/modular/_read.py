@@ -89,7 +89,7 @@ def read(
     check_geometry_rules(geometry)
     require_in_range("floor", floor, "[0, inf)")
     graph, paths, outputs = trace(function, params, *inputs)
-    place = _output(graph, outputs, output)
+    place = output_place(graph, outputs, output)
     graph = Graph(graph.inputs, (graph.outputs[place],))
     if "" in paths:
         raise ValueError(
@@ -125,7 +125,7 @@ def read(
     )
 
 
-def _output(graph: Graph, paths: tuple[str, ...], wanted: str | None) -> int:
+def output_place(graph: Graph, paths: tuple[str, ...], wanted: str | None) -> int:
     """The place of the output that counts."""
     floats = [k for k, value in enumerate(graph.outputs) if value.is_float]
     if wanted is not None:

@@ -22,6 +22,7 @@ from manifold_optax.modular._algebra._module import Atom
 from manifold_optax.modular._algebra._repeat import Repeat
 from manifold_optax.modular._bounds._gains import Gains
 from manifold_optax.modular._bounds._mixed_norm import MixedNorm, natural_norm, ratio
+from manifold_optax.modular._bounds._number import reference, total
 from manifold_optax.modular._bounds._sensitivities import Analysis
 from manifold_optax.modular._bounds._sizes import Move, rule_of, Sizes, Unreadable
 from manifold_optax.modular._computation._graph import Graph, Operation, Value
@@ -242,9 +243,8 @@ class _Tree:
             ways = rule_of(operation).moves(operation, position, norm, self.sizes)
         for moves in ways:
             mine = [m for m in moves if operation.results[m.result] is value]
-            best = min(
-                best, sum(ratio(wanted, move.norm) * move.factor for move in mine)
-            )
+            passed = total(ratio(wanted, move.norm) * move.factor for move in mine)
+            best = min(best, reference(passed))
         return best * math.sqrt(norm.count("oi") / max(1, wanted.count("oi")))
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from manifold_optax.modular._bounds._mixed_norm import (
@@ -11,6 +11,7 @@ from manifold_optax.modular._bounds._mixed_norm import (
     ratio,
     remarked,
 )
+from manifold_optax.modular._bounds._number import reference, Size, total
 from manifold_optax.modular._bounds._sizes import (
     all_max,
     Fact,
@@ -35,7 +36,7 @@ class Link(NamedTuple):
 
     operation: Operation | None
     move: Move
-    gain: float
+    gain: Size
 
 
 class Gains:
@@ -54,10 +55,10 @@ class Gains:
         self.sizes = sizes
         self._wanted = wanted
         self.uses = graph.uses()
-        self._gains: dict[tuple[Value, MixedNorm], float | Unreadable] = {}
+        self._gains: dict[tuple[Value, MixedNorm], Size | Unreadable] = {}
         self._prepare()
 
-    def gain(self, value: Value, norm: MixedNorm) -> float:
+    def gain(self, value: Value, norm: MixedNorm) -> Size:
         """What a change of `value`, of norm 1, does to the outputs at most."""
         if norm.has("i") and not self.sizes.is_weight(value):
             # What happens to an activation differs from row to row, so that a norm of
@@ -67,8 +68,8 @@ class Gains:
         if key not in self._gains:
             try:
                 ways = self._ways(value, norm)
-                total = sum((total for total, _ in ways), 0.0)
-                self._gains[key] = math.inf if math.isnan(total) else total
+                gain = total(passed for passed, _ in ways)
+                self._gains[key] = math.inf if math.isnan(reference(gain)) else gain
             except Unreadable as error:
                 self._gains[key] = error
         found = self._gains[key]
@@ -81,14 +82,21 @@ class Gains:
         _, links = self._least(operation, position, norm)
         return [link.move for link in links]
 
-    def links(self, value: Value, norm: MixedNorm) -> list[Link]:
-        """The moves behind a gain, the one that carries most first."""
+    def links(
+        self,
+        value: Value,
+        norm: MixedNorm,
+        number: Callable[[Size], float] = reference,
+    ) -> list[Link]:
+        """The moves behind a gain, the one that carries most first, by `number`."""
+        if norm.has("i") and not self.sizes.is_weight(value):
+            norm = remarked(norm, "i", "b")
         links = [link for _, way in self._ways(value, norm) for link in way]
-        return sorted(links, key=lambda link: -link.move.factor * link.gain)
+        return sorted(
+            links, key=lambda link: -number(times(link.move.factor, link.gain))
+        )
 
-    def _ways(
-        self, value: Value, norm: MixedNorm
-    ) -> Iterator[tuple[float, list[Link]]]:
+    def _ways(self, value: Value, norm: MixedNorm) -> Iterator[tuple[Size, list[Link]]]:
         """For each use: what it passes on, and by which moves."""
         for wanted, weight in self._wanted.get(value, ()):
             move = Move(0, ratio(wanted, norm), wanted, "the output")
@@ -104,9 +112,9 @@ class Gains:
 
     def _least(
         self, operation: Operation, position: int, norm: MixedNorm
-    ) -> tuple[float, list[Link]]:
+    ) -> tuple[Size, list[Link]]:
         """The least of the ways that the rule of one use offers."""
-        best: tuple[float, list[Link]] | None = None
+        best: tuple[Size, list[Link]] | None = None
         rule, given = rule_of(operation), norm
         if not rule.operators:
             given = remarked(norm, "i", "o")
@@ -116,14 +124,14 @@ class Gains:
             links = [
                 Link(operation, move, self._beyond(operation, move)) for move in scaled
             ]
-            total = sum((times(x.move.factor, x.gain) for x in links), 0.0)
-            if best is None or total < best[0]:
-                best = (total, links)
+            passed = total(times(x.move.factor, x.gain) for x in links)
+            if best is None or reference(passed) < reference(best[0]):
+                best = (passed, links)
         if best is None:
             raise unfollowed(operation, f"no bound for a change in the norm {norm}")
         return best
 
-    def _beyond(self, operation: Operation, move: Move) -> float:
+    def _beyond(self, operation: Operation, move: Move) -> Size:
         result = operation.results[move.result]
         if move.factor and not result.is_float:
             raise unfollowed(

@@ -9,6 +9,7 @@ from manifold_optax.modular._bounds._gains import Gains
 from manifold_optax.modular._bounds._mixed_norm import (
     natural_norm,
 )
+from manifold_optax.modular._bounds._number import reference
 from manifold_optax.modular._bounds._sizes import (
     Assumptions,
     Fact,
@@ -65,7 +66,10 @@ class Analysis:
         if not leaf.is_float:
             return (0.0,)
         found = [
-            tuple(fact.size * gain for gain in slice_gains(self.gains, leaf, fact.norm))
+            tuple(
+                reference(fact.size * gain)
+                for gain in slice_gains(self.gains, leaf, fact.norm)
+            )
             for fact in self.balls[path]
         ]
         return min(found, key=sum)

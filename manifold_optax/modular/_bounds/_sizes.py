@@ -13,6 +13,7 @@ from manifold_optax.modular._bounds._mixed_norm import (
     ratio,
     remarked,
 )
+from manifold_optax.modular._bounds._number import reference, Size, smallest
 from manifold_optax.modular._computation._constants import constant_array
 from manifold_optax.modular._computation._graph import Graph, Operation, Value
 from manifold_optax.modular._scalar import analyse
@@ -28,7 +29,7 @@ class Fact(NamedTuple):
     """A norm of a value and an upper bound of it."""
 
     norm: MixedNorm
-    size: float
+    size: Size
 
 
 class Flags(NamedTuple):
@@ -50,7 +51,7 @@ class Known(NamedTuple):
         norms: of a parameter, those in which its size is known.
     """
 
-    facts: Callable[[MixedNorm], float]
+    facts: Callable[[MixedNorm], Size]
     params: bool = False
     inputs: bool = False
     moves: bool = False
@@ -68,7 +69,7 @@ class Move(NamedTuple):
     """
 
     result: int
-    factor: float
+    factor: Size
     norm: MixedNorm
     reason: str = ""
 
@@ -87,7 +88,7 @@ class Rule:
             are asked for the Euclidean norm, which is larger.
     """
 
-    size: "Callable[[Operation, int, MixedNorm, Sizes], float]"
+    size: "Callable[[Operation, int, MixedNorm, Sizes], Size]"
     moves: "Callable[[Operation, int, MixedNorm, Sizes], Sequence[Sequence[Move]]]"
     operators: bool = False
 
@@ -119,26 +120,29 @@ class Sizes:
         graph: Graph,
         known: Mapping[Value, Known],
         assumptions: Assumptions,
+        measured: Callable[[Value, MixedNorm], Size | None] | None = None,
     ) -> None:
+        """`measured`: bounds of values that are not read but computed, where it can."""
         self.graph = graph
         self.assumptions = assumptions
         self._known = known
-        self._bounds: dict[tuple[Value, MixedNorm], float] = {}
+        self._bounds: dict[tuple[Value, MixedNorm], Size] = {}
         self._lowest: dict[Value, float] = {}
         self._loops: dict[Operation, Any] = {}
         self._flags: dict[Value, Flags] = {}
+        self._measured = measured
         self._mark()
 
-    def bound(self, value: Value, norm: MixedNorm) -> float:
+    def bound(self, value: Value, norm: MixedNorm) -> Size:
         """An upper bound of a norm of a value; `inf` where there is none."""
         key = (value, norm)
         if key not in self._bounds:
             size = self._bound(value, norm)
             # Not a number, from 0 times infinity, compares as if it were small.
-            self._bounds[key] = math.inf if math.isnan(size) else size
+            self._bounds[key] = math.inf if math.isnan(reference(size)) else size
         return self._bounds[key]
 
-    def entering(self, value: Value, norm: MixedNorm) -> float:
+    def entering(self, value: Value, norm: MixedNorm) -> Size:
         """The bound of what enters a product: RMS 1 for activations, in nominal.
 
         Weights that are summed over (of attention) keep the bound of their sum.
@@ -194,12 +198,16 @@ class Sizes:
             self._loops[operation] = read()
         return self._loops[operation]
 
-    def convert(self, value: Value, norm: MixedNorm, other: MixedNorm) -> float:
+    def convert(self, value: Value, norm: MixedNorm, other: MixedNorm) -> Size:
         """The bound of a norm by way of another one."""
         even = self.assumptions.nominal and not self.is_weight(value)
         return ratio(norm, other, even=even) * self.bound(value, other)
 
-    def _bound(self, value: Value, norm: MixedNorm) -> float:
+    def _bound(self, value: Value, norm: MixedNorm) -> Size:
+        if self._measured is not None and self.is_weight(value):
+            found = self._measured(value, norm)
+            if found is not None:
+                return found
         if value in self._known:
             return self._known[value].facts(norm)
         operation = self.graph.maker(value)
@@ -273,18 +281,18 @@ def constant_size(array: np.ndarray, norm: MixedNorm) -> float:
     return math.inf if math.isnan(largest) else largest
 
 
-def known_facts(*facts: Fact, even: bool = False) -> Callable[[MixedNorm], float]:
+def known_facts(*facts: Fact, even: bool = False) -> Callable[[MixedNorm], Size]:
     """Bounds of every norm from the bounds of some."""
 
-    def bound(norm: MixedNorm) -> float:
-        return min(ratio(norm, given, even=even) * size for given, size in facts)
+    def bound(norm: MixedNorm) -> Size:
+        return smallest(ratio(norm, given, even=even) * size for given, size in facts)
 
     return bound
 
 
-def times(a: float, b: float) -> float:
+def times(a: Size, b: Size) -> Size:
     """A product in which nothing times anything is nothing."""
-    return a * b if a and b else 0.0
+    return a * b if a and b else 0.0  # A `Number` is never falsy.
 
 
 def no_facts(norm: MixedNorm) -> float:

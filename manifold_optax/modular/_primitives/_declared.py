@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from manifold_optax._checks import require_instance
 from manifold_optax.modular._bounds._mixed_norm import MixedNorm, natural_norm, ratio
+from manifold_optax.modular._bounds._number import Size
 from manifold_optax.modular._bounds._sizes import Move, Rule, RULES, Sizes
 from manifold_optax.modular._computation._declare import Declaration, declaration
 from manifold_optax.modular._computation._graph import Operation
@@ -39,7 +40,7 @@ def _declared(operation: Operation) -> Declaration:
     return found
 
 
-def _size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> float:
+def _size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> Size:
     """As declared: a bound of the RMS over the last axis."""
     del sizes
     natural = natural_norm(operation.results[result].shape)

@@ -10,6 +10,16 @@ from manifold_optax.modular._bounds._mixed_norm import (
     ratio,
     remarked,
 )
+from manifold_optax.modular._bounds._number import (
+    hypot,
+    largest,
+    Number,
+    reference,
+    Size,
+    smallest,
+    steps,
+    total,
+)
 from manifold_optax.modular._bounds._sizes import (
     all_max,
     Move,
@@ -48,7 +58,7 @@ _PLACING = frozenset({
 })  # fmt: skip
 
 
-def meeting(value: Value, partner: Value, norm: MixedNorm, sizes: Sizes) -> float:
+def meeting(value: Value, partner: Value, norm: MixedNorm, sizes: Sizes) -> Size:
     """The size of one factor of a product.
 
     In the accounting of the theory each of two activations that meet has RMS 1 before
@@ -68,39 +78,61 @@ def meeting(value: Value, partner: Value, norm: MixedNorm, sizes: Sizes) -> floa
     return size
 
 
-def _facts(operation: Operation, sizes: Sizes) -> ScalarFacts:
-    """What is known of the function: on all numbers, or on those that can occur."""
-    expression = operation.params["expression"]
-    facts = analyse(expression)
+_LIMITS = tuple(2.0**k for k in range(-6, 20, 2))
+"""Of what may enter a function, over what is assumed to, where weights are live."""
+
+
+def _slope(operation: Operation, sizes: Sizes) -> Size:
+    """The largest slope of the function, on the numbers that can occur."""
+    facts = analyse(operation.params["expression"])
     if facts.lipschitz < math.inf:
-        return facts
-    (root,) = operation.operands
-    largest = sizes.bound(root, all_max(root.shape))
-    if 0 < largest < math.inf:
+        return facts.lipschitz
+    return _of_facts(operation, sizes, lambda facts: facts.lipschitz)
+
+
+def _of_facts(
+    operation: Operation, sizes: Sizes, value: Callable[[ScalarFacts], float]
+) -> Size:
+    """What is known of the function on the numbers that can occur."""
+    expression, (root,) = operation.params["expression"], operation.operands
+    size = sizes.bound(root, all_max(root.shape))
+    least = sizes.least(root)
+
+    def up_to(limit: float) -> float:
+        return value(analyse(expression, max(-limit, min(least, limit)), limit))
+
+    limit = reference(size)
+    if 0 < limit < math.inf:
         # Up to eighths of an octave, so that equal layers share one analysis.
-        largest = 2.0 ** (math.ceil(8 * math.log2(largest)) / 8)
-    least = max(-largest, min(sizes.least(root), largest))
-    return analyse(expression, least, largest)
+        limit = 2.0 ** (math.ceil(8 * math.log2(limit)) / 8)
+    if not isinstance(size, Number):
+        return up_to(limit)
+    return steps(size, [limit * factor for factor in _LIMITS], up_to)
 
 
 def _entrywise_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     """|f(x)| is at most growth · |x|, |f(0)| + slope · |x|, and the largest value."""
     del result
     (root,) = operation.operands
     factor = multiple(operation)
     if factor is not None:
         return times(abs(factor), sizes.bound(root, norm))
-    facts = _facts(operation, sizes)
-    bounds = [max(abs(facts.lo), abs(facts.hi)) * norm.of_ones]
-    inner = remarked(norm, "i", "o")
-    if facts.growth < math.inf:
-        bounds.append(facts.growth * sizes.bound(root, inner))
-    elif facts.lipschitz < math.inf:
+    facts, inner = analyse(operation.params["expression"]), remarked(norm, "i", "o")
+    if facts.lipschitz == math.inf:
+        height = _of_facts(operation, sizes, lambda x: max(abs(x.lo), abs(x.hi)))
+        growth = _of_facts(operation, sizes, lambda x: x.growth)
+    else:
+        height, growth = max(abs(facts.lo), abs(facts.hi)), facts.growth
+    bounds: list[Size] = [height * norm.of_ones]
+    slope = _slope(operation, sizes)
+    if reference(growth) < math.inf:
+        bounds.append(times(growth, sizes.bound(root, inner)))
+    elif reference(slope) < math.inf:
         offset = abs(facts.at_zero) * norm.of_ones
-        bounds.append(offset + facts.lipschitz * sizes.bound(root, inner))
-    return min(bounds)
+        bounds.append(offset + times(slope, sizes.bound(root, inner)))
+    return smallest(bounds)
 
 
 def _entrywise_moves(
@@ -111,30 +143,29 @@ def _entrywise_moves(
     factor = multiple(operation)
     if factor is not None:
         return [[Move(0, abs(factor), norm, "multiple")]]
-    facts = _facts(operation, sizes)
-    if facts.lipschitz == math.inf:
+    slope = _slope(operation, sizes)
+    if reference(slope) == math.inf:
         names = dict.fromkeys(step.primitive for step in _steps(operation))
-        what = "jumps" if not facts.continuous else "has no bounded slope"
+        jumps = _of_facts(operation, sizes, lambda facts: float(not facts.continuous))
+        what = "jumps" if reference(jumps) else "has no bounded slope"
         why = f"the function made of {', '.join(names)} {what} where it is used"
         raise unfollowed(operation, why)
     outer = remarked(norm, "i", "o")
-    return [[Move(0, facts.lipschitz * ratio(outer, norm), outer, "slope")]]
+    return [[Move(0, slope * ratio(outer, norm), outer, "slope")]]
 
 
-def _add_size(
-    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+def _add_size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> Size:
     """The triangle inequality; in the accounting of the theory biases are 0."""
     del result
     terms = operation.operands
     if sizes.assumptions.nominal and not all(map(sizes.is_weight, terms)):
         terms = tuple(term for term in terms if not sizes.is_weight(term))
-    return sum((within(term, norm, sizes.bound) for term in terms), 0.0)
+    return total(within(term, norm, sizes.bound) for term in terms)
 
 
 def within(
-    value: Value, norm: MixedNorm, bound: Callable[[Value, MixedNorm], float]
-) -> float:
+    value: Value, norm: MixedNorm, bound: Callable[[Value, MixedNorm], Size]
+) -> Size:
     """The size of an operand in a norm of the result; also of a lone number."""
     if value.shape == norm.shape:
         return bound(value, norm)
@@ -175,15 +206,15 @@ def spread(operation: Operation, position: int, norm: MixedNorm) -> MixedNorm:
 
 def _either_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     """Each entry is one of several: the largest, or under a norm their norm."""
     del result
     norm = remarked(norm, "i", "o")
     cases = [operation.operands[k] for k in _cases(operation)]
     bounds = [within(case, norm, sizes.bound) for case in cases]
     if not norm.has("os"):
-        return max(bounds)
-    return sum(bounds) if norm.has("s") else math.hypot(*bounds)
+        return largest(bounds)
+    return total(bounds) if norm.has("s") else hypot(bounds)
 
 
 def _cases(operation: Operation) -> list[int]:
@@ -216,7 +247,7 @@ def _jumps(operation: Operation, position: int, norm: MixedNorm, sizes: Sizes) -
     raise unfollowed(operation, "its result jumps where a parameter or an input moves")
 
 
-def _no_size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> float:
+def _no_size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> Size:
     del operation, result, norm, sizes
     return math.inf
 

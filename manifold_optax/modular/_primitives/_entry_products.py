@@ -8,6 +8,7 @@ from manifold_optax.modular._bounds._mixed_norm import (
     ratio,
     remarked,
 )
+from manifold_optax.modular._bounds._number import Size, smallest
 from manifold_optax.modular._bounds._sizes import (
     all_max,
     Move,
@@ -28,9 +29,7 @@ from manifold_optax.modular._primitives._entries import (
 Moves = Sequence[Sequence[Move]]
 
 
-def _mul_size(
-    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+def _mul_size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> Size:
     """The largest entry of one times the norm of the other, either way.
 
     For an operator norm the one must scale whole rows, or whole columns.
@@ -40,7 +39,7 @@ def _mul_size(
     if not scales:
         norm, scales = remarked(norm, "i", "o"), [0, 1]
     pairs = ((operation.operands[k], operation.operands[1 - k]) for k in scales)
-    return min(
+    return smallest(
         times(_largest(x, y, sizes), _size_in(y, x, norm, sizes)) for x, y in pairs
     )
 
@@ -57,11 +56,11 @@ def _scales(operation: Operation, position: int, norm: MixedNorm, sizes: Sizes) 
     return any(side <= equal for side in sides)
 
 
-def _largest(value: Value, other: Value, sizes: Sizes) -> float:
+def _largest(value: Value, other: Value, sizes: Sizes) -> Size:
     return _size_in(value, other, all_max(value.shape), sizes)
 
 
-def _size_in(value: Value, other: Value, norm: MixedNorm, sizes: Sizes) -> float:
+def _size_in(value: Value, other: Value, norm: MixedNorm, sizes: Sizes) -> Size:
     """The size of one factor; of two activations each is assumed, in nominal."""
     if sizes.is_weight(other) or sizes.is_weight(value) or not sizes.is_moving(other):
         return within(value, norm, sizes.bound)
@@ -77,7 +76,7 @@ def _mul_moves(
     norm over that row is then what counts.
     """
     x, y = operation.operands[position], operation.operands[1 - position]
-    factor = 1.0
+    factor: Size = 1.0
     if not _scales(operation, 1 - position, norm, sizes):
         larger = remarked(norm, "i", "o")
         factor, norm = ratio(larger, norm), larger
@@ -121,9 +120,7 @@ def _repeated(operation: Operation, position: int, sizes: Sizes) -> frozenset[in
     return frozenset(k for k in range(rank) if k not in kept and x.shape[k] > 1)
 
 
-def _div_size(
-    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+def _div_size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> Size:
     del result
     x, y = operation.operands
     if y.shape == norm.shape:
@@ -145,7 +142,7 @@ def _div_moves(
     return [[Move(0, times(factor, least), outer, "divisor")]]
 
 
-def _reciprocal(operation: Operation, sizes: Sizes) -> float:
+def _reciprocal(operation: Operation, sizes: Sizes) -> Size:
     """The largest |1/y| of the divisor."""
     y = operation.operands[1]
     least = sizes.least(y)

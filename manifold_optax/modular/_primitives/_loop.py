@@ -9,20 +9,20 @@ import math
 import operator
 from collections.abc import Sequence
 
-import numpy as np
-
 from manifold_optax.modular._bounds._gains import Gains
 from manifold_optax.modular._bounds._mixed_norm import (
     joined,
     MixedNorm,
     natural_norm,
 )
+from manifold_optax.modular._bounds._number import largest, Size, total
 from manifold_optax.modular._bounds._sizes import (
     Fact,
     Known,
     known_facts,
     no_facts,
     Sizes,
+    times,
 )
 from manifold_optax.modular._computation._graph import Graph, Operation, Value
 
@@ -54,25 +54,25 @@ class Loop:
     def length(self) -> int:
         return self.operation.params["length"]
 
-    def step(self, operand: int, norm: MixedNorm) -> np.ndarray:
+    def step(self, operand: int, norm: MixedNorm) -> list[Size]:
         """What one step makes of a change of an input of the body, by result."""
         value = self.body.inputs[operand]
         if not value.is_float:
-            return np.zeros(len(self.to))
+            return [0.0] * len(self.to)
         pairs = zip(self.to, self.body.outputs, strict=True)
         moving = self.sizes.is_moving(value)
-        return np.array([
+        return [
             # An integer moves by jumps alone: its gain is 0, or an error.
             gains.gain(value, norm) if out.is_float or moving else 0.0
             for gains, out in pairs
-        ])  # fmt: skip
+        ]
 
-    def growth(self) -> np.ndarray:
-        """`[results, carried]`: the same for all that is carried."""
+    def growth(self) -> list[tuple[Size, ...]]:
+        """By result, then by what is carried: the same for all that is carried."""
         columns = [
             self.step(k, natural_norm(self.body.inputs[k].shape)) for k in self.carried
         ]
-        return np.stack(columns, axis=1) if columns else np.zeros((len(self.to), 0))
+        return list(zip(*columns, strict=True)) if columns else [()] * len(self.to)
 
 
 def loop_of(operation: Operation, sizes: Sizes) -> Loop:
@@ -117,9 +117,10 @@ def _sizes_inside(operation: Operation, sizes: Sizes) -> Sizes:
             current = [math.inf] * count
             break
         after = [_natural(inside(), out) for out in outputs]
-        if all(map(operator.le, after, current)):
+        raised = [largest(pair) for pair in zip(after, current, strict=True)]
+        if all(map(operator.eq, raised, current)):
             break
-        current = list(map(max, after, current))
+        current = raised
     return inside()
 
 
@@ -144,7 +145,7 @@ def _known(operation: Operation, sizes: Sizes) -> dict[Value, Known]:
 def outside(value: Value, sizes: Sizes, *, sliced: bool):
     """The bounds of a value outside of the loop, or of the largest of its slices."""
 
-    def bound(norm: MixedNorm) -> float:
+    def bound(norm: MixedNorm) -> Size:
         if sliced:
             norm = MixedNorm((joined([(value.shape[0], "b")]), *norm.axes))
         return sizes.bound(value, norm)
@@ -173,7 +174,7 @@ def _widen(
     return news
 
 
-def _facts(value: Value, size: float, sizes: Sizes):
+def _facts(value: Value, size: Size, sizes: Sizes):
     if not value.is_float:
         return no_facts
     if sizes.assumptions.nominal:
@@ -181,27 +182,27 @@ def _facts(value: Value, size: float, sizes: Sizes):
     return known_facts(Fact(natural_norm(value.shape), size))
 
 
-def _natural(sizes: Sizes, value: Value) -> float:
+def _natural(sizes: Sizes, value: Value) -> Size:
     return sizes.bound(value, natural_norm(value.shape)) if value.is_float else 0.0
 
 
-def largest_change(loop: Loop, start: np.ndarray, added: np.ndarray) -> np.ndarray:
+def largest_change(
+    loop: Loop, start: Sequence[Size], added: Sequence[Size]
+) -> list[Size]:
     """The changes of all results: those carried at the end, the largest stacked ones.
 
     `start` is the change of what is carried in, `added` what each step adds.
     """
     growth = loop.growth()
     count = len(loop.carried)
-    change, largest = start, np.zeros(len(loop.to) - count)
+    change, stacked = list(start), [0.0] * (len(loop.to) - count)
     for _ in range(loop.length):
-        total = grown(growth, change) + added
-        change, stacked = total[:count], total[count:]
-        largest = np.maximum(largest, stacked)
-    return np.concatenate([change, largest])
+        after = [x + y for x, y in zip(grown(growth, change), added, strict=True)]
+        change = after[:count]
+        stacked = [largest(pair) for pair in zip(stacked, after[count:], strict=True)]
+    return [*change, *stacked]
 
 
-def grown(growth: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """A product of non-negative numbers in which 0 times infinity is 0."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        terms = growth * change[None, :]
-    return np.sum(np.where(np.isnan(terms), 0.0, terms), axis=1)
+def grown(growth: Sequence[Sequence[Size]], change: Sequence[Size]) -> list[Size]:
+    """A product of a matrix and a vector of sizes."""
+    return [total(map(times, row, change)) for row in growth]

@@ -3,8 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
 from manifold_optax.modular._bounds._gains import Gains
 from manifold_optax.modular._bounds._mixed_norm import (
     joined,
@@ -12,6 +10,7 @@ from manifold_optax.modular._bounds._mixed_norm import (
     natural_norm,
     ratio,
 )
+from manifold_optax.modular._bounds._number import largest, Size
 from manifold_optax.modular._bounds._sizes import (
     Fact,
     Known,
@@ -31,12 +30,12 @@ from manifold_optax.modular._primitives._loop import (
 
 def _scan_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     loop = loop_of(operation, sizes)
     out = loop.body.outputs[result]
     if result < operation.params["num_carry"]:
         start = operation.operands[loop.carried[result]]
-        return max(loop.sizes.bound(out, norm), sizes.bound(start, norm))
+        return largest((loop.sizes.bound(out, norm), sizes.bound(start, norm)))
     factor = MixedNorm(norm.axes[:1]).of_ones
     return factor * loop.sizes.bound(out, MixedNorm(norm.axes[1:]))
 
@@ -47,27 +46,27 @@ def _scan_moves(
     loop = loop_of(operation, sizes)
     if position in loop.carried:
         inner = natural_norm(operation.operands[position].shape)
-        start = np.zeros(len(loop.carried))
+        start = [0.0] * len(loop.carried)
         start[position - loop.carried.start] = ratio(inner, norm)
-        largest = largest_change(loop, start, np.zeros(len(loop.to)))
+        changes = largest_change(loop, start, [0.0] * len(loop.to))
     else:
         sliced = position >= loop.carried.stop
         inner = MixedNorm(norm.axes[1:]) if sliced else norm
         added = loop.step(position, inner)
-        largest = largest_change(loop, np.zeros(len(loop.carried)), added)
-    return [moves_to(loop, largest)]
+        changes = largest_change(loop, [0.0] * len(loop.carried), added)
+    return [moves_to(loop, changes)]
 
 
-def moves_to(loop: Loop, changes: np.ndarray) -> list[Move]:
+def moves_to(loop: Loop, changes: Sequence[Size]) -> list[Move]:
     """One move for each result that changes."""
     moves = []
     for result, change in enumerate(changes):
-        if change == 0:
+        if not change:
             continue
         norm = natural_norm(loop.body.outputs[result].shape)
         if result >= len(loop.carried):
             norm = MixedNorm((joined([(loop.length, "b")]), *norm.axes))
-        moves.append(Move(result, float(change), norm, f"{loop.length} steps"))
+        moves.append(Move(result, change, norm, f"{loop.length} steps"))
     return moves
 
 
@@ -94,10 +93,10 @@ def _branches(operation: Operation, sizes: Sizes) -> list[Loop]:
 
 def _cond_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     """The worse branch."""
     branches = sizes.loop(operation, lambda: _branches(operation, sizes))
-    return max(b.sizes.bound(b.body.outputs[result], norm) for b in branches)
+    return largest(b.sizes.bound(b.body.outputs[result], norm) for b in branches)
 
 
 def _cond_moves(
@@ -107,10 +106,11 @@ def _cond_moves(
     if position == 0 or sizes.is_moving(operation.operands[0]):
         return RULES["argmax"].moves(operation, position, norm, sizes)
     branches = sizes.loop(operation, lambda: _branches(operation, sizes))
-    worst = np.max([b.step(position - 1, norm) for b in branches], axis=0)
+    changes = (b.step(position - 1, norm) for b in branches)
+    worst = map(largest, zip(*changes, strict=True))
     return [
         [
-            Move(k, float(change), natural_norm(value.shape), "the worse branch")
+            Move(k, change, natural_norm(value.shape), "the worse branch")
             for k, (change, value) in enumerate(
                 zip(worst, operation.results, strict=True)
             )

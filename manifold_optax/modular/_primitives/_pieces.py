@@ -10,6 +10,7 @@ from manifold_optax.modular._bounds._mixed_norm import (
     MixedNorm,
     ratio,
 )
+from manifold_optax.modular._bounds._number import hypot, largest, Size, total
 from manifold_optax.modular._bounds._sizes import Move, Rule, RULES, Sizes
 from manifold_optax.modular._computation._graph import Operation
 from manifold_optax.modular._primitives._shapes import cut, REPEATED
@@ -17,16 +18,16 @@ from manifold_optax.modular._primitives._shapes import cut, REPEATED
 Moves = Sequence[Sequence[Move]]
 
 
-def _together(mark: str, bounds: Sequence[float]) -> float:
+def _together(mark: str, bounds: Sequence[Size]) -> Size:
     """Parts under a maximum: the largest; under a norm: the norm of their norms."""
     if mark == "b":
-        return max(bounds, default=0.0)
-    return sum(bounds) if mark == "s" else math.hypot(*bounds)
+        return largest(bounds)
+    return total(bounds) if mark == "s" else hypot(bounds)
 
 
 def _concatenate_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     """Part by part, where blocks stay whole; else by the Euclidean norm of the axis."""
     del result
     axis = operation.params["dimension"]
@@ -63,7 +64,7 @@ def _concatenate_moves(
 
 def _split_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     (x,) = operation.operands
     factor, inner = cut(norm, x.shape, _split_starts(operation, result), back=True)
     return factor * sizes.bound(x, inner)
@@ -97,7 +98,7 @@ def _without_axis(norm: MixedNorm, axis: int) -> MixedNorm:
 
 def _stack_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     del result
     axis = operation.params["axis"]
     factor = 1.0
@@ -120,7 +121,7 @@ def _stack_moves(
 
 def _unstack_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     del result
     axis, count = operation.params["axis"], len(operation.results)
     return sizes.bound(operation.operands[0], _with_axis(norm, axis, count))
@@ -140,9 +141,7 @@ def _pads(operation: Operation) -> list[int | None]:
     return [None if inner or low < 0 else int(low) for low, _, inner in pads]
 
 
-def _pad_size(
-    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+def _pad_size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> Size:
     """What is padded, and what it is padded with."""
     del result
     x, fill = operation.operands

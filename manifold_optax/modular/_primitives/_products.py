@@ -19,6 +19,7 @@ from manifold_optax.modular._bounds._mixed_norm import (
     ratio,
     remarked,
 )
+from manifold_optax.modular._bounds._number import Size, smallest
 from manifold_optax.modular._bounds._sizes import Move, Rule, RULES, Sizes, times
 from manifold_optax.modular._computation._graph import Operation, Value
 from manifold_optax.modular._primitives._entries import meeting
@@ -83,9 +84,7 @@ def _others(value: Value, axes: Sequence[int]) -> Axes:
     return tuple(k for k in range(len(value.shape)) if k not in axes)
 
 
-def _dot_size(
-    operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+def _dot_size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> Size:
     del result
     if norm.has("s"):
         other = remarked(norm, "s", "o")
@@ -102,12 +101,12 @@ def _dot_size(
         bounds.append(_carried(carrier, operator, batch, norm, sizes))
         if not sizes.is_weight(operator.value):
             bounds.append(_weighed(carrier, operator, batch, norm, sizes))
-    return min(bounds)
+    return smallest(bounds)
 
 
 def _carried(
     x: _Side, y: _Side, batch: list[Factors], norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     """‖xy‖ ≤ ‖x‖ over C · ‖y‖ as an operator from C."""
     x_free = [norm.axes[k] for k in x.result]
     y_free = [norm.axes[k] for k in y.result]
@@ -122,7 +121,7 @@ def _carried(
 
 def _weighed(
     x: _Side, y: _Side, batch: list[Factors], norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     """‖Σ x y‖ ≤ Σ |x| · max ‖y‖, for each entry of the free axes of x."""
     x_free = [norm.axes[k] for k in x.result]
     y_free = [norm.axes[k] for k in y.result]

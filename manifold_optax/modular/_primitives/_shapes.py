@@ -19,6 +19,7 @@ from manifold_optax.modular._bounds._mixed_norm import (
     reshaped,
     resized,
 )
+from manifold_optax.modular._bounds._number import Size
 from manifold_optax.modular._bounds._sizes import Move, Rule, RULES, Sizes
 from manifold_optax.modular._computation._graph import Operation
 from manifold_optax.modular._primitives._truth import truth_size
@@ -33,7 +34,7 @@ def _relabelled(
 ) -> Rule:
     """The rule of a linear operation of one operand and one result."""
 
-    def size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> float:
+    def size(operation: Operation, result: int, norm: MixedNorm, sizes: Sizes) -> Size:
         del result
         factor, inner = back(operation, norm)
         return factor * sizes.bound(operation.operands[0], inner)
@@ -57,7 +58,7 @@ def _same(operation: Operation, norm: MixedNorm) -> Way:
 
 def _cast_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     """A cast keeps numbers; truth values become 0 and 1."""
     (x,) = operation.operands
     if x.dtype == bool:

@@ -1,22 +1,20 @@
 """Stacks of layers that a loop runs through, one by one."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-
-import numpy as np
 
 from manifold_optax.modular._bounds._gains import Gains
 from manifold_optax.modular._bounds._mixed_norm import (
     MixedNorm,
 )
-from manifold_optax.modular._bounds._sizes import (
-    RULES,
-)
+from manifold_optax.modular._bounds._number import largest, Size
+from manifold_optax.modular._bounds._sizes import RULES, times
 from manifold_optax.modular._computation._graph import Operation, Value
 from manifold_optax.modular._primitives._loop import grown, Loop, loop_of
 from manifold_optax.modular._primitives._loops import moves_to
 
 
-def slice_gains(gains: Gains, leaf: Value, norm: MixedNorm) -> tuple[float, ...]:
+def slice_gains(gains: Gains, leaf: Value, norm: MixedNorm) -> tuple[Size, ...]:
     """The gain of each slice of a leaf that a loop runs through; else of the leaf.
 
     A change of one layer of a stack passes the layers after it alone. Where loops are
@@ -25,30 +23,32 @@ def slice_gains(gains: Gains, leaf: Value, norm: MixedNorm) -> tuple[float, ...]
     way, scans = _scans_of(leaf, gains.uses)
     if not scans:
         return (gains.gain(leaf, norm),)
-    factor = 1.0
+    factor: Size = 1.0
     for operation in way:
         ((move,), *_) = RULES[operation.name].moves(operation, 0, norm, gains.sizes)
         factor, norm = factor * move.factor, move.norm
-    total = np.zeros((leaf.shape[0], _slices_inside(scans)))
+    inside = _slices_inside(scans)
+    found: list[list[Size]] = [[0.0] * inside for _ in range(leaf.shape[0])]
     for operation, position in scans:
         loop, inner = loop_of(operation, gains.sizes), MixedNorm(norm.axes[1:])
-        if total.shape[1] == 1:
-            added = loop.step(position, inner)[:, None]
-        else:
+        added = [[size] for size in loop.step(position, inner)]
+        if inside > 1:
             value = loop.body.inputs[position]
-            added = np.array([slice_gains(to, value, inner) for to in loop.to])
-        for index in range(total.shape[1]):
-            rows = slice_changes(loop, added[:, index] * factor)
+            added = [list(slice_gains(to, value, inner)) for to in loop.to]
+        for index in range(inside):
+            rows = slice_changes(loop, [times(row[index], factor) for row in added])
             beyond = [
-                _gain_of_result(gains, loop, k) if np.any(rows[:, k]) else 0.0
+                _gain_of_result(gains, loop, k) if any(row[k] for row in rows) else 0.0
                 for k in range(len(loop.to))
             ]
-            total[:, index] += grown(rows, np.array(beyond))
-    return tuple(map(float, total.ravel()))
+            for place, gain in zip(found, grown(rows, beyond), strict=True):
+                place[index] = place[index] + gain
+    return tuple(itertools.chain(*found))
 
 
-def _gain_of_result(gains: Gains, loop: Loop, result: int) -> float:
-    (move,) = moves_to(loop, np.eye(len(loop.to))[result])
+def _gain_of_result(gains: Gains, loop: Loop, result: int) -> Size:
+    unit = [float(k == result) for k in range(len(loop.to))]
+    (move,) = moves_to(loop, unit)
     return gains.gain(loop.operation.results[result], move.norm)
 
 
@@ -93,16 +93,16 @@ def _scans_of(
     return (way, sliced) if len(sliced) == len(found) else ([], [])
 
 
-def slice_changes(loop: Loop, added: np.ndarray) -> np.ndarray:
-    """`[steps, results]`: the changes of the results where one step adds `added`."""
+def slice_changes(loop: Loop, added: Sequence[Size]) -> list[list[Size]]:
+    """By step, then by result: the changes where that step adds `added`."""
     growth = loop.growth()
     count = len(loop.carried)
-    change, largest = added[:count], added[count:]
+    change, stacked = list(added[:count]), list(added[count:])
     rows = []
     for _ in range(loop.length):
-        rows.append(np.concatenate([change, largest]))
-        total = grown(growth, change)
-        change, largest = total[:count], np.maximum(largest, total[count:])
+        rows.append([*change, *stacked])
+        after = grown(growth, change)
+        change = after[:count]
+        stacked = [largest(pair) for pair in zip(stacked, after[count:], strict=True)]
     # The step that is last before the end comes first here.
-    rows = rows if loop.operation.params["reverse"] else rows[::-1]
-    return np.reshape(rows, (loop.length, len(loop.to)))
+    return rows if loop.operation.params["reverse"] else rows[::-1]

@@ -10,6 +10,7 @@ from manifold_optax.modular._bounds._mixed_norm import (
     ratio,
     remarked,
 )
+from manifold_optax.modular._bounds._number import Size
 from manifold_optax.modular._bounds._sizes import all_max, Move, Rule, RULES, Sizes
 from manifold_optax.modular._computation._graph import Operation
 from manifold_optax.modular._primitives._sums import without
@@ -19,7 +20,7 @@ Moves = Sequence[Sequence[Move]]
 
 def _softmax_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     """The sum over the axes is 1, hence no norm over them is larger."""
     del result, sizes
     return without(norm, operation.params["axes"]).of_ones
@@ -81,7 +82,7 @@ def _marked(norm: MixedNorm, axes: Sequence[int], mark: str) -> MixedNorm:
 
 def _log_softmax_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     """|log p| is at most the range of what enters, and the logarithm of its number."""
     del result
     (x,), axes = operation.operands, operation.params["axes"]
@@ -112,7 +113,7 @@ def _log_softmax_moves(
 
 def _normalize_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     """After it the RMS over the axes is at most the scale."""
     del result
     axes, scale = operation.params["axes"], operation.params["scale"]
@@ -152,7 +153,7 @@ def _normalize_moves(
 
 def _linear_size(
     operation: Operation, result: int, norm: MixedNorm, sizes: Sizes
-) -> float:
+) -> Size:
     del result
     (x,), axes = operation.operands, operation.params["axes"]
     outer = _marked(remarked(norm, "is", "o"), axes, "o")

@@ -64,7 +64,7 @@ def roles_from_use(
         if path in chosen:
             role = chosen[path]
         else:
-            different = _roles_of(found, shapes[path], alone=len(tables) == 1)
+            different = roles_of_use(found, shapes[path], alone=len(tables) == 1)
             if len(different) > 1:
                 several[path] = found
             role = different[0]
@@ -124,7 +124,7 @@ def conflicts(
     alike: dict[tuple[str, Role, Role], list[str]] = {}
     for path, found in uses.items():
         named = role_by_name(path, shapes[path])
-        different = _roles_of(found, shapes[path], alone=False)
+        different = roles_of_use(found, shapes[path], alone=False)
         if named is None or len(different) > 1:
             continue
         if any(matches(pattern, path) for pattern in patterns):
@@ -148,7 +148,7 @@ def described(use: Use, rank: int) -> str:
     return f"{', '.join(words)}, by {use.operation}"
 
 
-def _roles_of(found: tuple[Use, ...], shape: Shape, *, alone: bool) -> list[Role]:
+def roles_of_use(found: tuple[Use, ...], shape: Shape, *, alone: bool) -> list[Role]:
     """The different roles that follow from the uses of one parameter."""
     decisive = [use for use in found if use.kind not in _INDECISIVE] or [*found]
     different: dict[Role, None] = {}

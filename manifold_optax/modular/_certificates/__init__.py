@@ -1,0 +1,1 @@
+"""What is proved of a network with the weights that it has: bounds that hold."""

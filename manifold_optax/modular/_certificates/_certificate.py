@@ -1,0 +1,253 @@
+"""`certificate`: what is proved of a function for the weights that it has."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32
+
+from manifold_optax._checks import require_in_range
+from manifold_optax._typing import ArrayTree
+from manifold_optax.modular._bounds._number import reference, Size
+from manifold_optax.modular._bounds._sizes import Unreadable
+from manifold_optax.modular._certificates._domains import (
+    is_domain,
+    known_input,
+    shape_of,
+)
+from manifold_optax.modular._certificates._evaluate import Evaluation
+from manifold_optax.modular._certificates._formulas import (
+    explained_inputs,
+    gain_of_inputs,
+    gain_of_step,
+    unbounded,
+)
+from manifold_optax.modular._certificates._live_norms import live_norm
+from manifold_optax.modular._certificates._pairs import (
+    last_product,
+    LastProduct,
+    pair_norms,
+)
+from manifold_optax.modular._certificates._reading import (
+    LiveNetwork,
+    StepNorm,
+    WeightNorm,
+)
+from manifold_optax.modular._certificates._weights import computed
+from manifold_optax.modular._computation._graph import Graph, Value
+from manifold_optax.modular._computation._trace import trace
+from manifold_optax.modular._network import Network, TOO_DEEP
+from manifold_optax.modular._read import output_place
+
+_PIECES = 8
+"""Into so many a step is cut. The bound of a change is the integral of a convex
+function; the trapezoidal rule is above it, by 1/12 · 1/8² of how much its slope grows
+over the step: 0.2 % where the slope doubles."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Certificate:
+    """Bounds of one function on one set of inputs, for any weights of its shapes.
+
+    Made by `certificate`. Its methods take parameters that may be traced.
+
+    Attributes:
+        network: the function as it was read.
+    """
+
+    network: LiveNetwork
+
+    def lipschitz(self, params: ArrayTree) -> Float32[Array, ""]:
+        """A number that no ratio of changes of output and input exceeds.
+
+        See `lipschitz_bound`.
+        """
+        return self._evaluation(params).value(_or_infinite(self._inputs))
+
+    def pairs(self, params: ArrayTree) -> Float32[Array, "classes classes"]:
+        """The same for the difference of every two outputs.
+
+        `|(fᵢ − fⱼ)(x) − (fᵢ − fⱼ)(y)| ≤ pairs[i, j] · ‖x − y‖`. If the last step is a
+        product with a weight `w`, it is `‖wᵢ − wⱼ‖` times the bound of what enters;
+        else, and where that is less, √2 times the bound of all outputs.
+        """
+        evaluation = self._evaluation(params)
+        classes = self.network.graph.outputs[0].shape[-1]
+        either = math.sqrt(2.0) * evaluation.value(_or_infinite(self._inputs))
+        bounds = jnp.broadcast_to(either, (classes, classes))
+        found = self._last
+        if found is not None:
+            enters = _or_infinite(
+                _bounded(lambda: gain_of_inputs(self.network, found.enters))
+            )
+            weight = computed(found.weight, self._arrays(params))
+            norms = pair_norms(weight, found) * evaluation.value(enters)
+            bounds = jnp.fmin(bounds, norms)
+        return jnp.where(jnp.eye(classes, dtype=bool), 0.0, bounds)
+
+    def change(
+        self, params: ArrayTree, updates: ArrayTree, *, first_order: bool = False
+    ) -> Float32[Array, ""]:
+        """How far a step of the parameters moves the output at most.
+
+        See `change_bound`.
+
+        Args:
+            params: the parameters.
+            updates: what is added to them.
+            first_order: only to first order in the step: no bound.
+        """
+        old, new, step = map(self._arrays, (params, _sum(params, updates), updates))
+        time = jnp.zeros(1) if first_order else jnp.linspace(0.0, 1.0, _PIECES + 1)
+
+        def norm_of(name: WeightNorm | StepNorm) -> Array:
+            if isinstance(name, StepNorm):
+                return _step_norm(step[name.value], name)
+            before = live_norm(computed(name.value, old), name.norm)
+            after = live_norm(computed(name.value, new), name.norm)
+            # A norm is convex, and the value an affine function of the parameters.
+            between = (1 - time) * before + time * after
+            return between * (1 + 4 * jnp.finfo(jnp.float32).eps)
+
+        rates = Evaluation(norm_of).value(_or_infinite(self._step))  # type: ignore[arg-type]
+        if first_order:
+            return rates.reshape(())
+        rates = jnp.broadcast_to(rates, time.shape)
+        ends = (rates[0] + rates[-1]) / 2
+        mean = (ends + jnp.sum(rates[1:-1])) / _PIECES
+        return mean * (1 + 16 * jnp.finfo(jnp.float32).eps)
+
+    @functools.cached_property
+    def _last(self) -> LastProduct | None:
+        moving = self.network.depend_on_inputs
+        return last_product(self.network.graph, lambda value: value not in moving)
+
+    @functools.cached_property
+    def problems(self) -> dict[str, str]:
+        """What has no bound: by `"inputs"` or `"step"`, the step and its line."""
+        problems = {}
+        for name, found in (("inputs", self._inputs), ("step", self._step)):
+            if isinstance(found, Unreadable):
+                problems[name] = str(found)
+            elif reference(found) == math.inf:
+                problems[name] = unbounded(self.network, name)
+        return problems
+
+    def explain(self, params: ArrayTree) -> str:
+        """The factors from each input to the output, one line each."""
+        problem = self.problems.get("inputs")
+        if isinstance(self._inputs, Unreadable):
+            return f"The inputs have no bound. {problem}"
+        evaluation = self._evaluation(params)
+        return explained_inputs(self.network, lambda x: float(evaluation.value(x)))
+
+    @functools.cached_property
+    def _inputs(self) -> Size | Unreadable:
+        return _bounded(lambda: gain_of_inputs(self.network))
+
+    @functools.cached_property
+    def _step(self) -> Size | Unreadable:
+        return _bounded(lambda: gain_of_step(self.network))
+
+    def _arrays(self, params: ArrayTree) -> dict[Value, Array]:
+        """The parameters by their values in the graph."""
+        leaves, _ = jax.tree.flatten(params)
+        network = self.network
+        if len(leaves) != len(network.paths):
+            raise ValueError(
+                f"The certificate was made for {len(network.paths)} parameters, got "
+                f"{len(leaves)}: give a tree of the same structure."
+            )
+        pairs = zip(network.paths, network.leaves, leaves, strict=True)
+        for path, value, leaf in pairs:
+            if jnp.shape(leaf) != value.shape:
+                raise ValueError(
+                    f"{path}: the certificate was made for the shape {value.shape}, "
+                    f"got {jnp.shape(leaf)}."
+                )
+        return dict(zip(network.leaves, map(jnp.asarray, leaves), strict=True))
+
+    def _evaluation(self, params: ArrayTree) -> Evaluation:
+        arrays = self._arrays(params)
+
+        def norm_of(name: WeightNorm) -> Array:
+            return live_norm(computed(name.value, arrays), name.norm)
+
+        return Evaluation(norm_of)  # type: ignore[arg-type]
+
+
+def _bounded(formula: Callable[[], Size]) -> Size | Unreadable:
+    """A formula, or what stands in its way."""
+    try:
+        return formula()
+    except Unreadable as error:
+        return error
+    except RecursionError:
+        return Unreadable(TOO_DEEP)
+
+
+def _or_infinite(found: Size | Unreadable) -> Size:
+    return math.inf if isinstance(found, Unreadable) else found
+
+
+def _sum(params: ArrayTree, updates: ArrayTree) -> ArrayTree:
+    """The parameters after the step, in their dtypes."""
+    return jax.tree.map(lambda p, u: p + u, params, updates)
+
+
+def _step_norm(step: Array, name: StepNorm) -> Array:
+    return live_norm(step if name.slice is None else step[name.slice], name.norm)
+
+
+def certificate(
+    function: Callable[..., Any] | Network,
+    params: ArrayTree,
+    *inputs: Any,
+    output: str | None = None,
+    floor: float = 0.0,
+) -> Certificate:
+    """Reads a function once, for bounds with any weights of its shapes.
+
+    Args:
+        function: pure function of the parameters and the inputs, or a `Network` that
+            was read from one.
+        params: pytree of arrays or `jax.ShapeDtypeStruct`s.
+        *inputs: sets of inputs: `Box`, `L2Ball`, `RmsBall`; or arrays, which stand for
+            all arrays of their shape. Integers are token indices, any in range.
+        output: path of the output that counts; `None`: the first array of floats.
+        floor: least RMS of what enters a norm layer, which the user vouches for; 0: the
+            slope of a norm layer is 1/√ε.
+
+    Returns:
+        A `Certificate`.
+
+    Raises:
+        ValueError: for an output that does not exist.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from manifold_optax import modular
+        >>> def mlp(params, x):
+        ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> params = {"up": 2 * jnp.eye(4), "down": 3 * jnp.eye(4)}
+        >>> proof = modular.certificate(mlp, params, jnp.ones((1, 4)))
+        >>> print(f"{proof.lipschitz(params):.3f}")
+        6.000
+
+    Cost: of `read`.
+    """
+    require_in_range("floor", floor, "[0, inf)")
+    if isinstance(function, Network):
+        function, output = function.function, None
+    leaves, structure = jax.tree.flatten(inputs, is_leaf=is_domain)
+    shapes = [shape_of(x) for x in leaves]
+    abstract = jax.tree.map(shape_of, params)
+    graph, paths, outputs = trace(function, abstract, *structure.unflatten(shapes))
+    place = output_place(graph, outputs, output)
+    known = tuple(map(known_input, leaves, shapes))
+    graph = Graph(graph.inputs, (graph.outputs[place],))
+    return Certificate(LiveNetwork(graph, paths, known, float(floor)))
