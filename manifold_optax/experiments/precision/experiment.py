@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float32
 from matplotlib.figure import Figure
 
+import manifold_optax as mo
 from manifold_optax.experiments.adversary import largest_change
 from manifold_optax.experiments.harness import (
     Cell,
@@ -46,6 +47,7 @@ from manifold_optax.experiments.precision.measured import (
     known,
     logit_size,
     Network,
+    outputs,
     round_and_measure,
 )
 from manifold_optax.experiments.precision.results import RunResult, RunSettings
@@ -77,6 +79,7 @@ class PrecisionExperiment(Experiment[PrecisionConfig, RunSettings, RunResult]):
         )
         self.shades = shades(config.task, dataset)
         self.pixels = to_pixels(np.asarray(dataset.test.images), self.shades)
+        self.box = mo.modular.Box(self.pixels[:1], -HALF, HALF)
         self.text = text
         self.language = language.make_problem(config.language, text)
         self.parts = jax.device_put(text.parts)
@@ -201,7 +204,7 @@ class PrecisionExperiment(Experiment[PrecisionConfig, RunSettings, RunResult]):
             function=apply_to_pixels,
             inner=functools.partial(on_pixels, shade=self.shades),
             data=self.pixels,
-            domain=self.pixels[:1],
+            domain=self.box,
             search=search,
             error=lambda own: _percent_wrong(self.problem, own, self.splits.test),
         )
@@ -216,13 +219,14 @@ class PrecisionExperiment(Experiment[PrecisionConfig, RunSettings, RunResult]):
         def search(inner: Any, updates: Any) -> Array:
             changed = jax.tree.map(jnp.add, inner, updates)
             both = jnp.concatenate([data, drawn])
-            difference = _logits(problem, changed, both) - _logits(problem, inner, both)
-            return jnp.max(jnp.linalg.norm(difference, axis=-1))
+            before = outputs(problem.logits, inner, both)
+            after = outputs(problem.logits, changed, both)
+            return jnp.max(jnp.linalg.norm(after - before, axis=-1))
 
         return Network(
             params=params,
             roles=problem.roles,
-            function=functools.partial(_logits, problem),
+            function=problem.logits,
             inner=lambda own: own,
             data=data,
             domain=jax.ShapeDtypeStruct(data[:1].shape, data.dtype),
@@ -238,11 +242,6 @@ def _percent_wrong(
     images, labels = examples
     wrong = jnp.argmax(problem.logits(params, jnp.asarray(images)), -1) != labels
     return 100 * jnp.mean(wrong)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(problem: language.Problem, params: Any, tokens: Any) -> Array:
-    return problem.logits(params, tokens)
 
 
 def _validation_error(run: RunResult) -> float | None:

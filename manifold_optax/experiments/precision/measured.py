@@ -1,6 +1,7 @@
 """What rounding does to a network: certified, searched for, and on data."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import warnings
@@ -15,7 +16,6 @@ from jaxtyping import Array, Float
 import manifold_optax as mo
 from manifold_optax.experiments.adversary import Function
 from manifold_optax.experiments.precision.results import Rounded
-from manifold_optax.experiments.robustness import stand_in
 from manifold_optax.experiments.rounding import FORMAT_NAMES, round_params, SCOPES
 
 
@@ -26,10 +26,12 @@ class Network:
     Attributes:
         params: Its parameters, as they are trained and rounded.
         roles: What each of them is; None: by name.
-        function: (inner parameters, inputs) → logits `[..., classes]`.
+        function: (inner parameters, inputs) → logits `[..., classes]`; hashable, one
+            object for all networks of a kind.
         inner: Trained parameters → parameters of `function`; linear.
         data: Inputs of `function` on which it is measured.
-        domain: Inputs for which the change is certified; what `mo.modular` takes.
+        domain: Inputs for which the change is certified, as `mo.modular` takes them;
+            hashable, one object for all networks of a kind.
         search: (inner parameters, their change) → largest change found in the domain.
         error: Trained parameters → error on the test set.
     """
@@ -70,19 +72,31 @@ def certified_change(network: Network, inner: Any, updates: Any) -> Array:
     with warnings.catch_warnings():
         # A bound that does not exist is a number of the report, not an accident.
         warnings.simplefilter("ignore")
-        return stand_in.change_bound(network.function, inner, updates, network.domain)
+        return _bound(network.function, network.domain, inner, updates)
 
 
 def change_on_data(network: Network, inner: Any, changed: Any) -> Float[Array, "..."]:
     """Returns the norm of the change of the logits of each example."""
-    before = network.function(inner, network.data)
-    return jnp.linalg.norm(network.function(changed, network.data) - before, axis=-1)
+    before = outputs(network.function, inner, network.data)
+    after = outputs(network.function, changed, network.data)
+    return jnp.linalg.norm(after - before, axis=-1)
 
 
 def logit_size(network: Network) -> Array:
     """Returns the median norm of the logits on data."""
-    logits = network.function(network.inner(network.params), network.data)
+    logits = outputs(network.function, network.inner(network.params), network.data)
     return jnp.median(jnp.linalg.norm(logits, axis=-1))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def outputs(function: Function, inner: Any, inputs: Any) -> Array:
+    """Applies a function, compiled."""
+    return function(inner, inputs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _bound(function: Function, domain: Any, inner: Any, updates: Any) -> Array:
+    return mo.modular.change_bound(function, inner, updates, domain)
 
 
 def known(number: Any) -> float | None:

@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int32
 from matplotlib.figure import Figure
 
+import manifold_optax as mo
 from manifold_optax.experiments.adversary import Effort, largest_ratio
 from manifold_optax.experiments.harness import (
     Cell,
@@ -36,7 +38,7 @@ from manifold_optax.experiments.robust_accuracy import (
     attack_standing,
     robustness_curves,
 )
-from manifold_optax.experiments.robustness import report, stand_in
+from manifold_optax.experiments.robustness import report
 from manifold_optax.experiments.robustness.config import RobustnessConfig
 from manifold_optax.experiments.robustness.figures import (
     draw_frontier,
@@ -122,9 +124,7 @@ class RobustnessExperiment(Experiment[RobustnessConfig, RunSettings, RunResult])
         history, attack = state.history, settings.attack
         params = on_pixels(state.trainable.params, self.shades)
         key = jax.random.key(settings.seed)
-        radii = stand_in.certified_radius(
-            apply_to_pixels, params, self.pixels, jnp.asarray(self.labels)
-        )
+        bound, radii = _certify(params, self.pixels, jnp.asarray(self.labels))
         standing = attack_standing(
             apply_to_pixels,
             params,
@@ -137,7 +137,6 @@ class RobustnessExperiment(Experiment[RobustnessConfig, RunSettings, RunResult])
         steepest = largest_ratio(
             apply_to_pixels, params, self.pixels[:_RATIO_EXAMPLES], key, domain=PIXELS
         )
-        bound = stand_in.lipschitz_bound(apply_to_pixels, params, self.pixels[:1])
         curves = robustness_curves(np.asarray(radii), standing, attack.radii)
         [lipschitz, ratio] = finite(np.array([bound, steepest.value], np.float64))
         return RunResult(
@@ -195,3 +194,13 @@ class RobustnessExperiment(Experiment[RobustnessConfig, RunSettings, RunResult])
         """Returns the curves at equal clean accuracy, and whether a proof failed."""
         matched = report.matched_cells(cells, self.metrics()[0])
         return report.at_equal_accuracy(matched, cells)
+
+
+@jax.jit
+def _certify(
+    params: Any, pixels: Float[Array, "n d"], labels: Int32[Array, " n"]
+) -> tuple[Float32[Array, ""], Float32[Array, " n"]]:
+    """Returns the Lipschitz bound, and the radius of each image."""
+    bound = mo.modular.lipschitz_bound(apply_to_pixels, params, pixels[:1])
+    radii = mo.modular.certified_radius(apply_to_pixels, params, pixels, labels)
+    return bound, radii

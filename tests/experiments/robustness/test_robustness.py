@@ -179,6 +179,7 @@ def check(output, config):
     return text
 
 
+@pytest.mark.slow  # 8 s, of which 6 compile.
 def test_no_certificate_is_refuted(tmp_path):
     check(tmp_path, small(tmp_path))
     assert (tmp_path / "robustness.png").exists()
