@@ -5,9 +5,10 @@
 `largest_change` for the input at which a change of the parameters shows most. Whatever
 they find is true of the network: a certificate that says less is wrong.
 
-The attack is written here rather than taken from a package. Foolbox (last release in
-March 2024, over EagerPy of August 2021) runs on JAX, but step by step outside `jit`;
-other collections need PyTorch. The dependency would replace sixty lines.
+The attack is written here rather than taken from a package. Of those that run on JAX,
+Foolbox (last release in March 2024, over EagerPy of August 2021) steps in Python,
+outside `jit`, and CleverHans has had no release since July 2021. Either would replace a
+hundred lines.
 """
 
 import dataclasses
@@ -96,10 +97,10 @@ def attack_decisions(
 ) -> Attacked:
     """Looks for inputs within an L2 distance that a classifier decides differently.
 
-    Projected gradient ascent with steps of fixed length in the direction of the
-    gradient, the length falling linearly to zero. Restarts ascend the cross entropy and
-    the difference of logits ratio in turn. The first two start at the inputs, the
-    others at random points of the ball.
+    Projected gradient ascent. Steps go in the direction of the gradient; their length
+    falls linearly from the radius to zero. Restarts ascend the cross entropy and the
+    difference of logits ratio in turn. The first two start at the inputs, the others at
+    random points of the ball.
 
     Args:
         function: (params, inputs) → logits `[n, classes]`; hashable.
