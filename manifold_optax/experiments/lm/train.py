@@ -89,6 +89,11 @@ class Problem:
         known = cast("OptimizerName", name)
         return build_optimizer(known, rate, self.model, self.training)
 
+    def project(self, name: str, params: Any) -> Any:
+        """Returns the parameters that an optimizer starts from: as they were drawn."""
+        del name
+        return params
+
 
 def make_problem(config: LmConfig, text: Text) -> Problem:
     """Returns the problem that a configuration poses on a text."""
@@ -125,7 +130,8 @@ def start_run(
     Returns:
         The inputs of the run and its state before the first step.
     """
-    params = initial_params(problem.model, problem.vocabulary, seed=settings.seed)
+    drawn = initial_params(problem.model, problem.vocabulary, seed=settings.seed)
+    params = problem.project(settings.optimizer, drawn)
     inputs = harness.run_inputs(settings)
     transform = problem.optimizer(settings.optimizer, inputs.learning_rate)
     steps, rounds = problem.training.steps, problem.training.rounds

@@ -34,11 +34,12 @@ _PERCEPTRON_RATES = LearningRates(
     manifold_muon=(0.05, 0.1, 0.2),
     modular=(0.2, 0.4, 0.8),
 )
+# Factors of 2 around the best rates of one seed.
 _LANGUAGE_RATES = LearningRates(
-    adamw=(0.004, 0.008, 0.016),
-    muon=(0.008, 0.016, 0.032),
-    muon_ball=(0.008, 0.016, 0.032),
-    manifold_muon=(0.025, 0.05, 0.1),
+    adamw=(0.008, 0.016, 0.032),
+    muon=(0.016, 0.032, 0.064),
+    muon_ball=(0.016, 0.032, 0.064),
+    manifold_muon=(0.1, 0.2, 0.4),
     modular=(0.1,),
 )
 

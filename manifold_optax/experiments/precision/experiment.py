@@ -126,7 +126,7 @@ class PrecisionExperiment(Experiment[PrecisionConfig, RunSettings, RunResult]):
         """Draws the initial weights of a run."""
         if settings.condition == PERCEPTRON:
             return mlp_train.start_run(self.problem, settings)
-        return language.start_run(self.language, settings)
+        return lm_train.start_run(self.language, settings)
 
     def advance(self, settings: RunSettings, inputs: Any, state: RunState) -> RunState:
         """Trains one network for a round."""

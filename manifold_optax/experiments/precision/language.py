@@ -10,7 +10,6 @@ import optax
 from jaxtyping import Array, Float32
 
 import manifold_optax as mo
-from manifold_optax.experiments import harness
 from manifold_optax.experiments.lm import train
 from manifold_optax.experiments.lm.model import apply_model
 from manifold_optax.experiments.lm.optimizers import model_roles
@@ -67,6 +66,13 @@ class Problem(train.Problem):
         adamw = optax.adamw(others, b2=_SECOND_DECAY, weight_decay=decay)
         return mo.hybrid(hidden, others=adamw, labels=self.roles)
 
+    def project(self, name: str, params: Any) -> Any:
+        """Returns the parameters with the hidden matrices on their set."""
+        constraint = self.constraint(name)
+        if constraint is None:
+            return params
+        return mo.project(params, constraint, axes=self.roles.only("matrix"))
+
     def logits(self, params: Any, tokens: Any) -> Array:
         """Applies the model."""
         return apply_model(self.graph, params, tokens)[0]
@@ -77,21 +83,6 @@ def make_problem(config: LanguageConfig, text: Text) -> Problem:
     plain = train.make_problem(config.plain(), text)
     fields = dataclasses.fields(plain)
     return Problem(**{field.name: getattr(plain, field.name) for field in fields})
-
-
-def start_run(
-    problem: Problem, settings: Any
-) -> tuple[harness.RunInputs, harness.RunState]:
-    """Draws the initial weights of a run and brings the hidden ones to their set."""
-    inputs, state = train.start_run(problem, settings)
-    constraint = problem.constraint(settings.optimizer)
-    if constraint is None:
-        return inputs, state
-    hidden = problem.roles.only("matrix")
-    params = mo.project(state.trainable.params, constraint, axes=hidden)
-    transform = problem.optimizer(settings.optimizer, inputs.learning_rate)
-    trainable = harness.Trainable(params, transform.init(params))
-    return inputs, state._replace(trainable=trainable)
 
 
 @functools.partial(jax.jit, static_argnums=0)

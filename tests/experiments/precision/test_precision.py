@@ -136,7 +136,7 @@ def test_hidden_matrices_start_on_their_set_and_stay():
     for name, rate in (("muon_ball", 0.5), ("manifold_muon", 0.1)):
         settings = result(name).settings
         settings = dataclasses.replace(settings, learning_rate=rate)
-        inputs, state = language.start_run(problem, settings)
+        inputs, state = language.train.start_run(problem, settings)
         for _ in range(2):
             hidden = state.trainable.params["blocks"][0]["feed_forward"]["up"]["kernel"]
             # Projections in float32 are right to some 1e-6.
