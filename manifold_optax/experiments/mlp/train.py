@@ -8,7 +8,7 @@ same program and ends bit-identical.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, cast, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32, Key
 
 from manifold_optax.experiments import harness
+from manifold_optax.experiments.harness.records import RunSettings
 from manifold_optax.experiments.mlp.config import MlpConfig, OptimizerName
 from manifold_optax.experiments.mlp.data import Dataset, Examples
 from manifold_optax.experiments.mlp.model import MLP
 from manifold_optax.experiments.mlp.optimizers import Recipe, recipe
-from manifold_optax.experiments.mlp.results import RunSettings
 
 
 class Splits(NamedTuple):
@@ -103,9 +103,10 @@ class Problem:
         """Steps per run."""
         return self.epochs * self.steps_per_epoch
 
-    def recipe(self, optimizer: OptimizerName) -> Recipe:
-        """Returns the recipe of an optimizer."""
-        return recipe(optimizer, weight_decay=self.weight_decay)
+    def recipe(self, optimizer: str) -> Recipe:
+        """Returns the recipe of an optimizer; a subclass may know more of them."""
+        name = cast("OptimizerName", optimizer)
+        return recipe(name, weight_decay=self.weight_decay)
 
     def logits(self, params: Any, images: Float[Array, "n d"]) -> Float[Array, "n c"]:
         """Applies the model."""
@@ -163,7 +164,7 @@ def start_run(
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="monitor")
 def train_epoch(
     problem: Problem,
-    optimizer: OptimizerName,
+    optimizer: str,
     inputs: RunInputs,
     train: Examples,
     start: tuple[Int32[Array, ""], harness.Trainable],
@@ -215,7 +216,7 @@ def train_epoch(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def advance(
     problem: Problem,
-    optimizer: OptimizerName,
+    optimizer: str,
     inputs: RunInputs,
     splits: Splits,
     state: harness.RunState,
