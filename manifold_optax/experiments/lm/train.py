@@ -8,7 +8,7 @@ on the same number of cores; another number of cores sums in another order.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, cast, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float32, Int32, Key
 
 from manifold_optax.experiments import harness
+from manifold_optax.experiments.harness.records import RunSettings
 from manifold_optax.experiments.lm.config import (
     LmConfig,
     ModelConfig,
@@ -31,7 +32,6 @@ from manifold_optax.experiments.lm.model import (
     Transformer,
 )
 from manifold_optax.experiments.lm.optimizers import build_optimizer
-from manifold_optax.experiments.lm.results import RunSettings
 from manifold_optax.experiments.lm.text import Parts, Text, Tokens
 
 
@@ -82,11 +82,16 @@ class Problem:
     vocabulary: int
 
     def optimizer(
-        self, name: OptimizerName, peak: Float32[Array, ""]
+        self, name: str, peak: Float32[Array, ""]
     ) -> optax.GradientTransformationExtraArgs:
         """Returns an optimizer with the schedule of the training."""
         rate = learning_rate_schedule(self.training, peak)
-        return build_optimizer(name, rate, self.model, self.training)
+        known = cast("OptimizerName", name)
+        return build_optimizer(known, rate, self.model, self.training)
+
+    def initial_params(self, seed: int) -> Any:
+        """Draws the parameters of the model."""
+        return initial_params(self.model, self.vocabulary, seed=seed)
 
 
 def make_problem(config: LmConfig, text: Text) -> Problem:
@@ -124,7 +129,7 @@ def start_run(
     Returns:
         The inputs of the run and its state before the first step.
     """
-    params = initial_params(problem.model, problem.vocabulary, seed=settings.seed)
+    params = problem.initial_params(settings.seed)
     inputs = harness.run_inputs(settings)
     transform = problem.optimizer(settings.optimizer, inputs.learning_rate)
     steps, rounds = problem.training.steps, problem.training.rounds
@@ -145,7 +150,7 @@ def start_run(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def advance(
     problem: Problem,
-    optimizer: OptimizerName,
+    optimizer: str,
     inputs: harness.RunInputs,
     parts: Parts,
     state: harness.RunState,
