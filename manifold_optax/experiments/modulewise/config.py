@@ -21,8 +21,15 @@ OptimizerName: TypeAlias = Literal[
     "hyperball",
 ]
 
+_MODEL = ModelConfig(
+    feed_forward="gelu", layers=2, width=64, heads=4, head_size=16, hidden=256
+)
+_TRAINING = TrainingConfig(steps=200, context=64, warmup_steps=20, evaluate_every=50)
+
 # Factors of 2. The rate of all but AdamW is a step in the same unit.
 _RATES = (0.01, 0.02, 0.04, 0.08, 0.16)
+# Attention with free lengths wants smaller ones.
+_LOW_RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +44,8 @@ class LearningRates(LearningRatesBase):
     muon: tuple[float, ...] = _RATES
     stiefel: tuple[float, ...] = _RATES
     stiefel_dgram: tuple[float, ...] = _RATES
-    dgram_stiefel: tuple[float, ...] = _RATES
-    dgram: tuple[float, ...] = _RATES
+    dgram_stiefel: tuple[float, ...] = _LOW_RATES
+    dgram: tuple[float, ...] = _LOW_RATES
     spectral_sphere: tuple[float, ...] = _RATES
     hyperball: tuple[float, ...] = _RATES
 
@@ -62,12 +69,8 @@ class ModulewiseConfig(GridConfig):
     checkpoint_every: int = 5
     output_dir: str = "runs/modulewise"
     text: str | None = None
-    model: ModelConfig = ModelConfig(
-        feed_forward="gelu", layers=2, width=64, heads=4, head_size=16, hidden=256
-    )
-    training: TrainingConfig = TrainingConfig(
-        steps=250, context=64, warmup_steps=25, evaluate_every=50
-    )
+    model: ModelConfig = _MODEL
+    training: TrainingConfig = _TRAINING
     others_rate: float = 0.008
 
     def __post_init__(self) -> None:
