@@ -77,14 +77,14 @@ class ModulewiseConfig(GridConfig):
         super().__post_init__()
         require_positive("others_rate", (self.others_rate,))
         model = self.model
-        if model.attention != "mha" or model.feed_forward == "moe":
+        if (
+            model.attention != "mha"
+            or model.feed_forward == "moe"
+            or model.heads * model.head_size != model.width
+            or model.hidden < model.width
+        ):
             raise ValueError(
-                "The experiment has rules for attention 'mha' and feed_forward 'gelu' "
-                f"or 'gated', got {model.attention!r} and {model.feed_forward!r}."
-            )
-        if model.heads * model.head_size != model.width or model.hidden < model.width:
-            raise ValueError(
-                "Orthogonal columns need model.heads · model.head_size = model.width "
-                f"and model.hidden ≥ model.width, got {model.heads} · "
-                f"{model.head_size}, {model.width} and {model.hidden}."
+                "The rules for orthogonal columns need attention 'mha', feed_forward "
+                "'gelu' or 'gated', heads · head_size = width and hidden ≥ width, got "
+                f"{model}."
             )

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, NamedTuple
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -65,13 +65,6 @@ class RunResult:
     seconds: float
 
 
-class History(NamedTuple):
-    """What the language model records, and the singular values at each evaluation."""
-
-    training: lm.History
-    singular_values: Float32[Array, "rounds groups 2"]
-
-
 @dataclasses.dataclass(frozen=True)
 class Problem(lm.Problem):
     """The language model, started and optimized as this experiment does."""
@@ -82,13 +75,10 @@ class Problem(lm.Problem):
         self, name: str, peak: Float32[Array, ""]
     ) -> optax.GradientTransformationExtraArgs:
         """Returns an optimizer with the schedule of the training."""
-        schedule = functools.partial(lm.learning_rate_schedule, self.training)
-        return build_optimizer(
-            cast("OptimizerName", name),
-            schedule(peak),
-            schedule(self.others_rate),
-            self.training.weight_decay,
-        )
+        training, known = self.training, cast("OptimizerName", name)
+        rate = lm.learning_rate_schedule(training, peak)
+        others_rate = lm.learning_rate_schedule(training, self.others_rate)
+        return build_optimizer(known, rate, others_rate, training.weight_decay)
 
     def initial_params(self, seed: int) -> Any:
         """Draws the parameters, with orthogonal hidden matrices."""
@@ -145,7 +135,7 @@ class ModulewiseExperiment(
         """Draws the initial weights of a run."""
         inputs, state = lm.start_run(self.problem, settings)
         ranges = harness.unknown(self.rounds, len(GROUPS), 2)
-        return inputs, state._replace(history=History(state.history, ranges))
+        return inputs, state._replace(history=(state.history, ranges))
 
     def advance(
         self, settings: RunSettings, inputs: harness.RunInputs, state: harness.RunState
@@ -159,9 +149,9 @@ class ModulewiseExperiment(
             self.parts,
             state._replace(history=training),
         )
-        found = _compiled_ranges(advanced.trainable.params)
+        found = singular_ranges(advanced.trainable.params)
         ranges = ranges.at[state.round].set(found)
-        return advanced._replace(history=History(advanced.history, ranges))
+        return advanced._replace(history=(advanced.history, ranges))
 
     def finish(
         self, settings: RunSettings, state: harness.RunState, seconds: float
@@ -202,16 +192,12 @@ class ModulewiseExperiment(
     def columns(self, cell: harness.Cell[RunResult]) -> Mapping[str, str]:
         """Returns the ranges of singular values, and the largest logit."""
         results = cell.results
-        ranges = np.array([one.singular_values for one in results], float)
+        ranges = np.array([list(one.singular_values) for one in results], float)
+        lows, highs = ranges[..., 0].min((0, 1)), ranges[..., 1].max((0, 1))
         logits = np.array([one.largest_logit for one in results], float)
         spans = {
-            f"σ {_words(group)}": f"{_shown(low)} to {_shown(high)}"
-            for group, low, high in zip(
-                GROUPS,
-                ranges[..., 0].min((0, 1)),
-                ranges[..., 1].max((0, 1)),
-                strict=True,
-            )
+            f"σ {group}": _shown(low, high)
+            for group, low, high in zip(GROUPS, lows, highs, strict=True)
         }
         return {**spans, "largest logit": _shown(logits.max())}
 
@@ -225,23 +211,16 @@ class ModulewiseExperiment(
             steps = self.steps_per_round * np.arange(1, self.rounds + 1)
             validation = np.array(result.validation_loss, float)
             losses.plot(steps, validation, color=color, label=cell.label)
-            ranges = np.array(result.singular_values, float)
+            ranges = np.array(list(result.singular_values), float)
             for place, axes in enumerate(groups):
                 axes.plot(steps, ranges[:, place, 1], color=color)
         losses.set(xlabel="step", ylabel="validation loss")
         for axes, group in zip(groups, GROUPS, strict=True):
-            label = f"largest singular value, {_words(group)}"
-            axes.set(xlabel="step", ylabel=label, yscale="log")
+            axes.set(xlabel="step", ylabel=f"largest σ, {group}", yscale="log")
         harness.add_legend(figure, losses)
         return {"curves": figure}
 
 
-_compiled_ranges = jax.jit(singular_ranges)
-
-
-def _shown(number: float) -> str:
-    return f"{number:.3g}" if np.isfinite(number) else "not finite"
-
-
-def _words(group: str) -> str:
-    return group.replace("_", "-")
+def _shown(*numbers: float) -> str:
+    known = np.isfinite(numbers).all()
+    return " to ".join(f"{x:.3g}" for x in numbers) if known else "not finite"

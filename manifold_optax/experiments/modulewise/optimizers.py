@@ -6,6 +6,7 @@ every set holds the common start, so that the rules differ in the constraint alo
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float32
@@ -14,7 +15,7 @@ import manifold_optax as mo
 from manifold_optax.experiments.modulewise.config import OptimizerName
 from manifold_optax.trees import leaves_by_path
 
-GROUPS = ("attention", "feed_forward")
+GROUPS = ("attention", "feed-forward")
 
 # As in the runs of arXiv:2606.13276, with Nesterov.
 _MOMENTUM = 0.95
@@ -53,6 +54,7 @@ def start_orthogonal(params: Any) -> Any:
     return mo.project(params, START, axes=model_roles())
 
 
+@jax.jit
 def singular_ranges(params: Any) -> Float32[Array, "groups 2"]:
     """Returns the smallest and the largest singular value of the matrices by group."""
     labels = leaves_by_path(model_roles()(params))
@@ -60,10 +62,9 @@ def singular_ranges(params: Any) -> Float32[Array, "groups 2"]:
     for path, leaf in leaves_by_path(params).items():
         if labels[path] in found:
             # The heads of an output projection lie first, all others last.
-            rows = -1 if "/output/" in path else leaf.shape[0]
-            columns = leaf.shape[-1] if "/output/" in path else -1
-            matrix = leaf.reshape(rows, columns)
-            found[labels[path]].append(jnp.linalg.svdvals(matrix))
+            width = leaf.shape[-1] if "/output/" in path else leaf.shape[0]
+            shape = (-1, width) if "/output/" in path else (width, -1)
+            found[labels[path]].append(jnp.linalg.svdvals(leaf.reshape(shape)))
     values = [jnp.concatenate(found[group]) for group in GROUPS]
     return jnp.stack([jnp.stack([x.min(), x.max()]) for x in values])
 
