@@ -113,10 +113,11 @@ def test_a_run_reports_losses_singular_values_and_logits(experiment):
     report = run_experiment(experiment)
     directory = pathlib.Path(experiment.config.output_dir)
     [result] = read_records(directory / "results.jsonl", RunResult)
-    assert np.shape(result.singular_values) == (2, 2, 2)
+    ranges = np.array(list(result.singular_values), float)
+    assert ranges.shape == (2, 2, 2)
     assert len(result.loss) == len(result.largest_logit) == 4
     assert len(result.validation_loss) == len(result.test_loss) == 2
-    low, high = np.array(result.singular_values, float)[:, 0].T
+    low, high = ranges[:, 0].T
     assert f"{low.min():.3g} to {high.max():.3g}" in report
     assert "σ attention" in report
     assert "σ feed-forward" in report
