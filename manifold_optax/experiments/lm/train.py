@@ -94,6 +94,10 @@ class Problem:
         del name
         return params
 
+    def initial_params(self, seed: int) -> Any:
+        """Draws the parameters of the model."""
+        return initial_params(self.model, self.vocabulary, seed=seed)
+
 
 def make_problem(config: LmConfig, text: Text) -> Problem:
     """Returns the problem that a configuration poses on a text."""
@@ -130,7 +134,7 @@ def start_run(
     Returns:
         The inputs of the run and its state before the first step.
     """
-    drawn = initial_params(problem.model, problem.vocabulary, seed=settings.seed)
+    drawn = problem.initial_params(settings.seed)
     params = problem.project(settings.optimizer, drawn)
     inputs = harness.run_inputs(settings)
     transform = problem.optimizer(settings.optimizer, inputs.learning_rate)
