@@ -1,4 +1,4 @@
-"""Results by optimizer and learning rate, and the best rate of each optimizer."""
+"""Results by condition, optimizer and learning rate, and each optimizer's best rate."""
 
 import dataclasses
 import math
@@ -30,22 +30,29 @@ class Metric(Generic[Result]):
 
 @dataclasses.dataclass(frozen=True)
 class Cell(Generic[Result]):
-    """All seeds of one optimizer at one learning rate.
+    """All seeds of one optimizer at one learning rate, in one condition.
 
     Attributes:
         optimizer: The optimizer.
         learning_rate: Its peak learning rate.
         results: One result per seed.
+        condition: The condition; empty where the experiment has a single one.
     """
 
     optimizer: str
     learning_rate: float
     results: tuple[Result, ...]
+    condition: str = ""
+
+    @property
+    def name(self) -> str:
+        """The optimizer, behind the condition if there is one."""
+        return ": ".join(filter(None, (self.condition, self.optimizer)))
 
     @property
     def label(self) -> str:
         """The name of the cell in figures."""
-        return f"{self.optimizer} at {self.learning_rate:g}"
+        return f"{self.name} at {self.learning_rate:g}"
 
     def numbers(self, metric: Metric[Result]) -> list[float]:
         """Returns a metric of each seed; nan where it is not finite."""
@@ -64,12 +71,24 @@ class Cell(Generic[Result]):
 
 
 def group_by_cell(results: Sequence[Result]) -> list[Cell[Result]]:
-    """Groups results by optimizer and learning rate, in the order they appear."""
-    grouped: dict[tuple[str, float], list[Result]] = {}
+    """Groups results by condition, optimizer and rate, in the order they appear."""
+    grouped: dict[tuple[str, str, float], list[Result]] = {}
     for result in results:
-        key = (result.settings.optimizer, result.settings.learning_rate)
+        of = result.settings
+        key = (of.condition, of.optimizer, of.learning_rate)
         grouped.setdefault(key, []).append(result)
-    return [Cell(*key, tuple(members)) for key, members in grouped.items()]
+    return [
+        Cell(optimizer, rate, tuple(members), condition)
+        for (condition, optimizer, rate), members in grouped.items()
+    ]
+
+
+def group_by_condition(cells: Sequence[Cell[Result]]) -> dict[str, list[Cell[Result]]]:
+    """Groups cells by their condition, in the order they appear."""
+    grouped: dict[str, list[Cell[Result]]] = {}
+    for cell in cells:
+        grouped.setdefault(cell.condition, []).append(cell)
+    return grouped
 
 
 def best_cells(
@@ -78,15 +97,16 @@ def best_cells(
     """Returns the best learning rate of each optimizer by one metric.
 
     Args:
-        cells: Results by optimizer and learning rate.
+        cells: Results by condition, optimizer and learning rate.
         metric: What decides; the first cell wins a tie.
 
     Returns:
-        One cell per optimizer, in the order they appear.
+        One cell per optimizer and condition, in the order they appear, by its `name`:
+        that of the optimizer where the experiment has a single condition.
     """
     best: dict[str, Cell[Result]] = {}
     for cell in cells:
-        rival = best.get(cell.optimizer)
+        rival = best.get(cell.name)
         if rival is None or cell.score(metric) > rival.score(metric):
-            best[cell.optimizer] = cell
+            best[cell.name] = cell
     return best

@@ -19,12 +19,22 @@ def require_at_least(
         raise ValueError(f"{name} must be at most {highest}, got {value}.")
 
 
-def require_seeds(seeds: tuple[int, ...]) -> None:
+def require_seeds(name: str, seeds: tuple[int, ...]) -> None:
     """Raises ValueError unless all are different and fit into 32 bits, as JAX's do."""
     for seed in seeds:
         if not 0 <= seed < 2**32:
-            raise ValueError(f"seeds must be in [0, 2**32), got {seed}.")
-    require_distinct("seeds", seeds)
+            raise ValueError(f"{name} must be in [0, 2**32), got {seed}.")
+    require_distinct(name, seeds)
+
+
+def require_fresh(final_seeds: tuple[int, ...], seeds: tuple[int, ...]) -> None:
+    """Raises ValueError if `final_seeds` holds a seed that chose the best rates."""
+    used = sorted(set(final_seeds) & set(seeds))
+    if used:
+        raise ValueError(
+            f"final_seeds must be fresh, got {used}, which seeds holds too; a rate "
+            f"that was chosen on a seed looks better on it than it is."
+        )
 
 
 def require_positive(name: str, values: tuple[float, ...]) -> None:

@@ -11,7 +11,7 @@ import jax
 import tyro
 
 from manifold_optax.experiments.harness.config_file import read_overrides
-from manifold_optax.experiments.harness.experiment import Experiment
+from manifold_optax.experiments.harness.experiment import GridExperiment
 from manifold_optax.experiments.harness.output import UnusableOutputError
 from manifold_optax.experiments.harness.runs import run_experiment
 from manifold_optax.experiments.harness.typed import replace_typed
@@ -39,7 +39,7 @@ class Command:
     help: str
     description: str
     default: Any
-    prepare: Callable[[Any], Experiment[Any, Any, Any]]
+    prepare: Callable[[Any], GridExperiment[Any, Any, Any]]
     chooser: str | None = None
     defaults_of: Callable[[Any], Any] | None = None
 
@@ -117,7 +117,7 @@ def _parsers(
 
 def _prepare(
     command: Command, known: argparse.Namespace, options: Sequence[str]
-) -> Experiment[Any, Any, Any]:
+) -> GridExperiment[Any, Any, Any]:
     """Reads the settings, then the data."""
     table = {} if known.config is None else read_overrides(known.config)
     default = command.default

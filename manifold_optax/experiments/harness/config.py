@@ -5,6 +5,7 @@ import dataclasses
 from manifold_optax.experiments.harness.checks import (
     require_at_least,
     require_distinct,
+    require_fresh,
     require_positive,
     require_seeds,
 )
@@ -36,6 +37,8 @@ class GridConfig:
         optimizers: Optimizers to compare; ratios of times are over the first.
         learning_rates: Peak learning rates to run, per optimizer.
         seeds: Seeds of the initial weights and of the order of the data.
+        final_seeds: Fresh seeds. If there are any, each optimizer runs again with
+            them at its best rate, and the optimizers are compared on these runs.
         checkpoint_every: Rounds (epochs or evaluations) between two checkpoints.
         timing_rounds: Rounds per optimizer that measure the time per step; 0: none.
         output_dir: Directory of the results, reports, figures and checkpoints.
@@ -46,6 +49,7 @@ class GridConfig:
     optimizers: tuple[str, ...]
     learning_rates: LearningRates
     seeds: tuple[int, ...] = (42,)
+    final_seeds: tuple[int, ...] = ()
     checkpoint_every: int = 1
     timing_rounds: int = 0
     output_dir: str = "runs"
@@ -54,7 +58,10 @@ class GridConfig:
     def __post_init__(self) -> None:
         require_at_least("checkpoint_every", self.checkpoint_every, 1)
         require_at_least("timing_rounds", self.timing_rounds, 0)
-        require_seeds(self.seeds)
+        require_seeds("seeds", self.seeds)
+        if self.final_seeds:
+            require_seeds("final_seeds", self.final_seeds)
+            require_fresh(self.final_seeds, self.seeds)
         require_distinct("optimizers", self.optimizers)
         for optimizer in self.optimizers:
             require_distinct(

@@ -1,9 +1,9 @@
 """What an experiment is to the harness: the one class that a new one writes.
 
 The harness makes a grid of runs: every optimizer at each of its learning rates with
-every seed. A run is a number of rounds. The harness continues what was interrupted,
-records what is finished, and reports all of it. An experiment says what a round is,
-what of it is recorded, and what of the records is shown.
+every seed, in every condition. A run is a number of rounds. The harness continues what
+was interrupted, records what is finished, and reports all of it. An experiment says
+what a round is, what of it is recorded, and what of the records is shown.
 
 Three examples of a round: an epoch over a data set, then the accuracies; a hundred
 steps of a language model, then its losses; one step on a quadratic function, then the
@@ -33,11 +33,12 @@ Curves: TypeAlias = Mapping[str, Iterable[tuple[int, float | None]]]
 """(step, value) pairs by name; None is a value that was not finite."""
 
 
-class Experiment(abc.ABC, Generic[Config, Settings, Result]):
-    """One experiment with its settings and data.
+class GridExperiment(abc.ABC, Generic[Config, Settings, Result]):
+    """One experiment with its settings and data, whichever way its runs are made.
 
-    What is abstract must be given: what a run does. What has a default may be given:
-    how runs are shown beside the table and the figure that every experiment has.
+    What is abstract must be given. What has a default may be given: how runs are shown
+    beside the table and the figure that every experiment has. Derive from `Experiment`,
+    or from `BatchedExperiment`, which say how runs are made.
 
     Args:
         config: The settings.
@@ -46,7 +47,7 @@ class Experiment(abc.ABC, Generic[Config, Settings, Result]):
     """
 
     result_type: type[Result]
-    """The dataclass that `finish` returns; its annotations check what is read."""
+    """The dataclass of a result; its annotations check what is read."""
 
     def __init__(self, config: Config, *, rounds: int, steps_per_round: int):
         self.config = config
@@ -54,28 +55,28 @@ class Experiment(abc.ABC, Generic[Config, Settings, Result]):
         self.steps_per_round = steps_per_round
 
     @abc.abstractmethod
-    def settings(self, optimizer: str, learning_rate: float, seed: int) -> Settings:
+    def settings(
+        self, optimizer: str, learning_rate: float, seed: int, condition: str = ""
+    ) -> Settings:
         """Returns everything that decides the numbers of one run."""
-
-    @abc.abstractmethod
-    def start(self, settings: Settings) -> tuple[Any, RunState]:
-        """Returns the inputs of a run and its state before the first round."""
-
-    @abc.abstractmethod
-    def advance(self, settings: Settings, inputs: Any, state: RunState) -> RunState:
-        """Advances a run by one round.
-
-        Call a compiled function that takes learning rate and seed as arrays, so that
-        the runs of one optimizer share its program.
-        """
-
-    @abc.abstractmethod
-    def finish(self, settings: Settings, state: RunState, seconds: float) -> Result:
-        """Returns what a finished run measured, in plain values."""
 
     @abc.abstractmethod
     def metrics(self) -> Sequence[Metric[Result]]:
         """Returns the numbers that are compared; the first selects the best rates."""
+
+    @property
+    def conditions(self) -> Sequence[str]:
+        """Names of the conditions in which the whole grid runs.
+
+        The sizes of a model, for example: `"width=128 depth=4"`. Optimizers are
+        compared, and their best rates chosen, within each.
+        """
+        return ("",)
+
+    def learning_rates_of(self, optimizer: str, condition: str) -> Sequence[float]:
+        """Returns the rates of an optimizer in a condition; by default in all alike."""
+        del condition
+        return self.config.learning_rates.of(optimizer)
 
     @property
     def ranks_rows(self) -> bool:
@@ -98,13 +99,31 @@ class Experiment(abc.ABC, Generic[Config, Settings, Result]):
         return {}
 
     def figures(self, best: Mapping[str, Cell[Result]]) -> Mapping[str, Figure]:
-        """Returns further figures, by file name, of the best rate of each optimizer."""
+        """Returns further figures, by file name, of the best rate of each optimizer.
+
+        Args:
+            best: Cells by `Cell.name`: those of the final seeds where there are any.
+        """
         del best
         return {}
 
+    def grid_figures(self, cells: Sequence[Cell[Result]]) -> Mapping[str, Figure]:
+        """Returns further figures, by file name, of the whole grid."""
+        del cells
+        return {}
+
     def appendix(self, best: Mapping[str, Cell[Result]]) -> Sequence[str]:
-        """Returns further lines of the report."""
+        """Returns further lines of the report.
+
+        Args:
+            best: Cells by `Cell.name`: those of the final seeds where there are any.
+        """
         del best
+        return ()
+
+    def grid_appendix(self, cells: Sequence[Cell[Result]]) -> Sequence[str]:
+        """Returns further lines of the report, on the whole grid."""
+        del cells
         return ()
 
     def timed_round(self, optimizer: str) -> Callable[[], object] | None:
@@ -116,3 +135,23 @@ class Experiment(abc.ABC, Generic[Config, Settings, Result]):
         """Returns the color of an optimizer: the same one in every figure."""
         names = [field.name for field in dataclasses.fields(self.config.learning_rates)]
         return f"C{names.index(optimizer)}"
+
+
+class Experiment(GridExperiment[Config, Settings, Result]):
+    """An experiment that makes its runs one by one, in rounds, with checkpoints."""
+
+    @abc.abstractmethod
+    def start(self, settings: Settings) -> tuple[Any, RunState]:
+        """Returns the inputs of a run and its state before the first round."""
+
+    @abc.abstractmethod
+    def advance(self, settings: Settings, inputs: Any, state: RunState) -> RunState:
+        """Advances a run by one round.
+
+        Call a compiled function that takes learning rate and seed as arrays, so that
+        the runs of one optimizer share its program.
+        """
+
+    @abc.abstractmethod
+    def finish(self, settings: Settings, state: RunState, seconds: float) -> Result:
+        """Returns what a finished run measured, in plain values."""

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from manifold_optax.experiments.harness.cells import Cell
-from manifold_optax.experiments.harness.experiment import Experiment
+from manifold_optax.experiments.harness.experiment import GridExperiment
 from manifold_optax.experiments.harness.timing import StepTime
 
 _DOTS_PER_INCH = 150
@@ -55,7 +55,7 @@ def save_figure(output: pathlib.Path, name: str, figure: Figure) -> None:
 
 
 def draw_metrics(
-    experiment: Experiment[Any, Any, Any], cells: Sequence[Cell[Any]]
+    experiment: GridExperiment[Any, Any, Any], cells: Sequence[Cell[Any]]
 ) -> Figure:
     """Draws each metric against the learning rate, one line per optimizer.
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable, TypeVar
@@ -35,6 +36,11 @@ class RunSettings(Protocol):
         """Seed of the initial weights and of the order of the data."""
         ...
 
+    @property
+    def condition(self) -> str:
+        """The condition, one of `Experiment.conditions`; empty by default."""
+        ...
+
 
 @runtime_checkable
 class RunResult(Protocol):
@@ -54,10 +60,18 @@ Record = TypeVar("Record")
 
 def run_name(settings: RunSettings) -> str:
     """Returns a file name: readable, and different for different settings."""
-    text = json.dumps(_as_dict(settings), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    rate = f"{settings.learning_rate:g}"
-    return f"{settings.optimizer}-lr{rate}-seed{settings.seed}-{digest}"
+    fields = _as_dict(settings)
+    if not settings.condition:  # The name that it had before there were conditions.
+        del fields["condition"]
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    run = f"{settings.optimizer}-lr{settings.learning_rate:g}-seed{settings.seed}"
+    words = (file_name(settings.condition), run, digest[:8])
+    return "-".join(filter(None, words))
+
+
+def file_name(text: str) -> str:
+    """Returns a text without the characters that a file name should not have."""
+    return re.sub(r"[^A-Za-z0-9.=]+", "_", text)[:80]
 
 
 def finite(values: ArrayLike) -> tuple[float | None, ...]:
@@ -94,7 +108,7 @@ def read_records(path: pathlib.Path, kind: type[Record]) -> list[Record]:
     records: list[Record] = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(make_typed(kind, json.loads(line)))
+            records.append(make_typed(kind, _with_condition(json.loads(line))))
         except (ValueError, RecursionError) as error:
             raise UnusableOutputError(
                 f"{path}, line {number} is not a result of this version "
@@ -126,6 +140,13 @@ def write_records(path: pathlib.Path, records: Sequence[RunResult]) -> None:
         except BaseException:
             os.unlink(file.name)
             raise
+
+
+def _with_condition(table: object) -> object:
+    """Enters the condition into a record of a version that had none."""
+    if isinstance(table, dict) and isinstance(table.get("settings"), dict):
+        table["settings"].setdefault("condition", "")
+    return table
 
 
 def _as_dict(data: RunSettings | RunResult) -> dict[str, object]:

@@ -1,19 +1,29 @@
-"""The report of an experiment: its table and its figures."""
+"""The report of an experiment: its tables and its figures."""
 
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from manifold_optax.experiments.harness.cells import best_cells, Cell, group_by_cell
-from manifold_optax.experiments.harness.experiment import Experiment
+from manifold_optax.experiments.harness.cells import (
+    best_cells,
+    Cell,
+    group_by_cell,
+    group_by_condition,
+)
+from manifold_optax.experiments.harness.experiment import GridExperiment
 from manifold_optax.experiments.harness.figures import (
     draw_metrics,
     draw_step_time,
     save_figure,
 )
 from manifold_optax.experiments.harness.output import REPORT
-from manifold_optax.experiments.harness.records import RunResult
+from manifold_optax.experiments.harness.protocol_report import (
+    describe_budgets,
+    describe_comparisons,
+    describe_edges,
+)
+from manifold_optax.experiments.harness.records import file_name, RunResult
 from manifold_optax.experiments.harness.table import format_rows, format_spread
 from manifold_optax.experiments.harness.timing import StepTime
 
@@ -22,8 +32,9 @@ _RATIOS = "Ratios are times per step over those of {baseline}."
 
 
 def write_report(
-    experiment: Experiment[Any, Any, Any],
-    results: Sequence[RunResult],
+    experiment: GridExperiment[Any, Any, Any],
+    tuning: Sequence[RunResult],
+    final: Sequence[RunResult],
     times: Mapping[str, StepTime],
     output: pathlib.Path,
 ) -> str:
@@ -31,7 +42,8 @@ def write_report(
 
     Args:
         experiment: The experiment.
-        results: Its finished runs, in the order of the table.
+        tuning: The finished runs of its grid, in the order of the table.
+        final: Those of the best rates with the final seeds; or empty.
         times: Time per step, by optimizer; or empty.
         output: Directory to write to.
 
@@ -41,56 +53,106 @@ def write_report(
     Raises:
         OSError: if a file cannot be written.
     """
-    cells = group_by_cell(results)
-    best = best_cells(cells, experiment.metrics()[0])
-    table = format_table(experiment, cells, times)
-    report = "\n".join([table, *experiment.appendix(best), ""])
+    cells = group_by_cell(tuning)
+    selecting = experiment.metrics()[0]
+    best = best_cells(cells, selecting)
+    if final:
+        tables = _protocol(experiment, cells, group_by_cell(final), times)
+        best = best_cells(group_by_cell(final), selecting)
+    else:
+        tables = [format_table(experiment, cells, times)]
+    further = [*experiment.grid_appendix(cells), *experiment.appendix(best)]
+    report = "\n".join([*tables, *further, ""])
     (output / REPORT).write_text(report, encoding="utf-8")
-    save_figure(output, "learning_rates", draw_metrics(experiment, cells))
-    for name, figure in experiment.figures(best).items():
+    for condition, own in group_by_condition(cells).items():
+        name = "-".join(filter(None, ("learning_rates", file_name(condition))))
+        save_figure(output, name, draw_metrics(experiment, own))
+    figures = {**experiment.grid_figures(cells), **experiment.figures(best)}
+    for name, figure in figures.items():
         save_figure(output, name, figure)
     if times:
         save_figure(output, "step_time", draw_step_time(times))
     return report
 
 
+def _protocol(
+    experiment: GridExperiment[Any, Any, Any],
+    cells: Sequence[Cell[Any]],
+    final: Sequence[Cell[Any]],
+    times: Mapping[str, StepTime],
+) -> list[str]:
+    """Returns the lines of the report of an experiment with final seeds."""
+    selecting = experiment.metrics()[0]
+    return [
+        "## Choice of the learning rates",
+        "",
+        _format_cells(experiment, cells, {}),
+        "",
+        *describe_budgets(cells, selecting),
+        *describe_edges(cells, selecting),
+        "",
+        "## Best rates with fresh seeds",
+        "",
+        format_table(experiment, final, times),
+        "",
+        "## Differences",
+        "",
+        *describe_comparisons(final, selecting),
+    ]
+
+
 def format_table(
-    experiment: Experiment[Any, Any, Any],
+    experiment: GridExperiment[Any, Any, Any],
     cells: Sequence[Cell[Any]],
     times: Mapping[str, StepTime],
 ) -> str:
-    """Formats the table: one row per optimizer and learning rate.
+    """Formats the table: one row per condition, optimizer and learning rate.
 
     Args:
         experiment: Decides the columns and whether the best rows come first.
-        cells: Results by optimizer and learning rate, at least one.
+        cells: Results by condition, optimizer and learning rate, at least one.
         times: Time per step, by optimizer; or empty.
 
     Returns:
         A Markdown table and how to read it.
     """
-    if experiment.ranks_rows:
-        selecting = experiment.metrics()[0]
-        cells = sorted(cells, key=lambda cell: cell.score(selecting), reverse=True)
-    baseline = experiment.config.optimizers[0]
-    rows = [
-        {
-            **_measured(experiment, cell),
-            **experiment.columns(cell),
-            **_timed(cell, times, baseline),
-        }
-        for cell in cells
-    ]
     legend = [experiment.legend] if experiment.legend else []
     if any(len(cell.results) > 1 for cell in cells):
         legend.append(_SPREADS)
     if times:
-        legend.append(_RATIOS.format(baseline=baseline))
+        legend.append(_RATIOS.format(baseline=experiment.config.optimizers[0]))
     below = ["", " ".join(legend)] if legend else []
-    return "\n".join([format_rows(rows), *below])
+    return "\n".join([_format_cells(experiment, cells, times), *below])
 
 
-def _measured(experiment: Experiment[Any, Any, Any], cell: Cell[Any]) -> dict[str, str]:
+def _format_cells(
+    experiment: GridExperiment[Any, Any, Any],
+    cells: Sequence[Cell[Any]],
+    times: Mapping[str, StepTime],
+) -> str:
+    """Formats the table without its legend."""
+    by_condition = group_by_condition(cells)
+    if experiment.ranks_rows:
+        selecting = experiment.metrics()[0]
+        for own in by_condition.values():
+            own.sort(key=lambda cell: cell.score(selecting), reverse=True)
+    baseline = experiment.config.optimizers[0]
+    rows = [
+        {
+            **({"condition": condition} if len(by_condition) > 1 else {}),
+            **_measured(experiment, cell),
+            **experiment.columns(cell),
+            **_timed(cell, times, baseline),
+        }
+        for condition, own in by_condition.items()
+        for cell in own
+    ]
+    return format_rows(rows)
+
+
+def _measured(
+    experiment: GridExperiment[Any, Any, Any], cell: Cell[Any]
+) -> dict[str, str]:
     row = {
         "optimizer": cell.optimizer,
         "learning rate": f"{cell.learning_rate:g}",

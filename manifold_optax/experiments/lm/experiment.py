@@ -59,7 +59,9 @@ class LmExperiment(Experiment[LmConfig, RunSettings, RunResult]):
         """Makes the experiment that a configuration describes, with its text."""
         return cls(config, load_text(config.text, context=config.training.context))
 
-    def settings(self, optimizer: str, learning_rate: float, seed: int) -> RunSettings:
+    def settings(
+        self, optimizer: str, learning_rate: float, seed: int, condition: str = ""
+    ) -> RunSettings:
         """Returns everything that decides the numbers of one run."""
         return RunSettings(
             digest=self.text.digest,
@@ -70,6 +72,7 @@ class LmExperiment(Experiment[LmConfig, RunSettings, RunResult]):
             training=self.config.training,
             sample_characters=self.config.sample_characters,
             temperature=self.config.temperature,
+            condition=condition,
         )
 
     def start(self, settings: RunSettings) -> tuple[RunInputs, RunState]:

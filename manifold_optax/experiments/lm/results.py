@@ -23,6 +23,7 @@ class RunSettings:
         training: How it is trained.
         sample_characters: Length of the sample.
         temperature: Temperature of the sample.
+        condition: The condition; always empty here.
     """
 
     digest: str
@@ -33,6 +34,7 @@ class RunSettings:
     training: TrainingConfig
     sample_characters: int
     temperature: float
+    condition: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,9 @@ class MlpExperiment(Experiment[MlpConfig, RunSettings, RunResult]):
         """Makes the experiment that a configuration describes, with its data."""
         return cls(config, load_dataset(config))
 
-    def settings(self, optimizer: str, learning_rate: float, seed: int) -> RunSettings:
+    def settings(
+        self, optimizer: str, learning_rate: float, seed: int, condition: str = ""
+    ) -> RunSettings:
         """Returns everything that decides the numbers of one run."""
         config = self.config
         return RunSettings(
@@ -77,6 +79,7 @@ class MlpExperiment(Experiment[MlpConfig, RunSettings, RunResult]):
             hidden=config.hidden,
             weight_decay=config.weight_decay,
             validation_examples=config.validation_examples,
+            condition=condition,
         )
 
     def start(self, settings: RunSettings) -> tuple[RunInputs, RunState]:

@@ -22,6 +22,7 @@ class RunSettings:
         hidden: Widths of the hidden layers.
         weight_decay: Weight decay of AdamW.
         validation_examples: Training examples held out.
+        condition: The condition; always empty here.
     """
 
     data: str
@@ -33,6 +34,7 @@ class RunSettings:
     hidden: tuple[int, ...]
     weight_decay: float
     validation_examples: int
+    condition: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Settings:
     seed: int
     rounds: int
     size: int
+    condition: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +62,9 @@ class Quadratic(harness.Experiment[QuadraticConfig, Settings, Result]):
     def __init__(self, config):
         super().__init__(config, rounds=config.rounds, steps_per_round=1)
 
-    def settings(self, optimizer, learning_rate, seed):
+    def settings(self, optimizer, learning_rate, seed, condition=""):
         sizes = (self.config.rounds, self.config.size)
-        return Settings(optimizer, learning_rate, seed, *sizes)
+        return Settings(optimizer, learning_rate, seed, *sizes, condition)
 
     def start(self, settings):
         target = jax.random.normal(jax.random.key(settings.seed), (settings.size,))
@@ -87,6 +88,42 @@ class Quadratic(harness.Experiment[QuadraticConfig, Settings, Result]):
     def timed_round(self, optimizer):
         inputs, state = self.start(self.settings(optimizer, 0.1, 0))
         return lambda: advance(1, inputs, state)
+
+
+class Conditional(Quadratic):
+    """The quadratic in two sizes; the second has a rate of its own."""
+
+    @property
+    def conditions(self):
+        return ("size=3", "size=4")
+
+    def learning_rates_of(self, optimizer, condition):
+        rates = super().learning_rates_of(optimizer, condition)
+        return (*rates, 0.4) if condition == "size=4" else rates
+
+    def settings(self, optimizer, learning_rate, seed, condition=""):
+        settings = super().settings(optimizer, learning_rate, seed, condition)
+        size = int(condition.partition("=")[2] or self.config.size)
+        return dataclasses.replace(settings, size=size)
+
+
+class Batched(harness.BatchedExperiment[QuadraticConfig, Settings, Result]):
+    """The quadratic, all runs of an optimizer by formula at once."""
+
+    result_type = Result
+
+    def __init__(self, config):
+        super().__init__(config, rounds=1, steps_per_round=config.rounds)
+        self.batches = []
+
+    settings = Quadratic.settings
+    metrics = Quadratic.metrics
+
+    def run_many(self, settings_list):
+        self.batches.append([(s.learning_rate, s.seed) for s in settings_list])
+        return [
+            Result(s, (s.learning_rate + s.seed,), seconds=0.0) for s in settings_list
+        ]
 
 
 COMMAND = harness.Command(
