@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import get_args, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,9 @@ OptimizerName: TypeAlias = Literal[
     "derived",
     "measured",
 ]
-OPTIMIZER_NAMES: tuple[OptimizerName, ...] = get_args(OptimizerName)
-BUDGETS = ("nominal", "derived", "measured")
+Direction: TypeAlias = Literal["adamw", "muon", "modular"]
+Factors: TypeAlias = dict[str, np.ndarray]
+"""Name of a parameter → factors of its updates, which broadcast with it."""
 
 # Least RMS of what enters a norm layer, for the derived budget of the transformer. Its
 # stream begins with rows of RMS 1. Without a floor a norm layer has the slope 1/√ε.
@@ -34,96 +34,101 @@ _FLOOR = 0.5
 # text in docs/lm_shakespeare.md. It does not change with the rate of Muon.
 _OTHERS_RATE = 0.008
 
-Lengths: TypeAlias = Mapping[str, np.ndarray]
-"""Name of a parameter → factors of its steps, which broadcast with it."""
-
 
 @functools.cache
 def reading(network: Network) -> mo.modular.Network:
     """Returns the network as it is read from its computation."""
-    params = {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32)
-        for name, shape in network.shapes.items()
-    }
-    return mo.modular.read(network.apply, params, inputs_like(network), floor=_FLOOR)
-
-
-def inputs_like(network: Network) -> jax.ShapeDtypeStruct:
-    """Returns the shape of a small batch; no number depends on it."""
+    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    params = {name: struct(shape) for name, shape in network.shapes.items()}
+    inputs = struct((2, network.inputs))
     if network.family == "transformer":
-        return jax.ShapeDtypeStruct((2, 8), jnp.int32)
-    return jax.ShapeDtypeStruct((2, network.inputs), jnp.float32)
+        inputs = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    return mo.modular.read(network.apply, params, inputs, floor=_FLOOR)
 
 
-def direction(
-    optimizer: OptimizerName, network: Network
-) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer at the learning rate 1; budgets with the shares 1.
-
-    The update is linear in the learning rate and in the shares, so that both may be
-    arrays of a compiled program: `optimizer_lengths` has the shares.
-
-    Muon has all matrices of a perceptron, and the inner ones of the transformer. There
-    AdamW has embedding and readout, at the same rate for the rule "rms", which makes
-    rates comparable, and at a fixed one for the other rules.
-    """
+def direction_of(optimizer: OptimizerName) -> Direction:
+    """Returns what an optimizer shares with those that differ from it in factors."""
     if optimizer == "adamw":
+        return "adamw"
+    return "muon" if optimizer.startswith("muon") else "modular"
+
+
+def build(
+    direction: Direction, network: Network
+) -> optax.GradientTransformationExtraArgs:
+    """Returns optimizers at the learning rate 1, shares 1 and no factor of the shape.
+
+    Their updates are linear in these numbers, which may therefore be arrays of a
+    compiled program: see `factors`. Muon has all matrices of a perceptron, and the
+    inner ones of the transformer, where AdamW has embedding and readout.
+    """
+    if direction == "adamw":
         return optax.with_extra_args_support(optax.adamw(1.0))
     module = reading(network)
-    if optimizer in BUDGETS:
-        nominal = mo.modular.budget(module)
-        ones = {path: (1.0,) * len(own) for path, own in nominal.shares.items()}
-        return mo.modular.modular_optimizer(
-            module,
-            1.0,
-            budget=dataclasses.replace(nominal, shares=ones),
-            schedule=mo.linalg.JORDAN,
-        )
-    rule = optimizer.removeprefix("muon_")
-    muon = mo.muon(1.0, scale=rule, axes=module.roles)
-    if network.family != "transformer":
-        return muon
-    return mo.hybrid(muon, others=optax.adamw(1.0), labels=module.roles)
+    if direction == "muon":
+        muon = mo.muon(1.0, scale="none", axes=module.roles)
+        if network.family != "transformer":
+            return muon
+        return mo.hybrid(muon, others=optax.adamw(1.0), labels=module.roles)
+    nominal = mo.modular.budget(module)
+    ones = {path: (1.0,) * len(own) for path, own in nominal.shares.items()}
+    return mo.modular.modular_optimizer(
+        module,
+        1.0,
+        budget=dataclasses.replace(nominal, shares=ones),
+        schedule=mo.linalg.JORDAN,
+    )
 
 
 def budget_of(
-    optimizer: OptimizerName, network: Network, seed: int, batch: np.ndarray
+    optimizer: OptimizerName, network: Network, at: tuple[int, np.ndarray | jax.Array] | None
 ) -> mo.modular.Budget:
-    """Returns the budget of that name.
+    """Returns a budget by its name.
 
     Args:
-        optimizer: One of `BUDGETS`.
+        optimizer: `"nominal"`, `"derived"` or `"measured"`.
         network: The network.
-        seed: Of the parameters at which `"measured"` measures.
-        batch: The inputs on which it does.
+        at: Seed of the parameters, and the batch, at which `"measured"` measures.
     """
     module = reading(network)
     if optimizer == "measured":
+        assert at is not None
+        seed, batch = at
         return mo.modular.measured_budget(module, network.draw(seed), batch)
+    assert optimizer in ("nominal", "derived")
     return mo.modular.budget(module, sensitivity=optimizer)
 
 
-def step_lengths(
-    optimizer: OptimizerName,
-    network: Network,
-    rate: float,
-    budget: mo.modular.Budget | None,
-) -> dict[str, np.ndarray]:
-    """Returns the factors of the updates of `direction`: learning rate times share."""
-    lengths = {}
+def budget_factors(budget: mo.modular.Budget, network: Network) -> Factors:
+    """Returns the shares: one number per layer of a stack."""
+    factors = {}
     for name, shape in network.shapes.items():
-        length = np.float32(rate)
-        if budget is not None:
-            shares = np.asarray(budget.share(name), np.float32)
-            inner = name not in ("first", "last")
-            rest = (1,) * (len(shape) - 1)
-            length = rate * (shares.reshape(-1, *rest) if inner else shares)
-        elif _has_fixed_rate(optimizer, network, name):
-            length = np.float32(_OTHERS_RATE)
-        lengths[name] = np.asarray(length, np.float32)
-    return lengths
+        shares = np.asarray(budget.share(name), np.float32)
+        stacked = name not in ("first", "last")
+        rest = (1,) * (len(shape) - 1)
+        factors[name] = shares.reshape(-1, *rest) if stacked else shares[0][...]
+    return factors
 
 
-def _has_fixed_rate(optimizer: str, network: Network, name: str) -> bool:
-    beside_muon = network.family == "transformer" and name in ("first", "last")
-    return beside_muon and optimizer in ("muon_none", "muon_width", "muon_spectral")
+def plain_factors(optimizer: OptimizerName, network: Network, rate: float) -> Factors:
+    """Returns the factors, without the rate, of AdamW or of a rule of Muon.
+
+    Beside Muon, embedding and readout of the transformer have the same rate for the
+    rule `"rms"`, which makes rates comparable, and a fixed one for the others.
+    """
+    factors = {name: np.ones((), np.float32) for name in network.shapes}
+    if optimizer == "adamw":
+        return factors
+    rule = optimizer.removeprefix("muon_")
+    assert rule in ("none", "width", "spectral", "rms")
+    tx = mo.scale_by_shape(rule, axes=reading(network).roles)
+    for name, shape in network.shapes.items():
+        if network.family == "transformer" and name in ("first", "last"):
+            own = 1.0 if rule == "rms" else _OTHERS_RATE / rate
+            factors[name] = np.asarray(own, np.float32)
+            continue
+        ones = {name: jnp.ones(shape)}
+        scaled = tx.update(ones, tx.init(ones), ones)[0]
+        # One number: the matrices of a leaf have the same shape.
+        factors[name] = np.asarray(scaled[name]).max()[...]
+    return factors

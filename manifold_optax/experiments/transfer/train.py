@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Float32, Int32, Shaped
 
 from manifold_optax.experiments.transfer.networks import Network
-from manifold_optax.experiments.transfer.optimizers import direction, OptimizerName
+from manifold_optax.experiments.transfer.optimizers import build, Direction
 
 # Share of the steps in which the learning rate rises to its peak.
 _WARMUP = 0.1
@@ -26,7 +26,7 @@ class Runs(NamedTuple):
     """What distinguishes the runs of one program; the first axis counts them."""
 
     params: Any
-    lengths: Any
+    factors: Any
     order: Int32[Array, "runs steps batch"]
 
 
@@ -38,14 +38,14 @@ class Measured(NamedTuple):
     output_rms: Float32[Array, " runs"]
 
 
-@functools.partial(jax.jit, static_argnames=("network", "optimizer"))
+@functools.partial(jax.jit, static_argnames=("network", "direction"))
 def train(
     runs: Runs,
     examples: Examples,
     validation: Examples,
     *,
     network: Network,
-    optimizer: OptimizerName,
+    direction: Direction,
 ) -> Measured:
     """Trains a network once per run.
 
@@ -53,17 +53,17 @@ def train(
     zero.
 
     Args:
-        runs: First parameters, lengths of the steps, and examples of each step.
+        runs: First parameters, factors of the updates (rates included), and examples of each step.
         examples: From which the steps take theirs.
         validation: Examples on which each run is measured at its end.
         network: The network.
-        optimizer: The optimizer; see `direction`.
+        direction: The optimizers; see `build`.
 
     Returns:
         The training loss of each step, the validation loss at the end, and the RMS of
         the logits at the start.
     """
-    tx = direction(optimizer, network)
+    tx = build(direction, network)
 
     def loss(params: Any, batch: Examples) -> Float32[Array, ""]:
         return cross_entropy(network.apply(params, batch.inputs), batch.labels)
@@ -71,12 +71,12 @@ def train(
     def one_run(run: Runs) -> Measured:
         def step(carry: Any, now: Any) -> tuple[Any, Array]:
             params, state = carry
-            chosen, factor = now
+            chosen, height = now
             batch = jax.tree.map(lambda leaf: leaf[chosen], examples)
             value, gradients = jax.value_and_grad(loss)(params, batch)
             updates, state = tx.update(gradients, state, params)
-            scale = lambda u, length: u * length * factor
-            updates = jax.tree.map(scale, updates, run.lengths)
+            scale = lambda update, factor: update * factor * height
+            updates = jax.tree.map(scale, updates, run.factors)
             return (optax.apply_updates(params, updates), state), value
 
         steps = run.order.shape[0]
