@@ -1,6 +1,7 @@
 """Settings of the sweeps over width and depth."""
 
 import dataclasses
+import itertools
 from typing import Literal, TypeAlias
 
 from manifold_optax.experiments.harness import (
@@ -50,7 +51,7 @@ class LearningRates(LearningRatesBase):
         super().__post_init__()
         for field in dataclasses.fields(self):
             rates = self.of(field.name)
-            if any(b != 2 * a for a, b in zip(rates, rates[1:], strict=False)):
+            if any(b != 2 * a for a, b in itertools.pairwise(rates)):
                 raise ValueError(
                     f"learning_rates.{field.name} must double from one to the next, "
                     f"got {rates}."
@@ -105,7 +106,7 @@ class Config(GridConfig):
                 f"A transformer has heads of {HEAD_SIZE}; its widths must be multiples "
                 f"of that, got {odd}."
             )
-        if any(b <= a for a, b in zip(self.sizes, self.sizes[1:], strict=False)):
+        if any(b <= a for a, b in itertools.pairwise(self.sizes)):
             raise ValueError(f"sizes must increase, got {self.sizes}.")
         if len(self.sizes) < 2:
             raise ValueError(f"A sweep takes at least two sizes, got {self.sizes}.")

@@ -88,8 +88,8 @@ def _images(config: Config) -> Data:
 
 def _characters(config: Config) -> Data:
     text = load_text(config.text, context=config.context)
-    train = _sequences(text.parts.train, config.context)
-    held_out = _sequences(text.parts.validation, config.context)
+    train = _sequences(np.asarray(text.parts.train), config.context)
+    held_out = _sequences(np.asarray(text.parts.validation), config.context)
     count = min(config.validation_examples, len(held_out.labels))
     chosen = np.linspace(0, len(held_out.labels) - 1, count).astype(int)
     held_out = Examples(held_out.inputs[chosen], held_out.labels[chosen])

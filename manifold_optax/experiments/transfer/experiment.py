@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -76,10 +76,10 @@ class TransferExperiment(harness.BatchedExperiment[Config, Settings, Result]):
     def legend(self) -> str:
         """What the losses are."""
         return (
-            f"{self.config.steps} steps of {self.config.batch_size} examples, none seen "
-            f"twice. The validation loss is that at the end, of "
-            f"{self.config.validation_examples} examples; the training loss is the mean "
-            f"of the last {_LAST_STEPS} steps."
+            f"{self.config.steps} steps of {self.config.batch_size} examples, none "
+            f"seen twice. The validation loss is that at the end, of "
+            f"{self.config.validation_examples} examples; the training loss is the "
+            f"mean of the last {_LAST_STEPS} steps."
         )
 
     def learning_rates_of(self, optimizer: str, condition: str) -> Sequence[float]:
@@ -93,16 +93,12 @@ class TransferExperiment(harness.BatchedExperiment[Config, Settings, Result]):
         return [rate * 2.0 ** -round(math.log2(largest)) for rate in rates]
 
     def settings(
-        self,
-        optimizer: OptimizerName,
-        learning_rate: float,
-        seed: int,
-        condition: str = "",
+        self, optimizer: str, learning_rate: float, seed: int, condition: str = ""
     ) -> Settings:
         """Returns everything that decides the numbers of one run."""
         config, network = self.config, self._networks[condition]
         return Settings(
-            optimizer=optimizer,
+            optimizer=cast("OptimizerName", optimizer),
             learning_rate=learning_rate,
             seed=seed,
             family=network.family,
@@ -156,19 +152,17 @@ class TransferExperiment(harness.BatchedExperiment[Config, Settings, Result]):
         """Returns the factors of the updates of each run, with its learning rate."""
         first = settings_list[0]
         network = self._networks[first.condition]
-        times = lambda one, rate: {name: rate * leaf for name, leaf in one.items()}
+        shared = None
         if direction_of(first.optimizer) == "modular":
             batch = self._data[first.family].train.inputs[: self.config.batch_size]
             at = self.config.seeds[0], batch
             shared = budget_factors(budget_of(first.optimizer, network, at), network)
-            return [times(shared, one.learning_rate) for one in settings_list]
-        return [
-            times(
-                plain_factors(one.optimizer, network, one.learning_rate),
-                one.learning_rate,
-            )
-            for one in settings_list
-        ]
+        found: list[Factors] = []
+        for one in settings_list:
+            rate = np.float32(one.learning_rate)
+            own = shared or plain_factors(one.optimizer, network, one.learning_rate)
+            found.append({name: np.asarray(rate * leaf) for name, leaf in own.items()})
+        return found
 
     def _train(
         self, settings_list: Sequence[Settings], factors: Sequence[Factors]

@@ -64,6 +64,11 @@ class Network:
             "down": (depth, 4 * width, width),
         }
 
+    @property
+    def matrices(self) -> int:
+        """Number of its matrices."""
+        return 2 + self.depth * (len(self.shapes) - 2)
+
     def draw(self, seed: int) -> dict[str, np.ndarray]:
         """Draws parameters: orthogonal matrices times a number, and an embedding.
 

@@ -81,7 +81,9 @@ def build(
 
 
 def budget_of(
-    optimizer: OptimizerName, network: Network, at: tuple[int, np.ndarray | jax.Array] | None
+    optimizer: OptimizerName,
+    network: Network,
+    at: tuple[int, np.ndarray | jax.Array] | None,
 ) -> mo.modular.Budget:
     """Returns a budget by its name.
 
@@ -106,7 +108,7 @@ def budget_factors(budget: mo.modular.Budget, network: Network) -> Factors:
         shares = np.asarray(budget.share(name), np.float32)
         stacked = name not in ("first", "last")
         rest = (1,) * (len(shape) - 1)
-        factors[name] = shares.reshape(-1, *rest) if stacked else shares[0][...]
+        factors[name] = shares.reshape(-1, *rest) if stacked else np.asarray(shares[0])
     return factors
 
 
@@ -128,7 +130,7 @@ def plain_factors(optimizer: OptimizerName, network: Network, rate: float) -> Fa
             factors[name] = np.asarray(own, np.float32)
             continue
         ones = {name: jnp.ones(shape)}
-        scaled = tx.update(ones, tx.init(ones), ones)[0]
+        scaled = jax.tree.leaves(tx.update(ones, tx.init(ones), ones)[0])[0]
         # One number: the matrices of a leaf have the same shape.
-        factors[name] = np.asarray(scaled[name]).max()[...]
+        factors[name] = np.asarray(scaled.max())
     return factors

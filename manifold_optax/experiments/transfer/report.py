@@ -9,28 +9,31 @@ from matplotlib.figure import Figure
 
 from manifold_optax.experiments import harness
 from manifold_optax.experiments.harness.table import format_rows
+from manifold_optax.experiments.transfer.networks import Network
 from manifold_optax.experiments.transfer.records import Result
 from manifold_optax.experiments.transfer.shifts import (
     Curve,
-    Shift,
     shift_of,
     transferred_loss,
 )
 
 Cells: TypeAlias = Sequence[harness.Cell[Result]]
 Curves: TypeAlias = dict[int, Curve]
-
-_ABSOLUTE = "measured, absolute"
+Added: TypeAlias = dict[int, list[float]]
+"""Size → octaves to add to the best rate, per seed."""
 
 _LEGEND = """\
 Best rates are logarithms of base 2, from the smallest {sweep} to the largest: the \
-lowest point of a parabola through the three lowest losses, mean over the seeds. `*`: \
-the best rate of the grid is its first or last. The span is the distance of the largest \
-from the smallest; the shift is the least-squares slope per doubling of the {sweep}, ± \
-its standard error over the seeds. Losses are those of the best rate of the grid. "With \
-the first rate" is the loss at the largest {sweep} with the best rate of the smallest; \
-"-" where that is not on the grid. "{absolute}" is the budget "measured" in other \
-units: the change of the output itself, not over the size of the output at the start."""
+lowest point of a parabola through the three lowest losses, mean over the seeds. A `*` \
+stands where the best rate of the grid is its first or last. The span is the distance \
+of the largest from the smallest; the shift is the least-squares slope per doubling of \
+the {sweep}, ± its standard error over the seeds. Losses are those of the best rate of \
+the grid. "With the first rate" is the loss at the largest {sweep} with the best rate \
+of the smallest, "-" where that is outside the grid. Rows named with a comma restate \
+the runs of a budget in another unit of the learning rate, and interpolate that loss: \
+"absolute" takes the change of the output itself, not over the size of the output at \
+the start; "root" adds the squares of the changes of the M matrices, not the changes, \
+so that steps are √M times as long."""
 
 
 def format_shifts(cells: Cells, sweep: str) -> list[str]:
@@ -45,23 +48,11 @@ def format_shifts(cells: Cells, sweep: str) -> list[str]:
     """
     rows = []
     for (family, optimizer), curves in _curves(cells, sweep).items():
-        shift = shift_of(curves)
-        best = [curve.mean[curve.best] for curve in curves.values()]
-        kept = transferred_loss(curves)
-        rows.append(
-            {
-                "family": family,
-                "optimizer": optimizer,
-                **_columns(shift, curves),
-                "best loss": " / ".join(f"{loss:.3f}" for loss in best),
-                "with the first rate": "-" if math.isnan(kept) else f"{kept:.3f}",
-            }
-        )
-        if optimizer == "measured":
-            absolute = shift_of(curves, _output_octaves(cells, family, sweep))
-            alike = {**rows[-1], "optimizer": _ABSOLUTE}
-            rows.append({**alike, **_columns(absolute, curves)})
-    legend = _LEGEND.format(sweep=sweep, absolute=_ABSOLUTE)
+        units = {optimizer: None, **_restated(cells, family, optimizer, sweep)}
+        for name, added in units.items():
+            named = {"family": family, "optimizer": name}
+            rows.append({**named, **_columns(curves, added)})
+    legend = _LEGEND.format(sweep=sweep)
     title = f"## Shift of the best rate with the {sweep}"
     return ["", title, "", format_rows(rows), "", legend]
 
@@ -92,14 +83,19 @@ def draw_shifts(cells: Cells, sweep: str, color: Callable[[str], str]) -> Figure
     return figure
 
 
-def _columns(shift: Shift, curves: Curves) -> dict[str, str]:
+def _columns(curves: Curves, added: Added | None) -> dict[str, str]:
+    shift = shift_of(curves, added)
     marks = ["" if curve.is_interior else "*" for curve in curves.values()]
     optima = zip(shift.optima, marks, strict=True)
     error = "" if math.isnan(shift.error) else f" ± {shift.error:.2f}"
+    best = [curve.mean[curve.best] for curve in curves.values()]
+    kept = transferred_loss(curves, added)
     return {
         "best rate": " / ".join(f"{octave:.1f}{mark}" for octave, mark in optima),
         "span": f"{shift.span:.1f}",
         "shift": f"{shift.slope:+.2f}{error}",
+        "best loss": " / ".join(f"{loss:.3f}" for loss in best),
+        "with the first rate": "-" if math.isnan(kept) else f"{kept:.3f}",
     }
 
 
@@ -128,12 +124,24 @@ def _curve(cells: list[harness.Cell[Result]]) -> Curve:
     return Curve(tuple(c.learning_rate for c in cells), np.array(losses).T)
 
 
-def _output_octaves(cells: Cells, family: str, sweep: str) -> dict[int, list[float]]:
-    """Size → logarithm (base 2) of the RMS of the output at the start, per seed."""
-    found = {}
+def _restated(
+    cells: Cells, family: str, optimizer: str, sweep: str
+) -> dict[str, Added]:
+    """Returns other units of the learning rate of a budget, by their names."""
+    absolute: Added = {}
+    root: Added = {}
     for cell in cells:
-        settings = cell.results[0].settings
-        if settings.family == family:
-            sizes = [r.output_rms for r in cell.results]
-            found[getattr(settings, sweep)] = [math.log2(x or math.nan) for x in sizes]
-    return found
+        own = cell.results[0].settings
+        if (own.family, cell.optimizer) == (family, optimizer):
+            size = getattr(own, sweep)
+            outputs = [result.output_rms or math.nan for result in cell.results]
+            absolute[size] = [math.log2(output) for output in outputs]
+            matrices = Network(own.family, own.width, own.depth, 1, 1).matrices
+            root[size] = [-0.5 * math.log2(matrices)] * len(outputs)
+    match optimizer:
+        case "measured":
+            return {"measured, absolute": absolute, "measured, root": root}
+        case "nominal":
+            return {"nominal, root": root}
+        case _:
+            return {}

@@ -1,4 +1,4 @@
-"""Where the best learning rate lies at each size, and how it shifts from one to the next.
+"""Where the best learning rate lies at each size, and how it shifts between them.
 
 Rates are compared on a scale of octaves: factors of 2.
 """
@@ -43,10 +43,16 @@ class Curve:
         """Logarithm (base 2) of the best rate of each seed."""
         return [_optimum(self.rates, row) for row in self.losses]
 
-    def loss_at(self, rate: float) -> float:
-        """Returns the mean loss at a rate; nan outside of the grid."""
-        near = [k for k, own in enumerate(self.rates) if math.isclose(own, rate)]
-        return float(self.mean[near[0]]) if near else math.nan
+    def loss_at(self, octave: float) -> float:
+        """Returns the mean loss at a rate, given by its logarithm (base 2).
+
+        It is interpolated linearly between the rates of the grid, and nan outside.
+        """
+        places = np.log2(self.rates)
+        # A rate of the grid is on it whatever the rounding of its logarithm.
+        nearest = places[np.argmin(np.abs(places - octave))]
+        octave = nearest if math.isclose(nearest, octave, abs_tol=1e-9) else octave
+        return float(np.interp(octave, places, self.mean, math.nan, math.nan))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +96,24 @@ def shift_of(
     return Shift(tuple(rows.mean(axis=1).tolist()), statistics.fmean(slopes), error)
 
 
-def transferred_loss(curves: Mapping[int, Curve]) -> float:
+def transferred_loss(
+    curves: Mapping[int, Curve], added: Mapping[int, Sequence[float]] | None = None
+) -> float:
     """Returns the loss at the last size with the best rate of the first, of the grid.
 
-    It is nan if that rate is not on the grid of the last size.
+    Args:
+        curves: Size → losses, at least two sizes.
+        added: As for `shift_of`.
+
+    Returns:
+        The mean over the seeds; nan if the rate lies outside the grid of the last size.
     """
-    first, last = list(curves.values())[0], list(curves.values())[-1]
-    return last.loss_at(first.rates[first.best])
+    first, *_, last = curves.values()
+    octave = math.log2(first.rates[first.best])
+    if added is not None:
+        start, *_, end = added.values()
+        octave += statistics.fmean(start) - statistics.fmean(end)
+    return last.loss_at(octave)
 
 
 def _optimum(rates: Sequence[float], losses: np.ndarray) -> float:

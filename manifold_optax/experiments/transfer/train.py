@@ -27,7 +27,7 @@ class Runs(NamedTuple):
 
     params: Any
     factors: Any
-    order: Int32[Array, "runs steps batch"]
+    order: Int32[Any, "runs steps batch"]
 
 
 class Measured(NamedTuple):
@@ -53,7 +53,8 @@ def train(
     zero.
 
     Args:
-        runs: First parameters, factors of the updates (rates included), and examples of each step.
+        runs: First parameters, factors of the updates with the learning rate among
+            them, and the examples of each step.
         examples: From which the steps take theirs.
         validation: Examples on which each run is measured at its end.
         network: The network.
