@@ -1,5 +1,7 @@
 """Directions times factors are the library's optimizers."""
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,10 @@ from manifold_optax.experiments.transfer.networks import Network
 RATE = 0.0625
 PERCEPTRON = Network("residual", width=48, depth=2, inputs=12, outputs=5)
 TRANSFORMER = Network("transformer", width=32, depth=2, inputs=7, outputs=7)
+
+
+def _name(rule):
+    return cast("optimizers.OptimizerName", f"muon_{rule}")
 
 
 def _inputs(network):
@@ -50,8 +56,7 @@ def _assert_close(found, wanted):
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["none", "width", "spectral", "rms"])
 def test_muon_of_a_perceptron(rule):
-    name = f"muon_{rule}"
-    own = optimizers.plain_factors(name, PERCEPTRON, RATE)
+    own = optimizers.plain_factors(_name(rule), PERCEPTRON, RATE)
     factors = {key: RATE * leaf for key, leaf in own.items()}
     found = _two_steps(optimizers.build("muon", PERCEPTRON), PERCEPTRON, factors)
     wanted = _two_steps(mo.muon(RATE, scale=rule, axes=mo.STACKED), PERCEPTRON)
@@ -61,7 +66,7 @@ def test_muon_of_a_perceptron(rule):
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["width", "rms"])
 def test_muon_of_the_transformer(rule):
-    own = optimizers.plain_factors(f"muon_{rule}", TRANSFORMER, RATE)
+    own = optimizers.plain_factors(_name(rule), TRANSFORMER, RATE)
     factors = {key: RATE * leaf for key, leaf in own.items()}
     found = _two_steps(optimizers.build("muon", TRANSFORMER), TRANSFORMER, factors)
     roles = optimizers.reading(TRANSFORMER).roles
