@@ -139,8 +139,9 @@ class TransferExperiment(harness.BatchedExperiment[Config, Settings, Result]):
         )
 
     def grid_appendix(self, cells: Sequence[harness.Cell[Result]]) -> Sequence[str]:
-        """Returns the table of shifts."""
-        return report.format_shifts(cells, self.config.sweep)
+        """Returns the table of shifts, and all losses once more, in short."""
+        shifts = report.format_shifts(cells, self.config.sweep)
+        return [*shifts, *report.format_grid(cells)]
 
     def grid_figures(
         self, cells: Sequence[harness.Cell[Result]]

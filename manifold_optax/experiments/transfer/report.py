@@ -22,6 +22,9 @@ Curves: TypeAlias = dict[int, Curve]
 Added: TypeAlias = dict[int, list[float]]
 """Size → octaves to add to the best rate, per seed."""
 
+_LARGE_LOSS = 10
+"""Above it a run is as good as diverged: guessing among 65 characters has 4.2."""
+
 _LEGEND = """\
 Best rates are logarithms of base 2, from the smallest {sweep} to the largest: the \
 lowest point of a parabola through the three lowest losses, mean over the seeds. A `*` \
@@ -34,6 +37,11 @@ the runs of a budget in another unit of the learning rate, and interpolate that 
 "absolute" takes the change of the output itself, not over the size of the output at \
 the start; "root" adds the squares of the changes of the M matrices, not the changes, \
 so that steps are √M times as long."""
+
+
+_GRID_LEGEND = """\
+The same losses, means over the seeds, at the rates of each grid from the smallest to \
+the largest, which are given by their logarithms of base 2; the best is bold."""
 
 
 def format_shifts(cells: Cells, sweep: str) -> list[str]:
@@ -55,6 +63,33 @@ def format_shifts(cells: Cells, sweep: str) -> list[str]:
     legend = _LEGEND.format(sweep=sweep)
     title = f"## Shift of the best rate with the {sweep}"
     return ["", title, "", format_rows(rows), "", legend]
+
+
+def format_grid(cells: Cells) -> list[str]:
+    """Formats all losses in one row per condition and optimizer.
+
+    Args:
+        cells: All cells of the grid.
+
+    Returns:
+        The lines of a section of the report.
+    """
+    rows = []
+    for condition, own in harness.group_by_condition(cells).items():
+        for optimizer in dict.fromkeys(cell.optimizer for cell in own):
+            curve = _curve([cell for cell in own if cell.optimizer == optimizer])
+            losses = [_loss(loss) for loss in curve.mean]
+            losses[curve.best] = f"**{losses[curve.best]}**"
+            ends = [f"{math.log2(curve.rates[k]):.0f}" for k in (0, -1)]
+            rows.append(
+                {
+                    "condition": condition,
+                    "optimizer": optimizer,
+                    "rates": " … ".join(ends),
+                    "validation losses": " / ".join(losses),
+                }
+            )
+    return ["", "## Losses", "", format_rows(rows), "", _GRID_LEGEND]
 
 
 def draw_shifts(cells: Cells, sweep: str, color: Callable[[str], str]) -> Figure:
@@ -97,6 +132,10 @@ def _columns(curves: Curves, added: Added | None) -> dict[str, str]:
         "best loss": " / ".join(f"{loss:.3f}" for loss in best),
         "with the first rate": "-" if math.isnan(kept) else f"{kept:.3f}",
     }
+
+
+def _loss(loss: float) -> str:
+    return f"{loss:.3f}" if loss < _LARGE_LOSS else f"> {_LARGE_LOSS}"
 
 
 def _curves(cells: Cells, sweep: str) -> dict[tuple[str, str], Curves]:

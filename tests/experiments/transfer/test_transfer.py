@@ -81,6 +81,7 @@ def test_a_sweep_learns_and_reports_every_cell(images, tmp_path):
     assert max(losses[0.008]) < min(losses[0.001]) < 1.5
     assert "| plain width=16 depth=2 | adamw     | 0.008" in report
     assert "## Shift of the best rate with the depth" in report
+    assert "| plain width=16 depth=1 | adamw     | -10 … -7 | " in report
     assert "-7.0* / -7.0*" in report  # The best rate is the last of the grid.
     assert (tmp_path / "runs/shifts.png").exists()
 
