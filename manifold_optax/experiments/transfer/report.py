@@ -1,0 +1,186 @@
+"""The table and the figure of the shifts of the best rates."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from manifold_optax.experiments import harness
+from manifold_optax.experiments.harness.table import format_rows
+from manifold_optax.experiments.transfer.networks import Network
+from manifold_optax.experiments.transfer.records import Result
+from manifold_optax.experiments.transfer.shifts import (
+    Curve,
+    shift_of,
+    transferred_loss,
+)
+
+Cells: TypeAlias = Sequence[harness.Cell[Result]]
+Curves: TypeAlias = dict[int, Curve]
+Added: TypeAlias = dict[int, list[float]]
+"""Size → octaves to add to the best rate, per seed."""
+
+_LARGE_LOSS = 10
+"""Above it a run is as good as diverged: guessing among 65 characters has 4.2."""
+
+_LEGEND = """\
+Best rates are logarithms of base 2, from the smallest {sweep} to the largest: the \
+lowest point of a parabola through the three lowest losses, mean over the seeds. A `*` \
+stands where the best rate of the grid is its first or last. The span is the distance \
+of the largest from the smallest; the shift is the least-squares slope per doubling of \
+the {sweep}, ± its standard error over the seeds. Losses are those of the best rate of \
+the grid. "With the first rate" is the loss at the largest {sweep} with the best rate \
+of the smallest, "-" where that is outside the grid. Rows named with a comma restate \
+the runs of a budget in another unit of the learning rate, and interpolate that loss: \
+"absolute" takes the change of the output itself, not over the size of the output at \
+the start; "root" adds the squares of the changes of the M matrices, not the changes, \
+so that steps are √M times as long."""
+
+
+_GRID_LEGEND = """\
+The same losses, means over the seeds, at the rates of each grid from the smallest to \
+the largest, which are given by their logarithms of base 2; the best is bold."""
+
+
+def format_shifts(cells: Cells, sweep: str) -> list[str]:
+    """Formats the table: one row per family and optimizer.
+
+    Args:
+        cells: All cells of the grid.
+        sweep: What changes, "width" or "depth".
+
+    Returns:
+        The lines of a section of the report.
+    """
+    rows = []
+    for (family, optimizer), curves in _curves(cells, sweep).items():
+        units = {optimizer: None, **_restated(cells, family, optimizer, sweep)}
+        for name, added in units.items():
+            named = {"family": family, "optimizer": name}
+            rows.append({**named, **_columns(curves, added)})
+    legend = _LEGEND.format(sweep=sweep)
+    title = f"## Shift of the best rate with the {sweep}"
+    return ["", title, "", format_rows(rows), "", legend]
+
+
+def format_grid(cells: Cells) -> list[str]:
+    """Formats all losses in one row per condition and optimizer.
+
+    Args:
+        cells: All cells of the grid.
+
+    Returns:
+        The lines of a section of the report.
+    """
+    rows = []
+    for condition, own in harness.group_by_condition(cells).items():
+        for optimizer in dict.fromkeys(cell.optimizer for cell in own):
+            curve = _curve([cell for cell in own if cell.optimizer == optimizer])
+            losses = [_loss(loss) for loss in curve.mean]
+            losses[curve.best] = f"**{losses[curve.best]}**"
+            ends = [f"{math.log2(curve.rates[k]):.0f}" for k in (0, -1)]
+            rows.append(
+                {
+                    "condition": condition,
+                    "optimizer": optimizer,
+                    "rates": " … ".join(ends),
+                    "validation losses": " / ".join(losses),
+                }
+            )
+    return ["", "## Losses", "", format_rows(rows), "", _GRID_LEGEND]
+
+
+def draw_shifts(cells: Cells, sweep: str, color: Callable[[str], str]) -> Figure:
+    """Draws the best rate over that of the smallest size, one panel per family."""
+    found = _curves(cells, sweep)
+    families = list(dict.fromkeys(family for family, _ in found))
+    figure, all_axes = harness.panels(len(families))
+    for family, axes in zip(families, all_axes, strict=True):
+        for (own, optimizer), curves in found.items():
+            if own == family:
+                optima = np.array([curve.optima for curve in curves.values()])
+                moved = optima - optima[0].mean()
+                axes.errorbar(
+                    list(curves),
+                    moved.mean(axis=1),
+                    moved.std(axis=1, ddof=1) if moved.shape[1] > 1 else None,
+                    marker="o",
+                    markersize=4,
+                    capsize=3,
+                    color=color(optimizer),
+                    label=optimizer,
+                )
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel=sweep, ylabel="shift of the best rate, octaves", title=family)
+    harness.add_legend(figure, all_axes[0])
+    return figure
+
+
+def _columns(curves: Curves, added: Added | None) -> dict[str, str]:
+    shift = shift_of(curves, added)
+    marks = ["" if curve.is_interior else "*" for curve in curves.values()]
+    optima = zip(shift.optima, marks, strict=True)
+    error = "" if math.isnan(shift.error) else f" ± {shift.error:.2f}"
+    best = [curve.mean[curve.best] for curve in curves.values()]
+    kept = transferred_loss(curves, added)
+    return {
+        "best rate": " / ".join(f"{octave:.1f}{mark}" for octave, mark in optima),
+        "span": f"{shift.span:.1f}",
+        "shift": f"{shift.slope:+.2f}{error}",
+        "best loss": " / ".join(f"{loss:.3f}" for loss in best),
+        "with the first rate": "-" if math.isnan(kept) else f"{kept:.3f}",
+    }
+
+
+def _loss(loss: float) -> str:
+    return f"{loss:.3f}" if loss < _LARGE_LOSS else f"> {_LARGE_LOSS}"
+
+
+def _curves(cells: Cells, sweep: str) -> dict[tuple[str, str], Curves]:
+    """(family, optimizer) → size → losses."""
+    grouped: dict[tuple[str, str], dict[int, list[harness.Cell[Result]]]] = {}
+    for cell in cells:
+        settings = cell.results[0].settings
+        sizes = grouped.setdefault((settings.family, cell.optimizer), {})
+        sizes.setdefault(getattr(settings, sweep), []).append(cell)
+    return {
+        key: {size: _curve(own) for size, own in sorted(sizes.items())}
+        for key, sizes in grouped.items()
+    }
+
+
+def _curve(cells: list[harness.Cell[Result]]) -> Curve:
+    cells = sorted(cells, key=lambda cell: cell.learning_rate)
+    losses = [
+        [
+            math.inf if r.validation_loss is None else r.validation_loss
+            for r in c.results
+        ]
+        for c in cells
+    ]
+    return Curve(tuple(c.learning_rate for c in cells), np.array(losses).T)
+
+
+def _restated(
+    cells: Cells, family: str, optimizer: str, sweep: str
+) -> dict[str, Added]:
+    """Returns other units of the learning rate of a budget, by their names."""
+    absolute: Added = {}
+    root: Added = {}
+    for cell in cells:
+        own = cell.results[0].settings
+        if (own.family, cell.optimizer) == (family, optimizer):
+            size = getattr(own, sweep)
+            outputs = [result.output_rms or math.nan for result in cell.results]
+            absolute[size] = [math.log2(output) for output in outputs]
+            matrices = Network(own.family, own.width, own.depth, 1, 1).matrices
+            root[size] = [-0.5 * math.log2(matrices)] * len(outputs)
+    match optimizer:
+        case "measured":
+            return {"measured, absolute": absolute, "measured, root": root}
+        case "nominal":
+            return {"nominal, root": root}
+        case _:
+            return {}
