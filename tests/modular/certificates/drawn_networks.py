@@ -16,7 +16,15 @@ from modular.layers import Draw
 from modular.networks import FAMILIES, network_of, RandomNetwork
 
 WEIGHTS = ("orthogonal", "gaussian", "stretched", "mixed")
-ACTIVATIONS = ("relu", "gelu_tanh", "gelu_exact", "silu", "tanh", "leaky_relu")
+ACTIVATIONS = (
+    "relu",
+    "gelu_tanh",
+    "gelu_exact",
+    "silu",
+    "tanh",
+    "leaky_relu",
+    "softplus",
+)
 
 EXAMPLES = 2
 """Examples in every input, so that none is taken for a position."""
