@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from manifold_optax.modular._bounds._mixed_norm import joined, MixedNorm
 
@@ -51,6 +52,23 @@ class ConvolutionAxis(NamedTuple):
     rhs_dilation: int
     image: int
     padding: tuple[int, int]
+
+    @property
+    def results(self) -> int:
+        """The number of windows."""
+        low, high = self.padding
+        length = self.lhs_dilation * (self.image - 1) + 1 + low + high
+        return max(
+            0, (length - self.rhs_dilation * (self.size - 1) - 1) // self.stride + 1
+        )
+
+    @property
+    def meeting(self) -> NDArray[np.int64]:
+        """`[result, entry]`: the tap by which an entry counts, −1 where none does."""
+        starts = self.stride * np.arange(self.results) - self.padding[0]
+        places = self.lhs_dilation * np.arange(self.image) - starts[:, None]
+        taps, between = np.divmod(places, self.rhs_dilation)
+        return np.where((between == 0) & (taps >= 0) & (taps < self.size), taps, -1)
 
     @property
     def overlap(self) -> int:
@@ -109,8 +127,7 @@ class _Form(NamedTuple):
 @functools.lru_cache(maxsize=4096)
 def _form(axis: ConvolutionAxis) -> _Form:
     """The space-to-depth form of a convolution along one axis."""
-    size, s, a, d, image, (low, high) = axis
-    results = (a * (image - 1) + 1 + low + high - d * (size - 1) - 1) // s + 1
+    size, s, a, d, image, (low, _) = axis
     common = math.gcd(s, d) if a == 1 else 1
     # Windows that move by multiples of the distance of their taps see every
     # `common`-th entry alone.
@@ -130,7 +147,7 @@ def _form(axis: ConvolutionAxis) -> _Form:
                 found.append(Tap(index, block, entry, result))
     start = min((tap.block for tap in found), default=0)
     taps = tuple(tap._replace(block=tap.block - start) for tap in found)
-    nearest = shift // entries - max(0, results - 1) // outcomes - start
+    nearest = shift // entries - max(0, axis.results - 1) // outcomes - start
     farthest = (shift + image - 1) // entries - start
     length = 1 + max((tap.block for tap in taps), default=0)
     block = (outcomes, entries)
