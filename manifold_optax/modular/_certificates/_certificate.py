@@ -133,7 +133,8 @@ class Certificate:
             )
             return [known[name] for name in names]
 
-        rates = Evaluation(norms_of).value(_or_infinite(self._step))
+        evaluation = Evaluation(norms_of, [*self._used(old), *self._used(new)])
+        rates = evaluation.value(_or_infinite(self._step))
         if first_order:
             return rates.reshape(())
         rates = jnp.broadcast_to(rates, time.shape)
@@ -196,7 +197,12 @@ class Certificate:
         def norms_of(names: Sequence[WeightNorm]) -> list[Array]:
             return _norms([(computed(x.value, arrays), x.norm) for x in names])
 
-        return Evaluation(norms_of)
+        return Evaluation(norms_of, self._used(arrays))
+
+    def _used(self, arrays: dict[Value, Array]) -> list[Array]:
+        """The parameters that the output depends on, those of them that are floats."""
+        needed = self.network.needed
+        return [x for value, x in arrays.items() if value in needed and value.is_float]
 
 
 def _bounded(formula: Callable[[], Size]) -> Size | Unreadable:

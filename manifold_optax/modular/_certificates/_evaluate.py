@@ -23,23 +23,33 @@ class Evaluation:
     """Formulas evaluated for one set of weights; what they share is computed once."""
 
     def __init__(
-        self, norms_of: Callable[[Sequence[Any]], Sequence[Float32[Array, "..."]]]
+        self,
+        norms_of: Callable[[Sequence[Any]], Sequence[Float32[Array, "..."]]],
+        arrays: Sequence[Array],
     ) -> None:
-        """`norms_of`: names of symbols → upper bounds of these norms.
+        """Of the names of symbols, and the weights that the result depends on.
 
-        All of a formula are asked for at once, so that those of one shape share a
-        program.
+        Args:
+            norms_of: names → upper bounds of these norms. All of a formula are asked
+                for at once, so that those of one shape share a program.
+            arrays: the weights. Where one is not finite, nothing is bounded, though a
+                layer of zeros stand before it.
         """
         self._norms_of = norms_of
+        self._finite = [jnp.isfinite(x).all() for x in arrays]
         self._logs: dict[Number, Array] = {}
 
     def value(self, size: Size) -> Float32[Array, "..."]:
         """The value, rounded up; infinite where it is beyond float32."""
-        return jnp.exp2(_up(self.log2(size)))
+        value = jnp.exp2(_up(self.log2(size)))
+        finite = jnp.all(jnp.stack(self._finite)) if self._finite else True
+        return jnp.where(finite, value, jnp.inf)
 
     def number(self, size: Size) -> float:
         """The same as a float of Python, which reaches further; not inside `jit`."""
         log = float(self.log2(size))
+        if not all(self._finite):
+            return math.inf
         return 2.0**log if log < 1024 else math.inf
 
     def log2(self, size: Size) -> Float32[Array, "..."]:

@@ -88,6 +88,14 @@ class LiveNetwork:
         return frozenset(found)
 
     @functools.cached_property
+    def needed(self) -> frozenset[Value]:
+        """The parameters that the output depends on."""
+        used = set(self.traced.outputs)
+        for operation in self.traced.operations():
+            used.update(operation.operands)
+        return frozenset(used.intersection(self.leaves))
+
+    @functools.cached_property
     def norms(self) -> Mapping[Value, tuple[MixedNorm, ...]]:
         """In which norms each parameter is measured as what it is used as.
 
