@@ -246,8 +246,8 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
     "one attention block, 1 or 2 heads": (*_attention(1), *_attention(2)),
     "one attention block, 4 heads": _attention(4),
-    "ConvNet, two convolutions": _over([max_pooled], IMAGES, **SHORT),
-    "ConvNet, three convolutions": _over([conv_net], IMAGES, **SHORT),
+    "ConvNet, two convolutions": _over([max_pooled], IMAGES, "orthogonal", **SHORT),
+    "ConvNet, three convolutions": _over([conv_net], IMAGES, "orthogonal", **SHORT),
     "Gaussian ConvNet, two convolutions": _over(
         [max_pooled], IMAGES, "gaussian", **SHORT
     ),
