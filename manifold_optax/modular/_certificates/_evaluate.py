@@ -75,13 +75,16 @@ class Evaluation:
         ]
         if number.kind == "steps":
             return _steps(given[0], number.data)  # type: ignore[arg-type]
-        if number.kind == "power":
-            return _up(number.data * given[0])  # type: ignore[operator]
         factor = 2.0 if number.kind == "hypot" else 1.0
         result = given[0] * factor
         for other in given[1:]:
             result = _COMBINED[number.kind](result, other * factor)
         return result / factor
+
+
+def numbers_of(size: Size) -> list[Number]:
+    """All numbers of a formula."""
+    return list(_needed(size, {})) if isinstance(size, Number) else []
 
 
 def _needed(size: Number, known: dict[Number, Array]) -> Iterator[Number]:

@@ -142,8 +142,8 @@ def _norms(path: str, leaf: Value, found: Sequence) -> tuple[MixedNorm, ...]:
     norms = []
     if leaf.is_float:
         for role in roles_of_use(tuple(found), shape, alone=False):
-            pair = geometry_of(path, role.label, role.axes, shape, {})
-            atom = Atom(path, role.label, role.axes, *pair)
+            pair = geometry_of(path or "params", role.label, role.axes, shape, {})
+            atom = Atom(path or "params", role.label, role.axes, *pair)
             norms += [fact.norm for fact in unit_ball(atom, shape)]
     norms += [natural_norm(shape), mixed_norm(shape, "o" * len(shape))]
     return tuple(dict.fromkeys(norms))
