@@ -28,6 +28,7 @@ _LARGE_LOSS = 10
 """Above it a run is as good as diverged: guessing among 65 characters has 4.2."""
 
 _SHOWN_OCTAVES = 3
+_STYLES = {"": "-", "absolute": ":", "root": "--"}
 
 _LEGEND = """\
 Best rates are logarithms of base 2, from the smallest {sweep} to the largest: the \
@@ -115,7 +116,7 @@ def format_grid(cells: Cells) -> list[str]:
 def draw_shifts(cells: Cells, sweep: str, color: Callable[[str], str]) -> Figure:
     """Draws the best rate over that of the smallest size, one panel per family.
 
-    Other units of a budget are dashed. The axis ends at a shift of 3 octaves.
+    Other units of a budget are dashed or dotted. The axis ends at a shift of 3 octaves.
     """
     lines = _lines(cells, sweep)
     families = list(dict.fromkeys(line.family for line in lines))
@@ -128,7 +129,7 @@ def draw_shifts(cells: Cells, sweep: str, color: Callable[[str], str]) -> Figure
                 moved,
                 marker="o",
                 markersize=4,
-                linestyle="-" if line.name == line.optimizer else "--",
+                linestyle=_STYLES[line.name.partition(", ")[2]],
                 color=color(line.optimizer),
                 label=line.name,
             )
