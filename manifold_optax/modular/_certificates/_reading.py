@@ -149,6 +149,9 @@ def _norms(path: str, leaf: Value, found: Sequence) -> tuple[MixedNorm, ...]:
     return tuple(dict.fromkeys(norms))
 
 
+_PREFERRED = 1 - 1e-6
+
+
 def assumed_size(shape: Sequence[int], norm: MixedNorm | ConvolutionNorm) -> float:
     """What a norm of a weight is taken for, to choose among bounds.
 
@@ -161,5 +164,7 @@ def assumed_size(shape: Sequence[int], norm: MixedNorm | ConvolutionNorm) -> flo
     entry = 1 / math.sqrt(max(1, fan_in))
     size = math.sqrt(norm.count("o"))
     if norm.has("i"):
-        size += math.sqrt(norm.count("i"))
+        rows, columns = math.sqrt(norm.count("i")), size
+        # Never above the Frobenius norm, and preferred to it.
+        size = min(rows + columns, _PREFERRED * rows * columns)
     return entry * size * norm.count("s")
