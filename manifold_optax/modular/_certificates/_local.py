@@ -17,7 +17,13 @@ from manifold_optax.modular._certificates._local_rules import (
     LOCAL_RULES,
     Operand,
 )
-from manifold_optax.modular._certificates._local_value import Around, Ball, INPUT
+from manifold_optax.modular._certificates._local_value import (
+    Around,
+    Ball,
+    Description,
+    EXACT,
+    INPUT,
+)
 from manifold_optax.modular._computation._constants import array_given
 from manifold_optax.modular._computation._fuse import fuse
 from manifold_optax.modular._computation._graph import Graph, Operation, Value
@@ -62,32 +68,32 @@ class LocalNetwork:
                 self._moving.update(operation.results)
                 self._steps.append(operation)
 
-    def around(self, x: np.ndarray, radius: float) -> Around:
+    def around(self, x: np.ndarray, ball: Ball) -> Around:
         """The output on a ball.
 
         Args:
             x: the center, in the shape of the example.
-            radius: Euclidean, over all axes.
+            ball: its radius is Euclidean, over all axes.
 
         Raises:
             Unreadable: for an operation without a local rule.
         """
-        ball = Ball(radius)
         known = self._first_jacobians
         found: dict[Value, Around] = {}
 
         def placed(value: Value, made: Around) -> None:
             if value in known:
-                made = Around(ball, made.center, {INPUT: known[value]}, made.loose)
+                own = Description({INPUT: known[value]}, np.zeros(()))
+                made = Around(ball, made.center, (own,))
             found[value] = made
 
         center = np.asarray(x, np.float64)
-        placed(self._input, Around(ball, center, {}, np.zeros(())))
+        placed(self._input, Around(ball, center, (EXACT,)))
         for operation in self._steps:
             operands = [self._operand(value, found) for value in operation.operands]
             if operation.results[0] in self._affine:
                 results = [
-                    Around(ball, center, {}, np.zeros(()))
+                    Around(ball, center, (EXACT,))
                     for center in centers_of(operation, operands)
                 ]
             else:
@@ -99,7 +105,7 @@ class LocalNetwork:
     def _apply(self, operation: Operation, operands: list[Operand]) -> list[Around]:
         moving = [isinstance(x, Around) for x in operands]
         count = sum(len(c) for x in operands if isinstance(x, Around)
-                    for c in x.columns.values())  # fmt: skip
+                    for d in x.descriptions[:1] for c in d.columns.values())  # fmt: skip
         if count * math.prod(operation.results[0].shape) > MOST_NUMBERS:
             raise Unreadable(
                 f"{operation.name}: its Jacobian has more than {MOST_NUMBERS} numbers "

@@ -5,9 +5,10 @@ applied to the columns; `(T' − T) J'`, with the slopes `T'` and the Jacobian `
 another point of the ball, is a new error.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -17,7 +18,14 @@ from manifold_optax.modular._certificates._local_slopes import (
     slopes_between,
     values_at,
 )
-from manifold_optax.modular._certificates._local_value import Around, with_errors
+from manifold_optax.modular._certificates._local_value import (
+    Around,
+    Description,
+    EXACT,
+    Limits,
+    ROUNDING,
+    with_errors,
+)
 from manifold_optax.modular._computation._graph import Operation
 from manifold_optax.modular._scalar import apply, Expression, IDENTITY
 
@@ -34,25 +42,53 @@ directions, which is largest with all three equal: `3 q (1 − q²)` with q in [
 
 def linear(operation: Operation, operands: Sequence[Operand]) -> list[Around]:
     """An operation that is affine in what moves: exact."""
-    moving = [isinstance(x, Around) for x in operands]
     values = [x for x in operands if isinstance(x, Around)]
-    results = []
-    columns: dict[int, list[np.ndarray]] = {}
+    count = max(len(x.descriptions) for x in values)
+    described = [
+        _described(
+            operation,
+            [_description(x, k) if isinstance(x, Around) else x for x in operands],
+        )
+        for k in range(count)
+    ]
+    pairs = zip(centers_of(operation, operands), *described, strict=True)
+    return [Around(values[0].ball, center, tuple(own)) for center, *own in pairs]
+
+
+def _description(x: Around, k: int) -> tuple[Description, tuple[int, ...]]:
+    """One of several descriptions, the last where there are fewer; and the shape."""
+    return x.descriptions[min(k, len(x.descriptions) - 1)], x.shape
+
+
+def _described(
+    operation: Operation,
+    operands: Sequence[tuple[Description, tuple[int, ...]] | np.ndarray],
+) -> list[Description]:
+    """What is known of the derivatives of the results of an affine operation."""
+    moving = [isinstance(x, tuple) for x in operands]
+    results = range(len(operation.results))
+    columns: list[dict[int, np.ndarray]] = [{} for _ in results]
+    values = [x[0] for x in operands if isinstance(x, tuple)]
     for key in dict.fromkeys(key for x in values for key in x.columns):
         count = max(len(x.columns[key]) for x in values if key in x.columns)
         given = [
-            x.columns.get(key, np.zeros((count, *x.shape)))
-            if isinstance(x, Around)
+            x[0].columns.get(key, np.zeros((count, *x[1])))
+            if isinstance(x, tuple)
             else x
             for x in operands
         ]
-        columns[key] = apply_linear(operation, given, moving)
-    loose = _loose(operation, operands, moving)
-    centers = centers_of(operation, operands)
-    for k, center in enumerate(centers):
-        own = {key: found[k] for key, found in columns.items()}
-        results.append(Around(values[0].ball, center, own, loose[k]))
-    return results
+        for own, made in zip(
+            columns, apply_linear(operation, given, moving), strict=True
+        ):
+            own[key] = made
+    loose = [np.zeros(())] * len(operation.results)
+    if any(x.loose.any() for x in values):
+        given = [
+            np.broadcast_to(x[0].loose, x[1])[None] if isinstance(x, tuple) else x
+            for x in operands
+        ]
+        loose = [x[0] for x in apply_linear(operation, given, moving, absolute=True)]
+    return [Description(columns[k], loose[k]) for k in results]
 
 
 def centers_of(operation: Operation, operands: Sequence[Operand]) -> list[np.ndarray]:
@@ -73,59 +109,59 @@ def centers_of(operation: Operation, operands: Sequence[Operand]) -> list[np.nda
     return [x[0] for x in apply_linear(operation, given, moving)]
 
 
-def _loose(
-    operation: Operation, operands: Sequence[Operand], moving: Sequence[bool]
-) -> list[np.ndarray]:
-    """Bounds of rows, through absolute values of the coefficients."""
-    given = [
-        np.broadcast_to(x.loose, x.shape)[None] if isinstance(x, Around) else x
-        for x in operands
-    ]
-    if not any(np.any(x.loose) for x in operands if isinstance(x, Around)):
-        return [np.zeros(())] * len(operation.results)
-    return [x[0] for x in apply_linear(operation, given, moving, absolute=True)]
-
-
 def scalar_function(expression: Expression, x: Around) -> Around:
     """A function of every entry: the middle slope, and half of its range in error."""
-    reach = np.where(np.isfinite(x.center), x.deviation, 0.0)
+    reach = np.where(np.isfinite(x.center), x.reach, 0.0)
     low, high = slopes_between(expression, x.center - reach, x.center + reach)
     middle, half = (low + high) / 2, (high - low) / 2
-    value = _recentred(x.scaled(middle), values_at(expression, x.center))
-    if not half.any():
+    value = x.scaled(middle).at(values_at(expression, x.center))
+    most = np.maximum(np.abs(low), np.abs(high))
+    if np.all(half <= _STRAIGHT * most):
         return value
-    root = np.sqrt(half)
+    return with_errors(value, _diagonal(half, x), _diagonal(most, x))
+
+
+_STRAIGHT = 1e-12
+"""Slopes that differ by less, relative to their size, are equal: the rest is the
+outward rounding of interval arithmetic."""
+
+
+def _diagonal(factor: np.ndarray, x: Around) -> Limits:
+    """An unknown diagonal matrix, bounded entry by entry, times a derivative."""
+    root = np.sqrt(factor)
     inner = x.scaled(root)
     last = [len(x.shape) - 1] if x.shape else []
-    return with_errors(value, root, inner.rows, inner.whole, inner.norms(last))
-
-
-def _recentred(x: Around, center: np.ndarray) -> Around:
-    return Around(x.ball, center, x.columns, x.loose)
+    groups = inner.norms(last)
+    whole = float(groups.max()) if groups.size == 1 else inner.whole
+    return Limits(root, inner.rows, whole, groups)
 
 
 def combined(terms: Sequence[Around]) -> Around:
     """The sum of values of one shape."""
-    columns: dict[int, np.ndarray] = {}
-    for term in terms:
-        for key, x in term.columns.items():
-            columns[key] = columns[key] + x if key in columns else x
-    center, loose = (sum(t.center for t in terms), sum(t.loose for t in terms))
-    return Around(terms[0].ball, np.asarray(center), columns, np.asarray(loose))
+    count = max(len(term.descriptions) for term in terms)
+    found = []
+    for k in range(count):
+        columns: dict[int, np.ndarray] = {}
+        loose = np.zeros(())
+        for own, _ in (_description(term, k) for term in terms):
+            loose = loose + own.loose
+            for key, x in own.columns.items():
+                columns[key] = columns[key] + x if key in columns else x
+        found.append(Description(columns, loose))
+    center = np.asarray(sum(term.center for term in terms))
+    return Around(terms[0].ball, center, tuple(found))
 
 
-def _small_errors(
-    value: Around, rows: np.ndarray, groups: np.ndarray | None = None
-) -> Around:
-    """A new error of which the Frobenius norms are known, scaled vector by vector."""
-    if not value.shape:
-        return with_errors(value, np.ones(()), rows)
+def _small(rows: np.ndarray, groups: np.ndarray | None = None) -> Limits:
+    """An error of which the Frobenius norms are known, scaled vector by vector."""
+    if not rows.shape:
+        return Limits(np.ones(()), rows)
     found = np.sqrt(np.sum(np.square(rows), -1, keepdims=True))
     if groups is not None:
         found = np.minimum(found, groups)
     root = np.sqrt(found)
     safe = np.where(root > 0, root, 1.0)
-    return with_errors(value, root, rows / safe, float(np.linalg.norm(root)), root)
+    return Limits(root, rows / safe, float(np.linalg.norm(root)), root)
 
 
 def _product_of_entries(x: Around, y: Around) -> Around:
@@ -133,8 +169,8 @@ def _product_of_entries(x: Around, y: Around) -> Around:
     shape = np.broadcast_shapes(x.shape, y.shape)
     x, y = _stretched(x, shape), _stretched(y, shape)
     value = combined([x.scaled(y.center), y.scaled(x.center)])
-    value = _recentred(value, x.center * y.center)
-    return _small_errors(value, 2 * x.ball.radius * x.rows * y.rows)
+    rows = x.reach * y.rows + x.rows * y.reach
+    return with_errors(value.at(x.center * y.center), _small(rows))
 
 
 def _stretched(x: Around, shape: tuple[int, ...]) -> Around:
@@ -142,12 +178,11 @@ def _stretched(x: Around, shape: tuple[int, ...]) -> Around:
     if x.shape == shape:
         return x
     ones = [1] * len(shape)
-    columns = {
-        key: np.broadcast_to(c.reshape(-1, *ones), (len(c), *shape))
-        for key, c in x.columns.items()
-    }
-    loose = np.broadcast_to(x.loose, shape)
-    return Around(x.ball, np.broadcast_to(x.center, shape), columns, loose)
+    return x.map(
+        lambda c: np.broadcast_to(c.reshape(-1, *ones), (len(c), *shape)),
+        lambda c: np.broadcast_to(c, shape),
+        np.broadcast_to(x.center, shape),
+    )
 
 
 def _mul(operation: Operation, operands: Sequence[Operand]) -> Around:
@@ -170,25 +205,46 @@ def _dot_general(operation: Operation, operands: Sequence[Operand]) -> Around:
     x, y = _all_moving(operation, operands)
     numbers = operation.params["dimension_numbers"]
     (over_x, over_y), (_, batch_y) = numbers
-    columns: dict[int, np.ndarray] = {}
-    for value, other, first in ((x, y.center, True), (y, x.center, False)):
-        for key, c in value.columns.items():
-            pair = (c, other) if first else (other, c)
-            found = dot(*pair, numbers, 0 if first else 1)
-            columns[key] = columns[key] + found if key in columns else found
     center = dot(x.center, y.center, numbers)
-    loose = dot(np.broadcast_to(x.loose, x.shape), np.abs(y.center), numbers) + dot(
-        np.abs(x.center), np.broadcast_to(y.loose, y.shape), numbers
+    absolute_x, absolute_y = np.abs(x.center), np.abs(y.center)
+    from_x = x.map(
+        lambda c: dot(c, y.center, numbers, 0),
+        lambda c: dot(np.broadcast_to(c, x.shape), absolute_y, numbers),
+        center,
     )
-    twice = 2 * x.ball.radius
-    rows = np.minimum(
-        dot(x.rows, y.rows, numbers), dot(x.norms(over_x), y.norms(over_y), numbers)
+    from_y = y.map(
+        lambda c: dot(x.center, c, numbers, 1),
+        lambda c: dot(absolute_x, np.broadcast_to(c, y.shape), numbers),
+        center,
     )
+    rows = dot(x.reach, y.rows, numbers) + dot(x.rows, y.reach, numbers)
+    together = dot(x.reach_of(over_x), y.norms(over_y), numbers) + dot(
+        x.norms(over_x), y.reach_of(over_y), numbers
+    )
+    rows = np.minimum(rows, together)
     free = [k for k in range(len(y.shape)) if k not in (*over_y, *batch_y)]
-    groups = None
-    if len(free) == 1:
-        groups = twice * dot(x.rows, y.norms(free), numbers)
-    return _small_errors(Around(x.ball, center, columns, loose), twice * rows, groups)
+    groups = _vectors_of_product(x, y, numbers, free) if len(free) == 1 else None
+    return with_errors(combined([from_x, from_y]).at(center), _small(rows, groups))
+
+
+def _vectors_of_product(
+    x: Around, y: Around, numbers: Any, free: list[int]
+) -> np.ndarray:
+    """Bounds of the error of a product along its last axis, the free one of y.
+
+    Of a sum of numbers times vectors: the sum of the products of norms, or the norm of
+    the numbers times that of all vectors as one matrix.
+    """
+    over_x, over_y = numbers[0]
+    both = (*over_y, *free)
+    bounds = []
+    for rate_x, rate_y, at_x, at_y in (
+        (x.reach, y.norms(free), x.reach_of(over_x), y.norms(both)),
+        (x.rows, y.reach_of(free), x.norms(over_x), y.reach_of(both)),
+    ):
+        one_by_one = dot(rate_x, rate_y, numbers)
+        bounds.append(np.minimum(one_by_one, dot(at_x, at_y, numbers)))
+    return bounds[0] + bounds[1]
 
 
 def _all_moving(operation: Operation, operands: Sequence[Operand]) -> list[Around]:
@@ -198,71 +254,82 @@ def _all_moving(operation: Operation, operands: Sequence[Operand]) -> list[Aroun
     return values
 
 
-def _less_mean(
-    x: Around, weights: np.ndarray, axes: tuple[int, ...]
-) -> Around:
+def _less_mean(x: Around, weights: np.ndarray, axes: tuple[int, ...]) -> Around:
     """A value less a weighted mean of it along some axes."""
-
-    def less(columns: np.ndarray) -> np.ndarray:
-        shifted = tuple(k + 1 for k in axes)
-        return columns - np.sum(weights * columns, shifted, keepdims=True)
-
-    columns = {key: less(c) for key, c in x.columns.items()}
-    loose = x.loose
-    if np.any(loose):
-        loose = loose + np.sum(np.abs(weights) * loose, axes, keepdims=True)
+    shifted = tuple(k + 1 for k in axes)
     finite = np.where(np.isfinite(x.center), x.center, 0.0)
-    center = x.center - np.sum(weights * finite, axes, keepdims=True)
-    return Around(x.ball, center, columns, loose)
+    return x.map(
+        lambda c: c - np.sum(weights * c, shifted, keepdims=True),
+        lambda c: c + np.sum(weights * c, axes, keepdims=True),
+        x.center - np.sum(weights * finite, axes, keepdims=True),
+    )
 
 
-def _probabilities(
-    x: Around, axes: tuple[int, ...]
-) -> tuple[np.ndarray, Around, np.ndarray, np.ndarray]:
-    """The softmax p at the center, x less its mean under p, and how they move.
+class _Softmax(NamedTuple):
+    """A softmax on a ball.
 
-    The third is how far each entry of p moves at most, and the fourth bounds the
-    derivative of `(p' − p)·x`: both from the reach of the entries of x less its mean,
-    on which alone p depends.
+    Attributes:
+        p: the probabilities at the center.
+        most: what each is at most.
+        moves: how far each moves at most.
+        centred: the logits less their mean under p, on which alone p depends.
+        mean: a bound of the derivative of `(p' − p)·centred`.
     """
+
+    p: np.ndarray
+    most: np.ndarray
+    moves: np.ndarray
+    centred: Around
+    mean: np.ndarray
+
+
+def _probabilities(x: Around, axes: tuple[int, ...]) -> _Softmax:
     top = np.max(x.center, axes, keepdims=True)
     positive = np.exp(x.center - top)
     p = positive / np.sum(positive, axes, keepdims=True)
     centred = _less_mean(x, p, axes)
     # Beyond e^50 nothing is known of p anyway.
-    reach = np.minimum(centred.deviation, 50.0)
+    reach = np.minimum(centred.reach, 50.0)
     up, down = p * np.exp(reach), p * np.exp(-reach)
     others_down = np.sum(down, axes, keepdims=True) - down
     others_up = np.sum(up, axes, keepdims=True) - up
-    safe = np.where(p > 0, 1.0, np.inf)  # Masked entries stay 0.
-    most = up / np.maximum(up + others_down, np.finfo(np.float64).tiny) / safe
-    least = down / np.maximum(down + others_up, np.finfo(np.float64).tiny) / safe
-    moves = np.maximum(np.maximum(most - p, p - least), 0.0)
+    tiny = np.finfo(np.float64).tiny  # Masked entries stay 0.
+    most = up / np.maximum(up + np.maximum(others_down, 0.0), tiny) * ROUNDING
+    least = down / np.maximum(down + np.maximum(others_up, 0.0), tiny) / ROUNDING
+    moves = np.maximum(most - p, p - least)
     mean = np.sum(moves * centred.rows, axes, keepdims=True)
-    return p, centred, moves, mean
+    return _Softmax(p, most, moves, centred, mean)
 
 
 def _softmax(operation: Operation, operands: Sequence[Operand]) -> Around:
     """The derivative takes z to `p (z − p·z)`.
 
     With z less its mean under p at the center, the error is
-    `(p' − p)(z − (p' − p)·z) − p (p' − p)·z`.
+    `(p' − p)(z − (p' − p)·z) − p (p' − p)·z`. The whole derivative is no longer than
+    1/2, and than `p (z − p·z)` row by row.
     """
     (x,) = _all_moving(operation, operands)
-    p, centred, moves, mean = _probabilities(x, operation.params["axes"])
-    value = _recentred(centred.scaled(p), p)
-    return _small_errors(value, moves * (centred.rows + mean) + p * mean)
+    axes = operation.params["axes"]
+    found = _probabilities(x, axes)
+    p, rows = found.p, found.centred.rows
+    value = found.centred.scaled(p).at(p)
+    error = found.moves * (rows + found.mean) + p * found.mean
+    half = 0.5 * found.centred.norms(axes)
+    every = np.minimum(found.most * (rows + found.mean), half)
+    groups = half if axes == (len(x.shape) - 1,) else None
+    made = with_errors(value, _small(error), _small(every, groups))
+    return dataclasses.replace(made, moves=found.moves)
 
 
 def _log_softmax(operation: Operation, operands: Sequence[Operand]) -> Around:
     """The derivative takes z to `z − p·z`; the error is `−(p' − p)·z`."""
     (x,) = _all_moving(operation, operands)
     axes = operation.params["axes"]
-    _, centred, _, mean = _probabilities(x, axes)
+    found = _probabilities(x, axes)
     top = np.max(x.center, axes, keepdims=True)
     total = np.log(np.sum(np.exp(x.center - top), axes, keepdims=True))
-    value = _recentred(centred, x.center - top - total)
-    return _small_errors(value, np.broadcast_to(mean, x.shape))
+    value = found.centred.at(x.center - top - total)
+    return with_errors(value, _small(np.broadcast_to(found.mean, x.shape)))
 
 
 def _normalize(operation: Operation, operands: Sequence[Operand]) -> Around:
@@ -273,14 +340,13 @@ def _normalize(operation: Operation, operands: Sequence[Operand]) -> Around:
     ρ`, since it is a positive matrix no longer than that.
     """
     (x,) = _all_moving(operation, operands)
-    params = operation.params
-    axes, scale = params["axes"], abs(params["scale"])
+    params, axes = operation.params, operation.params["axes"]
     count = math.prod(x.shape[k] for k in axes)
     y = x
     if params["centred"]:
         y = _less_mean(x, np.full([1] * len(x.shape), 1 / count), axes)
     size = np.sqrt(np.sum(np.square(y.center), axes, keepdims=True))
-    reach = x.ball.radius * y.norms(axes)
+    reach = y.reach_of(axes)
     shift = count * params["epsilon"]
     least = np.square(np.maximum(size - reach, 0.0)) + shift
     if params["offset"] or np.any(least < count * params["floor"] ** 2):
@@ -291,26 +357,34 @@ def _normalize(operation: Operation, operands: Sequence[Operand]) -> Around:
         )
     length = np.sqrt(np.square(size) + shift)
     factor = params["scale"] * math.sqrt(count) / length
-    unit = y.center / length
+    value = _tangential(y, factor, y.center / length, axes).at(factor * y.center)
+    scale = abs(params["scale"]) * math.sqrt(count)
+    slope = scale / np.sqrt(least)
+    bend = np.minimum(_CURVATURE * scale * reach / least, slope)
+    return with_errors(value, _vectors(bend, y, axes), _vectors(slope, y, axes))
+
+
+def _tangential(
+    y: Around, factor: np.ndarray, unit: np.ndarray, axes: tuple[int, ...]
+) -> Around:
+    """`factor (1 − unit unitᵀ) y` along some axes."""
     shifted = tuple(k + 1 for k in axes)
-    along = {
-        key: factor * (c - unit * np.sum(unit * c, shifted, keepdims=True))
-        for key, c in y.columns.items()
-    }
-    loose = np.abs(factor) * y.loose
-    if np.any(y.loose):
-        loose = loose + np.abs(factor * unit) * np.sum(
-            np.abs(unit) * y.loose, axes, keepdims=True
-        )
-    value = Around(x.ball, factor * y.center, along, loose)
-    bend = scale * math.sqrt(count) * np.minimum(
-        _CURVATURE * reach / least, 1 / np.sqrt(least)
+    size, along = np.abs(factor), np.abs(unit)
+    return y.map(
+        lambda c: factor * (c - unit * np.sum(unit * c, shifted, keepdims=True)),
+        lambda c: size * (c + along * np.sum(along * c, axes, keepdims=True)),
+        y.center,
     )
-    root = np.sqrt(bend)
+
+
+def _vectors(norms: np.ndarray, y: Around, axes: tuple[int, ...]) -> Limits:
+    """Unknown matrices of these norms, one for each vector, times a derivative."""
+    root = np.sqrt(norms)
     inner = y.scaled(np.broadcast_to(root, y.shape))
     each = inner.norms(axes)
-    groups = each if axes == (len(x.shape) - 1,) else None
-    return with_errors(value, root, np.broadcast_to(each, x.shape), inner.whole, groups)
+    groups = each if axes == (len(y.shape) - 1,) else None
+    whole = float(each.max()) if each.size == 1 else inner.whole
+    return Limits(root, np.broadcast_to(each, y.shape), whole, groups)
 
 
 def larger(x: Operand, y: Operand) -> Around:
@@ -319,8 +393,8 @@ def larger(x: Operand, y: Operand) -> Around:
         x, y = y, x
     assert isinstance(x, Around)
     if not isinstance(y, Around):
-        zero = np.zeros(())
-        y = Around(x.ball, np.broadcast_to(np.asarray(y, np.float64), x.shape), {}, zero)
+        constant = np.broadcast_to(np.asarray(y, np.float64), x.shape)
+        y = Around(x.ball, constant, (EXACT,))
     shape = np.broadcast_shapes(x.shape, y.shape)
     x, y = _stretched(x, shape), _stretched(y, shape)
     minus = np.full(shape, -1.0)
@@ -343,9 +417,11 @@ def _min(operation: Operation, operands: Sequence[Operand]) -> Around:
 
 
 def _pieces(x: Around, index: tuple[slice | int, ...]) -> Around:
-    columns = {key: c[(slice(None), *index)] for key, c in x.columns.items()}
-    loose = np.broadcast_to(x.loose, x.shape)[index]
-    return Around(x.ball, x.center[index], columns, loose)
+    return x.map(
+        lambda c: c[(slice(None), *index)],
+        lambda c: np.broadcast_to(c, x.shape)[index],
+        x.center[index],
+    )
 
 
 def _largest_of(values: list[Around]) -> Around:

@@ -5,16 +5,19 @@ whole ball:
 
     ∂v(x + u)/∂u = J + Σₗ Aₗ Eₗ + (rows of at most `loose`)
 
-`J` and `Aₗ` are known matrices. `Eₗ` is the unknown error that one operation adds,
-because its slopes move with u; it is bounded entry by entry, group by group, and as a
-matrix. Linear operations act on `J` and `Aₗ` exactly, so an error keeps its way
-through the network, and errors that cancel do cancel.
+`J` and `Aₗ` are known matrices. `Eₗ` is an unknown matrix that one operation adds,
+because its slopes are only known within limits; it is bounded row by row, group by
+group, and as a whole. Linear operations act on `J` and `Aₗ` exactly, so an error keeps
+its way through the network, and errors that cancel do cancel.
+
+A value may have several such descriptions. All of them hold, and the least bound that
+follows from any counts.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -28,18 +31,24 @@ MOST_COLUMNS = 4096
 """An operation with more entries in error adds them to the loose ones: a matrix of
 4096 columns for 4096 entries takes 134 MB."""
 
+_MOST_FOR_WHOLE = 1024
+"""Of a matrix with more rows and columns the largest singular value is not computed,
+which takes 0.3 s at 1024."""
+
 ROUNDING = 1 + 1e-9
 """By which norms are rounded up: the error of 4096 sums and an eigenvalue in float64,
 4096 · 2.2e-16 ≈ 1e-12, with room."""
 
+MOST = 1e12
+"""Derivatives beyond it are called unbounded: a scalar function of numbers that move
+so far has no local slope."""
+
+_SMALL = 1e-9
+"""Errors this small, relative to the largest row, get no columns of their own."""
+
 
 class Unbounded(ArithmeticError):
     """A bound on a ball is too large for a number."""
-
-
-MOST = 1e12
-"""Derivatives beyond it are called unbounded: of a network that is of use they are
-less, and a scalar function of numbers that move so far has no local slope."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,12 +68,108 @@ class Errors:
     whole: float
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Ball:
-    """One ball of inputs, and the errors that were met on the way through it."""
+    """One ball of inputs, and what was met on the way through it.
 
-    radius: float
-    errors: list[Errors] = dataclasses.field(default_factory=list)
+    How far a value moves is the integral of its derivative along the way from the
+    center. A ball may continue a smaller one, of which the same was asked in the same
+    order: then only the rest of the way counts with the derivative of the larger ball.
+    """
+
+    def __init__(self, radius: float, inner: "Ball | None" = None) -> None:
+        self.radius = radius
+        self.errors: list[Errors] = []
+        self._inner = inner
+        self._reached: list[FloatArray] = []
+
+    def reach(self, rates: FloatArray) -> FloatArray:
+        """How far something moves at most, whose derivative is at most `rates`."""
+        if self._inner is None:
+            reached = self.radius * rates
+        else:
+            before = self._inner._reached[len(self._reached)]
+            reached = before + (self.radius - self._inner.radius) * rates
+        if not np.all(reached < MOST):
+            raise Unbounded
+        self._reached.append(reached)
+        return reached
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Description:
+    """Bounds of a Jacobian; see the module.
+
+    Attributes:
+        columns: `J` under `INPUT`, and `Aₗ` under the number of the error, each
+            `[columns, *shape]`.
+        loose: bounds of further errors of the rows, of the shape of the value or `()`.
+    """
+
+    columns: Mapping[int, FloatArray]
+    loose: FloatArray
+
+    def map(
+        self,
+        known: Callable[[FloatArray], FloatArray],
+        bounds: Callable[[FloatArray], FloatArray],
+    ) -> "Description":
+        """One linear map of the columns, and what it does to bounds of rows."""
+        columns = {key: known(x) for key, x in self.columns.items()}
+        return Description(columns, bounds(self.loose) if self.loose.any() else _NONE)
+
+    def error_rows(
+        self, errors: Sequence[Errors]
+    ) -> Iterator[tuple[int, FloatArray]]:
+        """Of each error, how much it adds to each row at most."""
+        for number, columns in self.columns.items():
+            if number == INPUT:
+                continue
+            error = errors[number]
+            flat = columns.reshape(len(columns), -1)
+            square = np.square(flat)
+            parts = np.sqrt(np.add.reduceat(square, error.starts, axis=0))
+            bound = np.minimum(error.rows @ np.abs(flat), error.groups @ parts)
+            bound = np.minimum(bound, error.whole * np.sqrt(np.sum(square, 0)))
+            yield number, bound.reshape(columns.shape[1:])
+
+    def rows(self, errors: Sequence[Errors]) -> FloatArray:
+        """The norm of each row at most."""
+        total = self.loose
+        if INPUT in self.columns:
+            total = total + np.sqrt(np.sum(np.square(self.columns[INPUT]), 0))
+        for _, rows in self.error_rows(errors):
+            total = total + rows
+        return total
+
+    def norms(
+        self, errors: Sequence[Errors], axes: tuple[int, ...], shape: tuple[int, ...]
+    ) -> FloatArray:
+        """The operator norm of the rows along some axes, each vector for itself."""
+        total = np.sqrt(np.sum(np.square(np.broadcast_to(self.loose, shape)), axes))
+        if INPUT in self.columns:
+            total = total + _operator_norms(self.columns[INPUT], axes)
+        for number, rows in self.error_rows(errors):
+            bound = np.sqrt(np.sum(np.square(rows), axes))
+            if np.any(bound > 0.02 * total):  # Else it is not worth an eigenvalue.
+                columns, error = self.columns[number], errors[number]
+                norm = _operator_norms(columns, axes)
+                bound = np.minimum(bound, norm * error.whole)
+                if 1 < len(error.starts) <= _MOST_GROUPS:
+                    parts = np.split(columns, error.starts[1:])
+                    pairs = zip(error.groups, parts, strict=True)
+                    apart = sum(g * _operator_norms(part, axes) for g, part in pairs)
+                    bound = np.minimum(bound, apart)
+            total = total + bound
+        return total
+
+
+_NONE = np.zeros(())
+
+_MOST_GROUPS = 64
+"""Of more groups the norms are not added one by one."""
+
+EXACT = Description({}, _NONE)
+"""Of a value that does not move."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,15 +179,15 @@ class Around:
     Attributes:
         ball: the ball.
         center: the value at the center.
-        columns: `J` under `INPUT`, and `Aₗ` under the number of the error, each
-            `[columns, *shape]`.
-        loose: bounds of further errors of the rows, in the shape of the value; or 0.
+        descriptions: of its derivative.
+        moves: how far each entry moves at most, where more is known of it than from
+            the derivative.
     """
 
     ball: Ball
     center: FloatArray
-    columns: Mapping[int, FloatArray]
-    loose: FloatArray
+    descriptions: tuple[Description, ...]
+    moves: FloatArray | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -92,18 +197,23 @@ class Around:
     @functools.cached_property
     def rows(self) -> FloatArray:
         """The norm of the derivative of each entry, at most, on the ball."""
-        total = self.loose + np.zeros(self.shape)
-        for _, rows in self._errors:
-            total = total + rows
-        jacobian = self.columns.get(INPUT)
-        if jacobian is not None:
-            total = total + np.sqrt(np.sum(np.square(jacobian), 0))
-        return total * ROUNDING
+        bounds = [x.rows(self.ball.errors) for x in self.descriptions]
+        least = functools.reduce(np.minimum, bounds)
+        return np.broadcast_to(least * ROUNDING, self.shape)
 
-    @property
-    def deviation(self) -> FloatArray:
-        """How far each entry moves at most: by the mean value theorem."""
-        return self.ball.radius * self.rows
+    @functools.cached_property
+    def reach(self) -> FloatArray:
+        """How far each entry moves at most."""
+        reach = self.ball.reach(self.rows)
+        return reach if self.moves is None else np.minimum(reach, self.moves)
+
+    def reach_of(self, axes: Sequence[int]) -> FloatArray:
+        """How far the vectors along some axes move at most."""
+        reach = self.ball.reach(self.norms(axes))
+        if self.moves is None:
+            return reach
+        moves = np.sqrt(np.sum(np.square(self.moves), tuple(axes), keepdims=True))
+        return np.minimum(reach, moves)
 
     def norms(self, axes: Sequence[int]) -> FloatArray:
         """The operator norm of the derivative of the entries along some axes.
@@ -115,47 +225,38 @@ class Around:
             Bounds with size 1 along `axes`, each for its own vector.
         """
         axes = tuple(axes)
-        total = np.sqrt(np.sum(np.square(self.loose + np.zeros(self.shape)), axes))
-        jacobian = self.columns.get(INPUT)
-        if jacobian is not None:
-            total = total + _operator_norms(jacobian, axes)
-        for number, rows in self._errors:
-            bound = np.sqrt(np.sum(np.square(rows), axes))
-            if np.any(bound > 0.01 * total):  # Else it is not worth an eigenvalue.
-                whole = self.ball.errors[number].whole
-                norm = _operator_norms(self.columns[number], axes)
-                bound = np.minimum(bound, norm * whole)
-            total = total + bound
-        return np.expand_dims(total, axes) * ROUNDING
+        bounds = [
+            x.norms(self.ball.errors, axes, self.shape) for x in self.descriptions
+        ]
+        least = functools.reduce(np.minimum, bounds)
+        least = np.minimum(least, np.sqrt(np.sum(np.square(self.rows), axes)))
+        return np.expand_dims(least * ROUNDING, axes)
 
     @property
     def whole(self) -> float:
         """The operator norm of the derivative of all entries."""
         return float(np.max(self.norms(range(len(self.shape))), initial=0.0))
 
+    def map(
+        self,
+        known: Callable[[FloatArray], FloatArray],
+        bounds: Callable[[FloatArray], FloatArray],
+        center: FloatArray,
+    ) -> "Around":
+        """One linear map of all columns; see `Description.map`."""
+        found = tuple(x.map(known, bounds) for x in self.descriptions)
+        return Around(self.ball, center, found)
+
     def scaled(self, factor: FloatArray) -> "Around":
         """Entries times known numbers."""
-        columns = {key: x * factor for key, x in self.columns.items()}
-        return Around(
-            self.ball, self.center * factor, columns, self.loose * np.abs(factor)
+        absolute = np.abs(factor)
+        return self.map(
+            lambda x: x * factor, lambda x: x * absolute, self.center * factor
         )
 
-    @functools.cached_property
-    def _errors(self) -> list[tuple[int, FloatArray]]:
-        """Of each error, how much it adds to each row at most."""
-        return list(self._error_rows())
-
-    def _error_rows(self) -> Iterator[tuple[int, FloatArray]]:
-        for number, columns in self.columns.items():
-            if number == INPUT:
-                continue
-            error = self.ball.errors[number]
-            flat = columns.reshape(len(columns), -1)
-            square = np.square(flat)
-            parts = np.sqrt(np.add.reduceat(square, error.starts, axis=0))
-            bound = np.minimum(error.rows @ np.abs(flat), error.groups @ parts)
-            bound = np.minimum(bound, error.whole * np.sqrt(np.sum(square, 0)))
-            yield number, bound.reshape(self.shape)
+    def at(self, center: FloatArray) -> "Around":
+        """The same derivative, of another value."""
+        return Around(self.ball, center, self.descriptions)
 
 
 def _operator_norms(columns: FloatArray, axes: tuple[int, ...]) -> FloatArray:
@@ -167,56 +268,83 @@ def _operator_norms(columns: FloatArray, axes: tuple[int, ...]) -> FloatArray:
     matrices = columns.transpose(order).reshape(*outer, count, -1)
     if matrices.shape[-1] > count:
         matrices = np.swapaxes(matrices, -1, -2)
-    gram = np.swapaxes(matrices, -1, -2) @ matrices
-    if gram.shape[-1] == 0:
+    if matrices.shape[-1] == 0:
         return np.zeros(outer)
+    if matrices.shape[-1] > _MOST_FOR_WHOLE:
+        return np.linalg.norm(matrices, axis=(-2, -1))
+    gram = np.swapaxes(matrices, -1, -2) @ matrices
     largest = np.linalg.eigvalsh(gram)[..., -1]
     # An eigenvalue errs by at most a few eps of the trace.
     slack = 1e-14 * np.trace(gram, axis1=-2, axis2=-1)
     return np.sqrt(np.maximum(largest, 0.0) + slack)
 
 
-def with_errors(
-    linear: Around,
-    scale: FloatArray,
-    rows: FloatArray,
-    whole: float = math.inf,
-    groups: FloatArray | None = None,
-) -> Around:
-    """A value whose derivative is in error by `diag(scale) E`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Limits:
+    """Bounds of an unknown matrix `diag(scale) E` of the shape of a value.
 
-    Args:
-        linear: without the error.
-        scale: of its shape, not negative; entries with 0 have no error.
+    Attributes:
+        scale: not negative; entries with 0 have no error.
         rows: bounds of the rows of `E`.
         whole: a bound of its operator norm.
-        groups: bounds of the operator norms of the rows along the last axis, of that
-            shape with a last axis of size 1; `None`: none better than from `rows`.
+        groups: bounds of the operator norms of the rows along the last axis, with a
+            last axis of size 1; `None`: none better than from `rows`.
     """
-    ball, shape = linear.ball, linear.shape
-    scale, rows = (np.broadcast_to(x, shape) for x in (scale, rows))
-    here = np.flatnonzero(scale * rows > 0)
-    if not np.all(scale * rows < MOST):
+
+    scale: FloatArray
+    rows: FloatArray
+    whole: float = math.inf
+    groups: FloatArray | None = None
+
+
+def with_error(
+    ball: Ball, description: Description, limits: Limits, shape: tuple[int, ...]
+) -> Description:
+    """A derivative with one more error."""
+    scale, rows = (np.broadcast_to(x, shape) for x in (limits.scale, limits.rows))
+    sizes = scale * rows
+    if not np.all(sizes < MOST):
         raise Unbounded
-    if not len(here):
-        return linear
+    counts = sizes > _SMALL * np.max(sizes, initial=0.0)
+    here = np.flatnonzero(counts)
     if len(here) > MOST_COLUMNS:
-        return dataclasses.replace(linear, loose=linear.loose + scale * rows)
+        here = here[:0]
+        counts = np.zeros(shape, bool)
+    rest = np.where(counts, 0.0, sizes)
+    loose = description.loose + rest if rest.any() else description.loose
+    if not len(here):
+        return Description(description.columns, loose)
     last = shape[-1] if shape else 1
-    flat = np.where(scale > 0, rows, 0.0).reshape(-1, last)
+    flat = np.where(counts, rows, 0.0).reshape(-1, last)
     each = np.sqrt(np.sum(np.square(flat), 1))
-    if groups is not None:
-        each = np.minimum(each, np.broadcast_to(groups, (*shape[:-1], 1)).reshape(-1))
+    if limits.groups is not None:
+        outer = np.broadcast_to(limits.groups, (*shape[:-1], 1))
+        each = np.minimum(each, outer.reshape(-1))
     owners, starts = np.unique(here // last, return_index=True)
-    kept = flat.reshape(-1)[here]
-    whole = min(whole, float(np.linalg.norm(each[owners])))
+    whole = min(limits.whole, float(np.linalg.norm(each[owners])))
     columns = np.zeros((len(here), scale.size))
     columns[np.arange(len(here)), here] = scale.reshape(-1)[here]
+    kept = flat.reshape(-1)[here]
     ball.errors.append(
         Errors(kept * ROUNDING, starts, each[owners] * ROUNDING, whole * ROUNDING)
     )
-    together = {
-        **linear.columns,
-        len(ball.errors) - 1: columns.reshape(len(here), *shape),
-    }
-    return dataclasses.replace(linear, columns=together)
+    number = len(ball.errors) - 1
+    together = {**description.columns, number: columns.reshape(len(here), *shape)}
+    return Description(together, loose)
+
+
+def with_errors(
+    value: Around, error: Limits, instead: Limits | None = None
+) -> Around:
+    """A value whose derivative is in error.
+
+    Args:
+        value: with the derivative at the center, or with a middle one.
+        error: what is missing there.
+        instead: bounds of the whole derivative, which replace the last description.
+    """
+    found = [with_error(value.ball, x, error, value.shape) for x in value.descriptions]
+    if instead is not None:
+        own = with_error(value.ball, EXACT, instead, value.shape)
+        found = [found[0], own]
+    return Around(value.ball, value.center, tuple(found))
