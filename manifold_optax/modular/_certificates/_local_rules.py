@@ -34,6 +34,12 @@ Operand: TypeAlias = Around | np.ndarray
 _RELU = apply("max", [IDENTITY, 0.0], {})
 _RECIPROCAL = apply("div", [1.0, IDENTITY], {})
 
+_SKEWNESS = math.sqrt(2) / (3 * math.sqrt(3))
+"""The largest third derivative of log Σ exp in directions of length 1. It is the third
+central moment of the direction under p; of numbers whose mean is given the largest is
+that of two of them, at most `range³ max p (1 − p)(1 − 2p) = range³ / (6 √3)`, and
+numbers of length 1 have a range of at most √2."""
+
 _CURVATURE = 2 / math.sqrt(3)
 """The largest second derivative of `y ↦ y / √(‖y‖² + c)`, times `‖y‖² + c`. It is the
 gradient of a function, so that its second derivative is a symmetric form in three
@@ -297,7 +303,10 @@ def _probabilities(x: Around, axes: tuple[int, ...]) -> _Softmax:
     most = up / np.maximum(up + np.maximum(others_down, 0.0), tiny) * ROUNDING
     least = down / np.maximum(down + np.maximum(others_up, 0.0), tiny) / ROUNDING
     moves = np.maximum(most - p, p - least)
-    mean = np.sum(moves * centred.rows, axes, keepdims=True)
+    mean = np.minimum(
+        np.sum(moves * centred.rows, axes, keepdims=True),
+        np.sqrt(np.sum(np.square(moves), axes, keepdims=True)) * centred.norms(axes),
+    )
     return _Softmax(p, most, moves, centred, mean)
 
 
@@ -305,19 +314,23 @@ def _softmax(operation: Operation, operands: Sequence[Operand]) -> Around:
     """The derivative takes z to `p (z − p·z)`.
 
     With z less its mean under p at the center, the error is
-    `(p' − p)(z − (p' − p)·z) − p (p' − p)·z`. The whole derivative is no longer than
-    1/2, and than `p (z − p·z)` row by row.
+    `(p' − p)(z − (p' − p)·z) − p (p' − p)·z`, row by row; as a matrix the derivative
+    moves by at most `_SKEWNESS ‖z' − z‖`. The whole derivative is no longer than 1/2,
+    and than `p (z − p·z)` row by row.
     """
     (x,) = _all_moving(operation, operands)
     axes = operation.params["axes"]
     found = _probabilities(x, axes)
-    p, rows = found.p, found.centred.rows
-    value = found.centred.scaled(p).at(p)
+    p, rows, norms = found.p, found.centred.rows, found.centred.norms(axes)
+    bend = np.minimum(_SKEWNESS * found.centred.reach_of(axes), 0.5) * norms
     error = found.moves * (rows + found.mean) + p * found.mean
-    half = 0.5 * found.centred.norms(axes)
-    every = np.minimum(found.most * (rows + found.mean), half)
-    groups = half if axes == (len(x.shape) - 1,) else None
-    made = with_errors(value, _small(error), _small(every, groups))
+    every = found.most * (rows + found.mean)
+    last = axes == (len(x.shape) - 1,)
+    made = with_errors(
+        found.centred.scaled(p).at(p),
+        _small(np.minimum(error, bend), bend if last else None),
+        _small(np.minimum(every, 0.5 * norms), 0.5 * norms if last else None),
+    )
     return dataclasses.replace(made, moves=found.moves)
 
 

@@ -151,14 +151,8 @@ class Description:
         for number, rows in self.error_rows(errors):
             bound = np.sqrt(np.sum(np.square(rows), axes))
             if np.any(bound > 0.02 * total):  # Else it is not worth an eigenvalue.
-                columns, error = self.columns[number], errors[number]
-                norm = _operator_norms(columns, axes)
-                bound = np.minimum(bound, norm * error.whole)
-                if 1 < len(error.starts) <= _MOST_GROUPS:
-                    parts = np.split(columns, error.starts[1:])
-                    pairs = zip(error.groups, parts, strict=True)
-                    apart = sum(g * _operator_norms(part, axes) for g, part in pairs)
-                    bound = np.minimum(bound, apart)
+                more = _joint(self.columns[number], errors[number], axes)
+                bound = np.minimum(bound, more)
             total = total + bound
         return total
 
@@ -167,6 +161,28 @@ _NONE = np.zeros(())
 
 _MOST_GROUPS = 64
 """Of more groups the norms are not added one by one."""
+
+
+def _joint(columns: FloatArray, error: Errors, axes: tuple[int, ...]) -> FloatArray:
+    """The operator norm of `A E` along some axes, three ways.
+
+    From the norm of all of E; from that of its groups, added; and of the groups that
+    matter to a vector as one matrix, `‖[√g A]‖ √(Σ g)`.
+    """
+    bound = _operator_norms(columns, axes) * error.whole
+    if len(error.starts) == 1:
+        return bound
+    parts = np.split(columns, error.starts[1:])
+    if len(parts) <= _MOST_GROUPS:
+        pairs = zip(error.groups, parts, strict=True)
+        apart = sum(g * _operator_norms(part, axes) for g, part in pairs)
+        bound = np.minimum(bound, apart)
+    reached = [np.any(part, (0, *(k + 1 for k in axes))) for part in parts]
+    total = sum(g * hit for g, hit in zip(error.groups, reached, strict=True))
+    counts = np.diff(np.append(error.starts, len(columns)))
+    root = np.sqrt(np.repeat(error.groups, counts))
+    weighted = columns * root.reshape(-1, *([1] * (columns.ndim - 1)))
+    return np.minimum(bound, _operator_norms(weighted, axes) * np.sqrt(total))
 
 EXACT = Description({}, _NONE)
 """Of a value that does not move."""
