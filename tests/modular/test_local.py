@@ -67,14 +67,12 @@ def test_grows_from_the_jacobian_to_the_global_bound(name: str) -> None:
 
 
 def test_each_example_has_its_own_ball() -> None:
-    case = mlp([2, 1], activation=jax.nn.relu)
     x = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
 
     def function(params: Any, x: Any) -> Any:
-        return jax.nn.relu(x @ params)
+        return jax.nn.relu(x @ params["w"])
 
-    params = jnp.array([[2.0], [0.0]])
-    del case
+    params = {"w": jnp.array([[2.0], [0.0]])}
     found = modular.local_lipschitz_bound(function, params, x, 0.5)
     np.testing.assert_allclose(found, [2.0, 0.0], rtol=1e-5)  # Rounded up by 4e-6.
 
@@ -88,10 +86,10 @@ def test_inside_jit_is_an_error() -> None:
 
 
 def test_what_has_no_local_rule_is_named() -> None:
-    params, x = 2 * jnp.eye(2), jnp.ones((1, 2))
+    params, x = {"w": 2 * jnp.eye(2)}, jnp.ones((1, 2))
 
     def function(params: Any, x: Any) -> Any:
-        return jnp.sort(x @ params)
+        return jnp.sort(x @ params["w"])
 
     with pytest.warns(UserWarning, match="sort"):
         found = modular.local_lipschitz_bound(function, params, x, 0.1)

@@ -153,7 +153,7 @@ def combined(terms: Sequence[Around]) -> Around:
             loose = loose + own.loose
             for key, x in own.columns.items():
                 columns[key] = columns[key] + x if key in columns else x
-        found.append(Description(columns, loose))
+        found.append(Description(columns, np.asarray(loose)))
     center = np.asarray(sum(term.center for term in terms))
     return Around(terms[0].ball, center, tuple(found))
 

@@ -115,7 +115,8 @@ class Description:
     ) -> "Description":
         """One linear map of the columns, and what it does to bounds of rows."""
         columns = {key: known(x) for key, x in self.columns.items()}
-        return Description(columns, bounds(self.loose) if self.loose.any() else _NONE)
+        loose = bounds(self.loose) if self.loose.any() else _NONE
+        return Description(columns, np.asarray(loose))
 
     def error_rows(
         self, errors: Sequence[Errors]
@@ -139,7 +140,7 @@ class Description:
             total = total + np.sqrt(np.sum(np.square(self.columns[INPUT]), 0))
         for _, rows in self.error_rows(errors):
             total = total + rows
-        return total
+        return np.asarray(total)
 
     def norms(
         self, errors: Sequence[Errors], axes: tuple[int, ...], shape: tuple[int, ...]
@@ -154,7 +155,7 @@ class Description:
                 more = _joint(self.columns[number], errors[number], axes)
                 bound = np.minimum(bound, more)
             total = total + bound
-        return total
+        return np.asarray(total)
 
 
 _NONE = np.zeros(())
@@ -169,7 +170,7 @@ def _joint(columns: FloatArray, error: Errors, axes: tuple[int, ...]) -> FloatAr
     From the norm of all of E; from that of its groups, added; and of the groups that
     matter to a vector as one matrix, `‖[√g A]‖ √(Σ g)`.
     """
-    bound = _operator_norms(columns, axes) * error.whole
+    bound = np.asarray(_operator_norms(columns, axes) * error.whole)
     if len(error.starts) == 1:
         return bound
     parts = np.split(columns, error.starts[1:])
@@ -182,7 +183,8 @@ def _joint(columns: FloatArray, error: Errors, axes: tuple[int, ...]) -> FloatAr
     counts = np.diff(np.append(error.starts, len(columns)))
     root = np.sqrt(np.repeat(error.groups, counts))
     weighted = columns * root.reshape(-1, *([1] * (columns.ndim - 1)))
-    return np.minimum(bound, _operator_norms(weighted, axes) * np.sqrt(total))
+    joint = _operator_norms(weighted, axes) * np.sqrt(total)
+    return np.asarray(np.minimum(bound, joint))
 
 EXACT = Description({}, _NONE)
 """Of a value that does not move."""
@@ -287,12 +289,12 @@ def _operator_norms(columns: FloatArray, axes: tuple[int, ...]) -> FloatArray:
     if matrices.shape[-1] == 0:
         return np.zeros(outer)
     if matrices.shape[-1] > _MOST_FOR_WHOLE:
-        return np.linalg.norm(matrices, axis=(-2, -1))
+        return np.asarray(np.linalg.norm(matrices, axis=(-2, -1)))
     gram = np.swapaxes(matrices, -1, -2) @ matrices
     largest = np.linalg.eigvalsh(gram)[..., -1]
     # An eigenvalue errs by at most a few eps of the trace.
     slack = 1e-14 * np.trace(gram, axis1=-2, axis2=-1)
-    return np.sqrt(np.maximum(largest, 0.0) + slack)
+    return np.asarray(np.sqrt(np.maximum(largest, 0.0) + slack))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -327,7 +329,9 @@ def with_error(
         here = here[:0]
         counts = np.zeros(shape, bool)
     rest = np.where(counts, 0.0, sizes)
-    loose = description.loose + rest if rest.any() else description.loose
+    loose = description.loose
+    if rest.any():
+        loose = np.asarray(loose + rest)
     if not len(here):
         return Description(description.columns, loose)
     last = shape[-1] if shape else 1
