@@ -1,6 +1,7 @@
 """Small networks for bounds around a point, and a search for their steepest places."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,11 +31,13 @@ def mlp(
     """Dense layers with small random biases."""
     rng = np.random.default_rng(seed)
     params = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(widths):
         weight = _matrix(rng, inputs, outputs)
         if orthogonal:
             weight = jnp.asarray(np.linalg.qr(weight)[0])
-        params.append((weight, jnp.asarray(0.1 * rng.normal(size=outputs), jnp.float32)))
+        params.append(
+            (weight, jnp.asarray(0.1 * rng.normal(size=outputs), jnp.float32))
+        )
 
     def function(params: Any, x: Any) -> Any:
         for weight, bias in params[:-1]:

@@ -159,9 +159,7 @@ def test_no_decision_changes_within_the_radius() -> None:
     rng = np.random.default_rng(3)
     x = jnp.asarray(rng.normal(size=(8, 12)), jnp.float32)
     labels = jnp.argmax(case.function(case.params, x), 1)
-    radii = modular.certified_radius(
-        case.function, case.params, x, labels, local=True
-    )
+    radii = modular.certified_radius(case.function, case.params, x, labels, local=True)
     for row, label, radius in zip(x, labels, radii, strict=True):
 
         def margin(y: jax.Array, label: Any = label) -> jax.Array:

@@ -10,13 +10,13 @@ import numpy as np
 
 from manifold_optax._typing import ArrayTree
 from manifold_optax.modular._bounds._sizes import Unreadable
-from manifold_optax.modular._certificates._local_linear import apply_linear, is_linear
-from manifold_optax.modular._certificates._local_rules import (
+from manifold_optax.modular._certificates._local_affine import (
     centers_of,
     linear,
-    LOCAL_RULES,
     Operand,
 )
+from manifold_optax.modular._certificates._local_linear import apply_linear, is_linear
+from manifold_optax.modular._certificates._local_rules import LOCAL_RULES
 from manifold_optax.modular._certificates._local_value import (
     Around,
     Ball,
@@ -49,7 +49,9 @@ class LocalNetwork:
         output: str | None = None,
     ) -> None:
         """`example`: the shape and dtype of one input, with its first axis of 1."""
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params
+        )
         graph, paths, outputs = trace(function, abstract, example)
         place = output_place(graph, outputs, output)
         fused = fuse(Graph(graph.inputs, (graph.outputs[place],)))
@@ -104,8 +106,12 @@ class LocalNetwork:
 
     def _apply(self, operation: Operation, operands: list[Operand]) -> list[Around]:
         moving = [isinstance(x, Around) for x in operands]
-        count = sum(len(c) for x in operands if isinstance(x, Around)
-                    for d in x.descriptions[:1] for c in d.columns.values())  # fmt: skip
+        count = sum(
+            len(c)
+            for x in operands
+            if isinstance(x, Around)
+            for c in x.descriptions[0].columns.values()
+        )
         if count * math.prod(operation.results[0].shape) > MOST_NUMBERS:
             raise Unreadable(
                 f"{operation.name}: its Jacobian has more than {MOST_NUMBERS} numbers "
@@ -149,12 +155,16 @@ class LocalNetwork:
 
     @functools.cached_property
     def _first_jacobians(self) -> dict[Value, np.ndarray]:
-        """Of the affine values that others need; in coordinates of the input that are
-        orthonormal, so that a ball stays a ball, and that no other directions move.
+        """The Jacobians of the affine values that others need.
+
+        They are written in orthonormal coordinates of those directions of the input
+        that change one of these values: a ball stays a ball.
         """
         size = math.prod(self._input.shape)
         if size**2 > MOST_NUMBERS:
-            raise Unreadable(f"an input of {size} entries is too large for a local bound")
+            raise Unreadable(
+                f"an input of {size} entries is too large for a local bound"
+            )
         columns = {self._input: np.eye(size).reshape(size, *self._input.shape)}
         needed = {self.graph.outputs[0]} & self._affine
         for operation in self._steps:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Float32
 
 from manifold_optax._checks import require_in_range
@@ -88,19 +89,31 @@ def local_lipschitz_bound(
     within = L2Ball(like, float(np.max(norms, initial=0.0)) * ROUNDED_UP + radius)
     proof = certificate(function, params, within, output=output)
     most = float(proof.lipschitz(params))
+    local = local_bounds(function, params, x, radius, output)
+    return jnp.asarray(np.minimum(local, most), jnp.float32)
+
+
+def local_bounds(
+    function: Callable[[ArrayTree, Any], Any],
+    params: ArrayTree,
+    x: Float[Array, "n ..."],
+    radius: float,
+    output: str | None = None,
+) -> np.ndarray:
+    """Like `local_lipschitz_bound`, whatever the global bound is: ∞ without a rule."""
+    like = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     network = read_locally("local_lipschitz_bound", function, params, like, output)
-    bounds = np.full(len(centers), most)
-    for k, center in enumerate(centers):
+    bounds = np.full(len(x), np.inf)
+    steps = range(1, _PASSES + 1) if radius else (_PASSES,)
+    for k, center in enumerate(np.asarray(x, np.float64)):
         if network is None:
             break
-        radii = [radius * step / _PASSES for step in range(1, _PASSES + 1)]
-        found = network.outputs(center[None], radii if radius else [0.0])
-        *_, last = found
+        radii = [radius * step / _PASSES for step in steps]
+        *_, last = network.outputs(center[None], radii)
         if last is not None:
             axes = [len(last.shape) - 1] if last.shape else []
-            local = float(np.max(last.norms(axes), initial=0.0)) * ROUNDED_UP
-            bounds[k] = min(most, local)
-    return jnp.asarray(bounds, jnp.float32)
+            bounds[k] = float(np.max(last.norms(axes), initial=0.0)) * ROUNDED_UP
+    return bounds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,10 +179,10 @@ def _warn(name: str, problem: str) -> None:
 
 
 def _require_concrete(name: str, params: ArrayTree, x: Any) -> None:
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, x))):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x))):
         raise ValueError(
-            f"{name}: local bounds are computed on the host; got traced arrays. Call it "
-            "outside of jit, grad and vmap."
+            f"{name}: local bounds are computed on the host; got traced arrays. Call "
+            "it outside of jit, grad and vmap."
         )
 
 
@@ -207,7 +220,9 @@ def local_radii(
         if network is None:
             radii[k] = _travelled([], [], margin[others], most[others])
         else:
-            radii[k] = _local_radius(network, center[None], int(labels[k]), margin, most)
+            radii[k] = _local_radius(
+                network, center[None], int(labels[k]), margin, most
+            )
     return radii
 
 

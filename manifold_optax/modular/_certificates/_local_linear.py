@@ -11,7 +11,7 @@ from manifold_optax.modular._computation._graph import Operation
 
 Array: TypeAlias = np.ndarray
 
-_ADDITIVE = frozenset({
+ADDITIVE = frozenset({
     "add", "add_any", "concatenate", "dynamic_update_slice", "pad", "select_n", "sub",
 })  # fmt: skip
 """Operations on several values in which a constant does not move the others."""
@@ -29,7 +29,9 @@ _IN_THE_FIRST = frozenset({
 
 def is_linear(operation: Operation, moving: Sequence[bool]) -> bool:
     """Whether an operation is affine in the operands that move."""
-    if operation.name in _ADDITIVE:
+    if not operation.results[0].is_float:
+        return False
+    if operation.name in ADDITIVE:
         if operation.name == "select_n":
             return not moving[0]
         return operation.name != "dynamic_update_slice" or not any(moving[2:])
@@ -57,7 +59,7 @@ def apply_linear(
     for k, (x, moves) in enumerate(zip(operands, moving, strict=True)):
         if moves or x.dtype.kind in "biu":
             continue
-        if operation.name in _ADDITIVE:
+        if operation.name in ADDITIVE:
             given[k] = np.zeros_like(x)
         elif absolute:
             given[k] = np.abs(x)
@@ -218,9 +220,7 @@ def _select(
     return found
 
 
-_BY_NUMPY: dict[
-    str, Callable[[Operation, Sequence[Array], Sequence[bool]], Array]
-] = {
+_BY_NUMPY: dict[str, Callable[[Operation, Sequence[Array], Sequence[bool]], Array]] = {
     "add": _sum,
     "add_any": _sum,
     "broadcast_in_dim": _broadcast,

@@ -46,13 +46,13 @@ def slopes_between(
     if found.broken.any():
         facts = analyse(expression, *_outward(low, high))
         if not facts.continuous:
-            raise Unreadable("a function of single numbers jumps in the ball")
+            raise Unreadable("a scalar function jumps in the ball")
     shape = (2 * _PIECES, *low.shape)
     empty = empty.reshape(shape)
     least = np.where(empty, np.inf, found.slope[0].reshape(shape)).min(0)
     largest = np.where(empty, -np.inf, found.slope[1].reshape(shape)).max(0)
     if not (np.isfinite(least).all() and np.isfinite(largest).all()):
-        raise Unreadable("a function of single numbers has no bounded slope in the ball")
+        raise Unreadable("a scalar function has no bounded slope in the ball")
     return least, largest
 
 

@@ -18,11 +18,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias
 
 import numpy as np
 
-FloatArray: TypeAlias = np.ndarray
+from manifold_optax.modular._bounds._sizes import Unreadable
+from manifold_optax.modular._certificates._local_errors import (
+    Errors,
+    FloatArray,
+    joint_norms,
+    operator_norms,
+)
+from manifold_optax.modular._computation._graph import Operation
 
 INPUT = -1
 """The key of the Jacobian with respect to the input; others are those of errors."""
@@ -30,10 +36,6 @@ INPUT = -1
 MOST_COLUMNS = 4096
 """An operation with more entries in error adds them to the loose ones: a matrix of
 4096 columns for 4096 entries takes 134 MB."""
-
-_MOST_FOR_WHOLE = 1024
-"""Of a matrix with more rows and columns the largest singular value is not computed,
-which takes 0.3 s at 1024."""
 
 ROUNDING = 1 + 1e-9
 """By which norms are rounded up: the error of 4096 sums and an eigenvalue in float64,
@@ -49,23 +51,6 @@ _SMALL = 1e-9
 
 class Unbounded(ArithmeticError):
     """A bound on a ball is too large for a number."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Errors:
-    """Bounds of an unknown matrix `E`, whose columns are directions of the input.
-
-    Attributes:
-        rows: of the Euclidean norm of each row.
-        starts: where groups of rows begin.
-        groups: of the operator norm of each group of rows.
-        whole: of the operator norm of all rows.
-    """
-
-    rows: FloatArray
-    starts: np.ndarray
-    groups: FloatArray
-    whole: float
 
 
 class Ball:
@@ -118,9 +103,7 @@ class Description:
         loose = bounds(self.loose) if self.loose.any() else _NONE
         return Description(columns, np.asarray(loose))
 
-    def error_rows(
-        self, errors: Sequence[Errors]
-    ) -> Iterator[tuple[int, FloatArray]]:
+    def error_rows(self, errors: Sequence[Errors]) -> Iterator[tuple[int, FloatArray]]:
         """Of each error, how much it adds to each row at most."""
         for number, columns in self.columns.items():
             if number == INPUT:
@@ -148,43 +131,17 @@ class Description:
         """The operator norm of the rows along some axes, each vector for itself."""
         total = np.sqrt(np.sum(np.square(np.broadcast_to(self.loose, shape)), axes))
         if INPUT in self.columns:
-            total = total + _operator_norms(self.columns[INPUT], axes)
+            total = total + operator_norms(self.columns[INPUT], axes)
         for number, rows in self.error_rows(errors):
             bound = np.sqrt(np.sum(np.square(rows), axes))
             if np.any(bound > 0.02 * total):  # Else it is not worth an eigenvalue.
-                more = _joint(self.columns[number], errors[number], axes)
+                more = joint_norms(self.columns[number], errors[number], axes)
                 bound = np.minimum(bound, more)
             total = total + bound
         return np.asarray(total)
 
 
 _NONE = np.zeros(())
-
-_MOST_GROUPS = 64
-"""Of more groups the norms are not added one by one."""
-
-
-def _joint(columns: FloatArray, error: Errors, axes: tuple[int, ...]) -> FloatArray:
-    """The operator norm of `A E` along some axes, three ways.
-
-    From the norm of all of E; from that of its groups, added; and of the groups that
-    matter to a vector as one matrix, `‖[√g A]‖ √(Σ g)`.
-    """
-    bound = np.asarray(_operator_norms(columns, axes) * error.whole)
-    if len(error.starts) == 1:
-        return bound
-    parts = np.split(columns, error.starts[1:])
-    if len(parts) <= _MOST_GROUPS:
-        pairs = zip(error.groups, parts, strict=True)
-        apart = sum(g * _operator_norms(part, axes) for g, part in pairs)
-        bound = np.minimum(bound, apart)
-    reached = [np.any(part, (0, *(k + 1 for k in axes))) for part in parts]
-    total = sum(g * hit for g, hit in zip(error.groups, reached, strict=True))
-    counts = np.diff(np.append(error.starts, len(columns)))
-    root = np.sqrt(np.repeat(error.groups, counts))
-    weighted = columns * root.reshape(-1, *([1] * (columns.ndim - 1)))
-    joint = _operator_norms(weighted, axes) * np.sqrt(total)
-    return np.asarray(np.minimum(bound, joint))
 
 EXACT = Description({}, _NONE)
 """Of a value that does not move."""
@@ -277,26 +234,6 @@ class Around:
         return Around(self.ball, center, self.descriptions)
 
 
-def _operator_norms(columns: FloatArray, axes: tuple[int, ...]) -> FloatArray:
-    """The largest singular value of every matrix `[columns, entries along axes]`."""
-    count, shape = len(columns), columns.shape[1:]
-    rest = [k for k in range(len(shape)) if k not in axes]
-    order = [*(k + 1 for k in rest), 0, *(k + 1 for k in axes)]
-    outer = tuple(shape[k] for k in rest)
-    matrices = columns.transpose(order).reshape(*outer, count, -1)
-    if matrices.shape[-1] > count:
-        matrices = np.swapaxes(matrices, -1, -2)
-    if matrices.shape[-1] == 0:
-        return np.zeros(outer)
-    if matrices.shape[-1] > _MOST_FOR_WHOLE:
-        return np.asarray(np.linalg.norm(matrices, axis=(-2, -1)))
-    gram = np.swapaxes(matrices, -1, -2) @ matrices
-    largest = np.linalg.eigvalsh(gram)[..., -1]
-    # An eigenvalue errs by at most a few eps of the trace.
-    slack = 1e-14 * np.trace(gram, axis1=-2, axis2=-1)
-    return np.asarray(np.sqrt(np.maximum(largest, 0.0) + slack))
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Limits:
     """Bounds of an unknown matrix `diag(scale) E` of the shape of a value.
@@ -353,9 +290,7 @@ def with_error(
     return Description(together, loose)
 
 
-def with_errors(
-    value: Around, error: Limits, instead: Limits | None = None
-) -> Around:
+def with_errors(value: Around, error: Limits, instead: Limits | None = None) -> Around:
     """A value whose derivative is in error.
 
     Args:
@@ -368,3 +303,25 @@ def with_errors(
         own = with_error(value.ball, EXACT, instead, value.shape)
         found = [found[0], own]
     return Around(value.ball, value.center, tuple(found))
+
+
+def small_error(rows: np.ndarray, groups: np.ndarray | None = None) -> Limits:
+    """An error of which the Frobenius norms are known, scaled vector by vector."""
+    if not rows.shape:
+        return Limits(np.ones(()), rows)
+    found = np.sqrt(np.sum(np.square(rows), -1, keepdims=True))
+    if groups is not None:
+        found = np.minimum(found, groups)
+    root = np.sqrt(found)
+    safe = np.where(root > 0, root, 1.0)
+    return Limits(root, rows / safe, float(np.linalg.norm(root)), root)
+
+
+def only_moving(
+    operation: Operation, operands: Sequence[Around | np.ndarray]
+) -> list[Around]:
+    """The operands of an operation that has a rule if all of them move."""
+    values = [x for x in operands if isinstance(x, Around)]
+    if len(values) < len(operands):
+        raise Unreadable(f"{operation.name}: no local rule [{operation.line}]")
+    return values

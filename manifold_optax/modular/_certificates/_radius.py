@@ -50,7 +50,7 @@ def certified_radius(
 
     Example:
         >>> import jax.numpy as jnp
-import numpy as np
+    import numpy as np
         >>> from manifold_optax import modular
         >>> def linear(params, x):
         ...     return x @ params["w"]
