@@ -5,6 +5,7 @@ applied to the columns; `(T' − T) J'`, with the slopes `T'` and the Jacobian `
 another point of the ball, is a new error.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from manifold_optax.modular._bounds._sizes import Unreadable
 from manifold_optax.modular._certificates._local_affine import combined, Operand
 from manifold_optax.modular._certificates._local_linear import dot
 from manifold_optax.modular._certificates._local_slopes import (
-    slopes_between,
+    ranges,
     values_at,
 )
 from manifold_optax.modular._certificates._local_value import (
@@ -40,15 +41,19 @@ _RECIPROCAL = apply("div", [1.0, IDENTITY], {})
 def scalar_function(expression: Expression | None, x: Around) -> Around:
     """A function of every entry: the middle slope, and half of its range in error."""
     assert expression is not None
-    reach = np.where(np.isfinite(x.center), x.reach, 0.0)
-    low, high = slopes_between(expression, x.center - reach, x.center + reach)
+    # Masked logits are -∞, of which the arithmetic of intervals knows nothing.
+    center, *ends = (np.clip(end, -_FAR, _FAR) for end in (x.center, *x.interval))
+    (low, high), values = ranges(expression, *ends)
     middle, half = (low + high) / 2, (high - low) / 2
-    value = x.scaled(middle).at(values_at(expression, x.center))
+    value = x.scaled(middle).at(values_at(expression, center))
     most = np.maximum(np.abs(low), np.abs(high))
-    if np.all(half <= _STRAIGHT * most):
-        return value
-    return with_errors(value, _diagonal(half, x), _diagonal(most, x))
+    if not np.all(half <= _STRAIGHT * most):
+        value = with_errors(value, _diagonal(half, x), _diagonal(most, x))
+    return dataclasses.replace(value, limits=values)
 
+
+_FAR = 1e30
+"""As good as ∞: a probability of e to the power of less is 0."""
 
 _STRAIGHT = 1e-12
 """Slopes that differ by less, relative to their size, are equal: the rest is the

@@ -1,5 +1,7 @@
 """Slopes of a scalar function on many intervals at once."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from manifold_optax.modular._bounds._sizes import Unreadable
@@ -19,10 +21,15 @@ def values_at(expression: Expression, points: np.ndarray) -> np.ndarray:
     return (0.5 * low + 0.5 * high).reshape(points.shape)
 
 
-def slopes_between(
-    expression: Expression, low: np.ndarray, high: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the largest slope on each interval.
+class Ranges(NamedTuple):
+    """The least and the largest slopes and values of a function on intervals."""
+
+    slopes: tuple[np.ndarray, np.ndarray]
+    values: tuple[np.ndarray, np.ndarray]
+
+
+def ranges(expression: Expression, low: np.ndarray, high: np.ndarray) -> Ranges:
+    """The slopes and values of a function on each interval.
 
     Args:
         expression: the function.
@@ -49,11 +56,15 @@ def slopes_between(
             raise Unreadable("a scalar function jumps in the ball")
     shape = (2 * _PIECES, *low.shape)
     empty = empty.reshape(shape)
-    least = np.where(empty, np.inf, found.slope[0].reshape(shape)).min(0)
-    largest = np.where(empty, -np.inf, found.slope[1].reshape(shape)).max(0)
-    if not (np.isfinite(least).all() and np.isfinite(largest).all()):
+
+    def hull(pair: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        least = np.where(empty, np.inf, pair[0].reshape(shape)).min(0)
+        return least, np.where(empty, -np.inf, pair[1].reshape(shape)).max(0)
+
+    slopes = hull(found.slope)
+    if not np.isfinite(slopes).all():
         raise Unreadable("a scalar function has no bounded slope in the ball")
-    return least, largest
+    return Ranges(slopes, hull(found.value))
 
 
 def _outward(low: np.ndarray, high: np.ndarray) -> tuple[float, float]:

@@ -155,14 +155,14 @@ class Around:
         ball: the ball.
         center: the value at the center.
         descriptions: of its derivative.
-        moves: how far each entry moves at most, where more is known of it than from
-            the derivative.
+        limits: the least and the largest values of the entries, where more is known
+            of them than from the derivative.
     """
 
     ball: Ball
     center: FloatArray
     descriptions: tuple[Description, ...]
-    moves: FloatArray | None = None
+    limits: tuple[FloatArray, FloatArray] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -180,15 +180,30 @@ class Around:
     def reach(self) -> FloatArray:
         """How far each entry moves at most."""
         reach = self.ball.reach(self.rows)
-        return reach if self.moves is None else np.minimum(reach, self.moves)
+        return reach if self.limits is None else np.minimum(reach, self._room)
+
+    @property
+    def interval(self) -> tuple[FloatArray, FloatArray]:
+        """The least and the largest value of each entry."""
+        low, high = self.center - self.reach, self.center + self.reach
+        if self.limits is None:
+            return low, high
+        return np.maximum(low, self.limits[0]), np.minimum(high, self.limits[1])
 
     def reach_of(self, axes: Sequence[int]) -> FloatArray:
         """How far the vectors along some axes move at most."""
         reach = self.ball.reach(self.norms(axes))
-        if self.moves is None:
+        if self.limits is None:
             return reach
-        moves = np.sqrt(np.sum(np.square(self.moves), tuple(axes), keepdims=True))
+        moves = np.sqrt(np.sum(np.square(self._room), tuple(axes), keepdims=True))
         return np.minimum(reach, moves)
+
+    @property
+    def _room(self) -> FloatArray:
+        """How far each entry may move within the limits."""
+        assert self.limits is not None
+        low, high = self.limits
+        return np.maximum(self.center - low, high - self.center)
 
     def norms(self, axes: Sequence[int]) -> FloatArray:
         """The operator norm of the derivative of the entries along some axes.

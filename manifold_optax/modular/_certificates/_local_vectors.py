@@ -47,6 +47,7 @@ class _Softmax(NamedTuple):
 
     Attributes:
         p: the probabilities at the center.
+        least: what each is at least.
         most: what each is at most.
         moves: how far each moves at most.
         centred: the logits less their mean under p, on which alone p depends.
@@ -54,6 +55,7 @@ class _Softmax(NamedTuple):
     """
 
     p: np.ndarray
+    least: np.ndarray
     most: np.ndarray
     moves: np.ndarray
     centred: Around
@@ -78,7 +80,7 @@ def _probabilities(x: Around, axes: tuple[int, ...]) -> _Softmax:
         np.sum(moves * centred.rows, axes, keepdims=True),
         np.sqrt(np.sum(np.square(moves), axes, keepdims=True)) * centred.norms(axes),
     )
-    return _Softmax(p, most, moves, centred, mean)
+    return _Softmax(p, least, most, moves, centred, mean)
 
 
 def softmax(operation: Operation, operands: Sequence[Operand]) -> Around:
@@ -102,7 +104,7 @@ def softmax(operation: Operation, operands: Sequence[Operand]) -> Around:
         small_error(np.minimum(error, bend), bend if last else None),
         small_error(np.minimum(every, 0.5 * norms), 0.5 * norms if last else None),
     )
-    return dataclasses.replace(made, moves=found.moves)
+    return dataclasses.replace(made, limits=(found.least, found.most))
 
 
 def log_softmax(operation: Operation, operands: Sequence[Operand]) -> Around:
