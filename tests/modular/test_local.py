@@ -35,14 +35,20 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+GATED = [
+    pytest.param(name, marks=() if name == "tanh" else pytest.mark.slow)
+    for name in SMALL
+]
+
+
+@pytest.mark.parametrize("name", GATED)
 def test_zero_radius_is_the_jacobian(name: str) -> None:
     case = SMALL[name]()
     # The bound is rounded up by 4e-6.
     np.testing.assert_allclose(bound(case, 0.0), steepness(case, case.x), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", GATED)
 def test_no_jacobian_in_the_ball_is_larger(name: str) -> None:
     case = SMALL[name]()
     rng = np.random.default_rng(1)
@@ -54,12 +60,12 @@ def test_no_jacobian_in_the_ball_is_larger(name: str) -> None:
             assert steepness(case, y) <= most * (1 + ROUNDING)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", GATED)
 def test_grows_from_the_jacobian_to_the_global_bound(name: str) -> None:
     case = SMALL[name]()
     bounds = [bound(case, radius) for radius in (0.0, 1e-3, 1e-2, 0.1, 1.0, 100.0)]
-    # The reference Jacobian changes with the radius, so that a bound may fall a little:
-    # by 1 % at most in 300 random networks.
+    # The reference Jacobian changes with the radius, so that nothing keeps a bound from
+    # falling a little. In these networks none does; 1 % is room for another platform.
     assert np.all(np.diff(bounds) >= -0.01 * np.array(bounds[:-1]))
     whole = modular.lipschitz_bound(case.function, case.params, case.x)
     # Both are rounded up, by 1e-5 at most.
@@ -97,6 +103,7 @@ def test_what_has_no_local_rule_is_named() -> None:
     np.testing.assert_allclose(found, modular.lipschitz_bound(function, params, x))
 
 
+@pytest.mark.slow
 def test_local_radius_is_larger() -> None:
     case = mlp([6, 16, 8, 3])
     rng = np.random.default_rng(2)

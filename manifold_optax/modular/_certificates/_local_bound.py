@@ -43,7 +43,7 @@ def local_lipschitz_bound(
     `‖f(y) − f(z)‖ ≤ bound[i] · ‖y − z‖`; norms as in `lipschitz_bound`. The bound is
     the norm of the Jacobian at a point of the ball, and of how much the Jacobian moves
     on it: of all slopes an interval is computed. So it is the norm of the Jacobian for
-    radius 0, and grows with the radius, up to the global bound.
+    radius 0, and for large radii at most the global bound.
 
     It holds in real arithmetic, as `lipschitz_bound` does. The computation runs on the
     host, in float64, outside of `jit`.
