@@ -82,7 +82,13 @@ def _layer_norm(x: Any) -> Any:
 
 
 def transformer(
-    blocks: int = 1, seed: int = 0, *, width: int = 32, heads: int = 4, tokens: int = 8
+    blocks: int = 1,
+    seed: int = 0,
+    *,
+    width: int = 32,
+    heads: int = 4,
+    tokens: int = 8,
+    causal: bool = False,
 ) -> Case:
     """Pre-norm blocks: LayerNorm with ε = 1e-5, attention, GELU MLP of width 4 d."""
     rng = np.random.default_rng(seed)
@@ -100,6 +106,10 @@ def transformer(
         shape = (*x.shape[:2], heads, width // heads)
         q, k, v = ((y @ params[name]).reshape(shape) for name in "qkv")
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / (width // heads) ** 0.5
+        if causal:
+            mask = jnp.tril(jnp.ones((1, 1, tokens, tokens), bool))
+            mask = jnp.broadcast_to(mask, logits.shape)
+            logits = jnp.where(mask, logits, -jnp.inf)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
         x = x + mixed.reshape(x.shape) @ params["o"]
         return x + jax.nn.gelu(_layer_norm(x) @ params["up"]) @ params["down"]

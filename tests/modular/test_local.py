@@ -135,6 +135,7 @@ LARGER = {
     ),
     "convolutional": lambda: convolutional(size=8, channels=4),
     "block": lambda: transformer(width=8, heads=2, tokens=4),
+    "causal": lambda: transformer(width=8, heads=2, tokens=4, causal=True),
     "blocks": lambda: transformer(2, width=8, heads=2, tokens=3),
 }
 

@@ -240,9 +240,9 @@ class Around:
     def scaled(self, factor: FloatArray) -> "Around":
         """Entries times known numbers."""
         absolute = np.abs(factor)
-        return self.map(
-            lambda x: x * factor, lambda x: x * absolute, self.center * factor
-        )
+        with np.errstate(invalid="ignore"):  # Masked logits are -∞, also times 0.
+            center = self.center * factor
+        return self.map(lambda x: x * factor, lambda x: x * absolute, center)
 
     def at(self, center: FloatArray) -> "Around":
         """The same derivative, of another value."""
