@@ -89,6 +89,13 @@ def test_inside_jit_is_an_error() -> None:
         jax.jit(
             lambda x: modular.local_lipschitz_bound(case.function, case.params, x, 0.1)
         )(case.x)
+    labels = jnp.zeros(1, jnp.int32)
+    with pytest.raises(ValueError, match="traced"):
+        jax.jit(
+            lambda x: modular.certified_radius(
+                case.function, case.params, x, labels, local=True
+            )
+        )(case.x)
 
 
 def test_what_has_no_local_rule_is_named() -> None:

@@ -82,7 +82,7 @@ def local_lipschitz_bound(
     Computation of Certified Robustness for ReLU Networks" (1804.09699), section 3.4.
     """
     require_in_range("radius", radius, "[0, inf)")
-    _require_concrete("local_lipschitz_bound", params, x)
+    require_concrete("local_lipschitz_bound", params, x)
     like = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     centers = np.asarray(x, np.float64)
     norms = np.linalg.norm(centers.reshape(len(centers), -1), axis=1)
@@ -178,7 +178,8 @@ def _warn(name: str, problem: str) -> None:
     )
 
 
-def _require_concrete(name: str, params: ArrayTree, x: Any) -> None:
+def require_concrete(name: str, params: ArrayTree, x: Any) -> None:
+    """Raises an error for arrays that are being traced."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x))):
         raise ValueError(
             f"{name}: local bounds are computed on the host; got traced arrays. Call "
@@ -208,7 +209,6 @@ def local_radii(
         margins: `[n, classes]`: output of the label less that of the class.
         pairs: `[classes, classes]`: global bounds of differences.
     """
-    _require_concrete("certified_radius", params, x)
     like = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     network = read_locally("certified_radius", function, params, like)
     radii = np.zeros(len(x))

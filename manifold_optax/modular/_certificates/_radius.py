@@ -10,7 +10,10 @@ from jaxtyping import Array, Float, Float32, Int
 from manifold_optax._typing import ArrayTree
 from manifold_optax.modular._certificates._certificate import certificate
 from manifold_optax.modular._certificates._domains import Box
-from manifold_optax.modular._certificates._local_bound import local_radii
+from manifold_optax.modular._certificates._local_bound import (
+    local_radii,
+    require_concrete,
+)
 
 
 def certified_radius(
@@ -50,7 +53,6 @@ def certified_radius(
 
     Example:
         >>> import jax.numpy as jnp
-    import numpy as np
         >>> from manifold_optax import modular
         >>> def linear(params, x):
         ...     return x @ params["w"]
@@ -67,6 +69,8 @@ def certified_radius(
     """
     if (low is None) != (high is None):
         raise ValueError(f"Give both low and high, or none; got {low} and {high}.")
+    if local:
+        require_concrete("certified_radius", params, (x, labels))
     like = jnp.zeros((1, *x.shape[1:]), x.dtype)
     domain = like if low is None else Box(like, low, high)
     pairs = certificate(function, params, domain).pairs(params)
