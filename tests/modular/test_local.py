@@ -120,7 +120,7 @@ def test_local_radius_is_larger() -> None:
     whole = modular.certified_radius(*arguments)
     local = modular.certified_radius(*arguments, local=True)
     assert np.all(local >= whole * (1 - ROUNDING))
-    assert np.any(local > 1.3 * whole)  # Observed: 1.5 to 3.
+    assert np.any(local > 1.3 * whole)  # Observed: 2.7 to 3.6.
     wrong = modular.certified_radius(*arguments[:3], (labels + 1) % 3, local=True)
     assert not wrong.any()
 
@@ -164,7 +164,7 @@ def test_never_below_an_attack(name: str) -> None:
 def test_a_block_is_within_twice_an_attack() -> None:
     case = transformer()
     radius = 1e-3 * float(jnp.linalg.norm(case.x))
-    # Observed: 1.3 to 1.6 for five seeds.
+    # Observed: 1.39, by `benchmarks/local_certificates.py`.
     assert bound(case, radius) < 2 * attacked(case, radius)
 
 

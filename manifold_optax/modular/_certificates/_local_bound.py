@@ -67,8 +67,9 @@ def local_lipschitz_bound(
         >>> from manifold_optax import modular
         >>> def mlp(params, x):
         ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
-        >>> params = {"up": jnp.diag(jnp.array([2.0, 4.0])), "down": jnp.eye(2)}
-        >>> x = jnp.array([[1.0, -1.0]])
+        >>> up = jnp.diag(jnp.array([2.0, 4.0, 4.0, 4.0]))
+        >>> params = {"up": up, "down": jnp.eye(4)}
+        >>> x = jnp.array([[1.0, -1.0, -1.0, -1.0]])
         >>> bound = modular.local_lipschitz_bound(mlp, params, x, 0.5)
         >>> print(f"{bound[0]:.3f}, {modular.lipschitz_bound(mlp, params, x):.3f}")
         2.000, 4.000
@@ -227,8 +228,8 @@ def local_radii(
 
 
 _STEPS = 8
-"""In so many steps the ball grows to the largest radius that there could be: a step
-more certifies at most a few percent more."""
+"""In so many steps the ball grows to the largest radius that there could be. Each
+costs as much as the others, and the sum comes nearer to the integral."""
 
 
 def _local_radius(
