@@ -1,5 +1,6 @@
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -58,7 +59,9 @@ RATES = LearningRates(
 )
 
 
-def result(optimizer="adamw", seed=0, condition=PERCEPTRON, **numbers):
+def result(
+    optimizer: Any = "adamw", seed=0, condition=PERCEPTRON, **numbers: Any
+) -> RunResult:
     settings = RunSettings(condition, optimizer, 0.1, seed, 4, TASK, None, "")
     defaults = {"error": 5.0, "certified": 2.0, "found": 1.0, "on_data": 0.5}
     return RunResult(
@@ -140,7 +143,9 @@ def test_hidden_matrices_start_on_their_set_and_stay():
         for _ in range(2):
             hidden = state.trainable.params["blocks"][0]["feed_forward"]["up"]["kernel"]
             # Projections in float32 are right to some 1e-6.
-            assert problem.constraint(name).residual(hidden) < 1e-5
+            constraint = problem.constraint(name)
+            assert constraint is not None
+            assert constraint.residual(hidden) < 1e-5
             state = language.train.advance(problem, name, inputs, parts, state)
 
 
@@ -159,6 +164,8 @@ def test_no_bound_is_refuted(tmp_path):
             if run.settings.condition == PERCEPTRON:
                 assert one.certified is not None
             if one.certified is not None:
+                assert one.found is not None
+                assert one.on_data is not None
                 assert one.on_data <= one.found <= one.certified
     assert written.count("No bound was refuted") == 2
     assert LANGUAGE_MODEL.capitalize() in written
@@ -177,6 +184,9 @@ def test_int8_changes_little_and_fewer_bits_change_more(tmp_path):
     config = dataclasses.replace(config, language=language_of_none)
     run_experiment(PrecisionExperiment(config, load_dataset(TASK.perceptron()), text()))
     [run] = read_records(tmp_path / "results.jsonl", RunResult)
-    changes = [run.after(name, "channel").found for name in ("int8", "int4", "int3")]
+    found = (run.after(name, "channel").found for name in ("int8", "int4", "int3"))
+    changes = [change for change in found if change is not None]
+    assert len(changes) == 3
+    assert run.logit_size is not None
     assert changes == sorted(changes)
     assert changes[0] < 0.1 * run.logit_size

@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +36,12 @@ ATTACK = AttackConfig(examples=4, radii=(0.1, 0.5), steps=2, restarts=2)
 TASK = TaskConfig(
     data="digits", epochs=1, batch_size=64, hidden=(12,), validation_examples=1000
 )
-CLEAN = Metric("validation %", lambda run: 100 * run.validation_accuracy)
+CLEAN: Metric[RunResult] = Metric(
+    "validation %", lambda run: 100 * run.validation_accuracy
+)
 
 
-def result(optimizer="adamw", rate=0.1, seed=42, **numbers):
+def result(optimizer: Any = "adamw", rate=0.1, seed=42, **numbers: Any) -> RunResult:
     settings = RunSettings(optimizer, rate, seed, TASK, ATTACK)
     defaults = {
         "loss": (1.0,),
@@ -172,6 +175,8 @@ def check(output, config):
     results = read_records(output / "results.jsonl", RunResult)
     for run in results:
         assert run.violations == 0
+        assert run.steepest is not None
+        assert run.lipschitz is not None
         assert run.steepest <= run.lipschitz
         assert all(c <= a for c, a in zip(run.certified, run.attacked, strict=True))
         assert run.attacked[0] > 0.2

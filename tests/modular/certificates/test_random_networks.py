@@ -121,14 +121,15 @@ def test_no_decision_changes_within_its_radius(seed):
     logits = network.forward(network.params, x)
     labels = np.asarray(logits).argmax(axis=-1)
     labels[0] = (labels[0] + 1) % declared.classes
-    limits = {} if box is None else {"low": box[0], "high": box[1]}
+    low, high = (None, None) if box is None else box
     radii = np.asarray(
         modular.certified_radius(
             network.forward,
             network.params,
             jnp.asarray(x),
             jnp.asarray(labels),
-            **limits,
+            low=low,
+            high=high,
         )
     )
     assert radii.shape == (len(x),)
