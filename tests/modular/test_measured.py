@@ -47,8 +47,14 @@ def test_a_product_of_numbers(dtype: Any) -> None:
     for path, own in wanted.items():
         # All numbers are powers of two, which bfloat16 holds exactly.
         np.testing.assert_allclose(found.sensitivities[path], own, ROUNDING)
-        shares = [1 / 4 / number for number in found.sensitivities[path]]
+        shares = [1 / 2 / number for number in found.sensitivities[path]]
         np.testing.assert_allclose(found.share(path), shares, 1e-14)  # one quotient
+    worst = measured_budget(
+        of_numbers(), numbers(dtype), INPUTS.astype(dtype), addition="worst"
+    )
+    for path, own in found.shares.items():
+        # Of four equal parts each is 1/4 of the sum, and 1/2 squared 1/4 of the squares.
+        np.testing.assert_allclose(worst.share(path), np.divide(own, 2), 1e-14)
     assert "estimates" in str(found)
 
 

@@ -58,6 +58,11 @@ class ReadModule(Protocol):
         ...
 
 
+Addition: TypeAlias = Literal["worst", "independent"]
+"""How changes of the output add up: as sizes, which is the worst case, or as the sizes
+of independent vectors do, whose squares add."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """Shares of a learning rate; make one with `budget` or `measured_budget`.
@@ -69,7 +74,8 @@ class Budget:
         atoms: the parameters that have a share, with their final masses.
         sensitivities: path → change of the output per unit step, slice by slice.
         shares: path → length of the step per unit learning rate, slice by slice. The
-            sum of share × sensitivity over all of them is 1.
+            sum of share × sensitivity over all of them is 1; for changes that add up
+            like independent ones that of the squares.
     """
 
     kind: str
@@ -234,6 +240,7 @@ def budget_of(
     sensitivities: PerSlice,
     *,
     tare: Mapping[str, float] | None,
+    addition: Addition = "worst",
 ) -> Budget:
     """The budget of these atoms and sensitivities.
 
@@ -251,7 +258,9 @@ def budget_of(
             "All parameters have the mass 0, so that none would move; give at least "
             f"one of them a mass above 0. Their paths are: {', '.join(own)}."
         )
-    shares = {a.path: _shares(a.mass / total, own[a.path]) for a in atoms}
+    power = 0.5 if addition == "independent" else 1.0
+    parts = {a.path: (a.mass / total) ** power for a in atoms}
+    shares = {path: _shares(part, own[path]) for path, part in parts.items()}
     return Budget(kind, tuple(atoms), own, shares)
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from manifold_optax._checks import require_static_steps
+from manifold_optax._checks import require_one_of, require_static_steps
 from manifold_optax._typing import ArrayTree
 from manifold_optax.linalg._scaling import widen
 from manifold_optax.modular._algebra._module import Atom
 from manifold_optax.modular._budgets._budget import (
+    Addition,
     Budget,
     budget_of,
     check_module,
@@ -57,6 +58,7 @@ def measured_budget(
     vectors: bool = False,
     masses: MassRules | None = None,
     tare: Mapping[str, float] | None = None,
+    addition: Addition = "independent",
 ) -> Budget:
     """Shares one learning rate by estimates of the sensitivities, at the start.
 
@@ -64,6 +66,11 @@ def measured_budget(
     first-order change of the output `f` along a steepest direction `d` of unit norm,
     relative to the output, in the mean over directions of Gaussian gradients. It is no
     bound: the worst direction may change the output more, and so may later parameters.
+
+    A parameter of mass `m` of a total `M` has the share `√(m/M)/s`: the output moves by
+    the learning rate if the changes that come from different parameters are
+    independent, so that their squares add. With that the best learning rate of plain
+    and of residual networks moved least with depth (`experiments transfer`).
 
     Args:
         module: what `read` returns.
@@ -74,6 +81,8 @@ def measured_budget(
         vectors: whether biases and gains have shares, as for `budget`.
         masses: label or pattern of paths → mass of each layer, as for `budget`.
         tare: label or pattern of paths → mass of a group, as for `budget`.
+        addition: `"independent"`, or `"worst"`: changes add up as in `budget`, and the
+            share is `(m/M)/s`.
 
     Returns:
         A `Budget` of the kind `"measured"`. If the output is a tree, its floating
@@ -102,13 +111,14 @@ def measured_budget(
             f"by mo.modular.read(forward, params, *inputs); got {module!r}."
         )
     require_static_steps("draws", draws)
+    require_one_of("addition", addition, ("independent", "worst"))
     if not draws:
         raise ValueError(f"draws must be at least 1, got {draws!r}.")
     atoms = sharing_atoms(module, vectors=vectors, masses=masses)
     check_tare(tare, atoms)
     key = jax.random.key(0) if key is None else key
     found = _sensitivities(module, atoms, params, batch, key=key, draws=draws)
-    return budget_of(MEASURED, atoms, found, tare=tare)
+    return budget_of(MEASURED, atoms, found, tare=tare, addition=addition)
 
 
 @dataclasses.dataclass(frozen=True)
