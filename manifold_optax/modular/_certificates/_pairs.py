@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float, Float32
 
 from manifold_optax.modular._bounds._mixed_norm import mixed_norm
 from manifold_optax.modular._certificates._live_norms import live_norm
@@ -83,7 +83,11 @@ def pair_norms(weight: Array, found: LastProduct) -> Float32[Array, "n n"]:
     """`scale · ‖wᵢ − wⱼ‖`, rounded up, for all pairs of columns."""
     rows = jnp.moveaxis(weight, found.axes, range(len(found.axes)))
     rows = rows.reshape(math.prod(rows.shape[: len(found.axes)]), -1).T
-    rows = rows.astype(jnp.float32)
+    return abs(found.scale) * row_differences(rows.astype(jnp.float32))
+
+
+def row_differences(rows: Float[Array, "n m"]) -> Float32[Array, "n n"]:
+    """The Euclidean norm of the difference of every two rows, rounded up."""
     norm = mixed_norm(rows.shape[1:], "o")
 
     def differences(row: Array) -> Array:
@@ -91,4 +95,4 @@ def pair_norms(weight: Array, found: LastProduct) -> Float32[Array, "n n"]:
         return jax.vmap(lambda other: live_norm(row - other, norm))(rows)
 
     norms = jax.lax.map(differences, rows)
-    return abs(found.scale) * norms * (1 + 4 * jnp.finfo(jnp.float32).eps)
+    return norms * (1 + 4 * jnp.finfo(jnp.float32).eps)
