@@ -87,7 +87,8 @@ class Certificate:
 
         `|(fᵢ − fⱼ)(x) − (fᵢ − fⱼ)(y)| ≤ pairs[i, j] · ‖x − y‖`. If the last step is a
         product with a weight `w`, it is `‖wᵢ − wⱼ‖` times the bound of what enters;
-        else, and where that is less, √2 times the bound of all outputs.
+        else, and where that is less, √2 times the bound of all outputs. Where layers
+        are taken together (see `lipschitz_bound`), the differences of their rows count.
         """
         evaluation = self._evaluation(params)
         classes = self.network.graph.outputs[0].shape[-1]
@@ -170,7 +171,12 @@ class Certificate:
         problem = self.problems.get("inputs")
         if isinstance(self._inputs, Unreadable):
             return f"The inputs have no bound. {problem}"
-        return explained_inputs(self.network, self._evaluation(params).number)
+        evaluation = self._evaluation(params)
+        lines = explained_inputs(self.network, evaluation.number)
+        together = evaluation.number(self._skeleton.size)
+        if together < evaluation.number(self._inputs):
+            lines += f"\nlayers taken together: at most {together:.6g}"
+        return lines
 
     @functools.cached_property
     def _inputs(self) -> Size | Unreadable:

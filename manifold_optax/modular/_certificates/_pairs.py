@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float32
 
 from manifold_optax.modular._bounds._mixed_norm import mixed_norm
 from manifold_optax.modular._certificates._live_norms import live_norm
@@ -83,11 +83,7 @@ def pair_norms(weight: Array, found: LastProduct) -> Float32[Array, "n n"]:
     """`scale · ‖wᵢ − wⱼ‖`, rounded up, for all pairs of columns."""
     rows = jnp.moveaxis(weight, found.axes, range(len(found.axes)))
     rows = rows.reshape(math.prod(rows.shape[: len(found.axes)]), -1).T
-    return abs(found.scale) * row_differences(rows.astype(jnp.float32))
-
-
-def row_differences(rows: Float[Array, "n m"]) -> Float32[Array, "n n"]:
-    """The Euclidean norm of the difference of every two rows, rounded up."""
+    rows = rows.astype(jnp.float32)
     norm = mixed_norm(rows.shape[1:], "o")
 
     def differences(row: Array) -> Array:
@@ -95,4 +91,4 @@ def row_differences(rows: Float[Array, "n m"]) -> Float32[Array, "n n"]:
         return jax.vmap(lambda other: live_norm(row - other, norm))(rows)
 
     norms = jax.lax.map(differences, rows)
-    return norms * (1 + 4 * jnp.finfo(jnp.float32).eps)
+    return abs(found.scale) * norms * (1 + 4 * jnp.finfo(jnp.float32).eps)

@@ -6,6 +6,7 @@ an affine function.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -62,6 +63,14 @@ class Region:
     target: Value
     sources: tuple[Value, ...]
     steps: tuple[tuple[Operation, float | None], ...]
+
+    @functools.cached_property
+    def constants(self) -> tuple[Value, ...]:
+        """The other values that its steps need: weights, biases, indices."""
+        made = {result for step, _ in self.steps for result in step.results}
+        made.update(self.sources)
+        needed = [x for step, c in self.steps if c is None for x in step.operands]
+        return tuple(dict.fromkeys(x for x in needed if x not in made))
 
 
 def region_of(

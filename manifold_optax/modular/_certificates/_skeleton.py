@@ -45,8 +45,8 @@ _MOST_WORK = 2**32
 """Multiplications for the maps to values inside a network: 0.1 s on two cores."""
 
 _MOST_ROWS = 2**12
-"""Entries of a value whose affine part is read: maps between larger ones are larger than
-`MOST_ENTRIES` or as well bounded by their steps, and reading them takes its time."""
+"""Entries of a value whose affine part is read. Maps between larger ones would have more
+than `MOST_ENTRIES`, and reading them takes its time."""
 
 
 class MapNorm(NamedTuple):
