@@ -68,7 +68,7 @@ def lipschitz_bound(
     of layers, at most 4e9 multiplications of those within the network.
 
     Source: P. Combettes, J.-C. Pesquet, "Lipschitz Certificates for Layered Network
-    Structures Driven by Averaged Activation Operators" (1903.01014), theorem 4.2, for
+    Structures Driven by Averaged Activation Operators" (1903.01014), for
     layers together; M. Fazlyab et al., "Efficient and Accurate Estimation of Lipschitz
     Constants"
     (1906.04893), section 1, for the product of norms; H. Kim et al., "The Lipschitz

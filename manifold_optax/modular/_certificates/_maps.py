@@ -94,7 +94,7 @@ def _row_distances(rows: Float[Array, "n m"]) -> Float[Array, "n n"]:
     scaled, eps = rows / scale, float(limits.eps)
 
     def of(row: Array) -> Array:
-        return jnp.sqrt(jnp.sum(jnp.square(row - scaled), axis=1))
+        return jnp.sqrt(jnp.sum(jnp.square(row[None] - scaled), axis=1))
 
     found = (
         scale

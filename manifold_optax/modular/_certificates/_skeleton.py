@@ -11,7 +11,7 @@ where `rₖ` bounds how far the remainder moves: for a scalar function of u with
 Bounds of u are found in the same way. All norms are Euclidean over one example.
 
 Source: P. Combettes, J.-C. Pesquet, "Lipschitz Certificates for Layered Network
-Structures Driven by Averaged Activation Operators" (1903.01014), theorem 4.2; here for
+Structures Driven by Averaged Activation Operators" (1903.01014); here for
 any graph.
 """
 
@@ -45,7 +45,7 @@ _MOST_WORK = 2**32
 """Multiplications for the maps to values inside a network: 0.1 s on two cores."""
 
 _MOST_ROWS = 2**12
-"""Entries of a value whose affine part is read. Maps between larger ones would have more
+"""Entries of a value whose affine part is read. Maps between larger ones have more
 than `MOST_ENTRIES`, and reading them takes its time."""
 
 
