@@ -81,7 +81,6 @@ def pairs_together(
         error = math.sqrt(2) * term.error * evaluation.value(term.product)
         radius = evaluation.value(term.radius)
         norms = found + jnp.where(term.error > 0, error, 0.0)
-        # Nothing moves by nothing, whatever the map is.
-        bounds += jnp.where(radius > 0, norms * radius, 0.0)
+        bounds += norms * radius
     bounds = bounds * (1 + (len(sizes) + 8) * _EPS)
     return jnp.where(jnp.isnan(bounds), jnp.inf, bounds)
