@@ -66,6 +66,7 @@ def test_axes_say_which_part_is_a_matrix(key):
         np.testing.assert_allclose(values, (3 / 6) ** 0.5, rtol=FLOORS["float32"])
 
 
+@pytest.mark.slow
 def test_blocks_of_a_split_are_points_of_their_own(key):
     point = np.asarray(stiefel(axes=mo.Split((3, 2)))(key, (6, 5)))
     for block in np.split(point, [3], axis=1):

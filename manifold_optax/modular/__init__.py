@@ -46,6 +46,7 @@ from manifold_optax.modular._certificates._lipschitz import (
     change_bound,
     lipschitz_bound,
 )
+from manifold_optax.modular._certificates._local_bound import local_lipschitz_bound
 from manifold_optax.modular._certificates._radius import certified_radius
 from manifold_optax.modular._computation._declare import declare
 from manifold_optax.modular._network import Network
@@ -84,6 +85,7 @@ __all__ = (
     "factors",
     "largest",
     "lipschitz_bound",
+    "local_lipschitz_bound",
     "map_atoms",
     "mass",
     "measured_budget",

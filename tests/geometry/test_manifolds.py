@@ -253,6 +253,7 @@ def test_random_points_are_as_accurate_as_their_dtype(x64):
 
 @pytest.mark.parametrize("spec", [P("x"), P(None, "x")])
 @pytest.mark.parametrize("manifold", [Stiefel(), Sphere()], ids=str)
+@pytest.mark.slow
 def test_residual_on_an_explicit_mesh(manifold, spec):
     mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,))
     point = manifold.random_point(jax.random.key(0), (2, *TALL))

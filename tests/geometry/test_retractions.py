@@ -220,6 +220,7 @@ def test_the_closed_form_stays_where_directions_trust_the_point():
     assert walk(jnp.eye(8)).max() <= 2e-6
 
 
+@pytest.mark.slow
 def test_the_closed_form_stays_for_steps_that_are_not_tangent():
     manifold = Stiefel(retraction="isometry")
     tx = spel(0.1, manifold=manifold)

@@ -134,6 +134,7 @@ def test_a_tolerance_is_met_by_small_matrices_near_square(kind):
         assert 0 <= float(found.gap) <= 1e-3
 
 
+@pytest.mark.slow
 def test_float64_meets_a_tolerance_below_the_margin_of_the_ball(x64):
     # The direction stays inside the ball by 1e-5 where no tolerance is asked for.
     found = run(*problem("gaussian", 32, 20), jnp.float64, tolerance=1e-6)
@@ -174,6 +175,7 @@ def test_a_loose_tolerance_stops_early_and_a_limit_holds():
 
 
 @nightly_by_products
+@pytest.mark.slow
 def test_tolerance_with_gradients_that_have_no_direction(backend):
     w, g = problem("gaussian", 24, 16)
     options = {"backend": backend, "tolerance": 1e-2}

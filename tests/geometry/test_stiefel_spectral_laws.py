@@ -177,6 +177,7 @@ def test_the_gap_is_not_computed_unasked():
 
 
 @pytest.mark.parametrize("kind", SMOOTH)
+@pytest.mark.slow
 def test_more_steps_come_nearer(kind):
     w, g = problem(kind, 24, 16)
     best = oracles.stiefel_spectral_optimum(w, g).upper

@@ -121,6 +121,7 @@ def test_the_signature_is_that_of_flax() -> None:
     "kind",
     ["mask", *(pytest.param(k, marks=pytest.mark.slow) for k in ("plain", "bfloat16"))],
 )
+@pytest.mark.slow
 def test_a_layer_gives_what_it_gives_with_flax(kind: str) -> None:
     options = {"dtype": jnp.bfloat16} if kind == "bfloat16" else {}
     # Flax makes masks of floating numbers.
@@ -160,6 +161,7 @@ def test_dropout_is_on_only_in_training() -> None:
 
 
 @pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
 def test_a_step_tells_each_head_of_each_block(remat: bool) -> None:
     model = Listed(remat)
     found = statistics(model, X)
@@ -194,6 +196,7 @@ def test_scanned_layers_have_one_row_each() -> None:
 
 
 @captures
+@pytest.mark.slow
 def test_pure_functions_micro_batches_and_repeated_calls() -> None:
     graph, params = nnx.split(Listed())
     batches = jnp.stack([X, 2 * X, X / 2])

@@ -11,6 +11,7 @@ import numpy as np
 
 from manifold_optax.modular._bounds._gains import Gains
 from manifold_optax.modular._bounds._mixed_norm import MixedNorm, natural_norm
+from manifold_optax.modular._bounds._number import reference, Size
 from manifold_optax.modular._bounds._sizes import Fact, Unreadable
 from manifold_optax.modular._computation._graph import Value
 from modular.measured_norms import (
@@ -134,10 +135,10 @@ class Attack:
                         pair = str(inner), str(outer)
                         self.found.append((f"gain of {k}", *pair, found, bound))
 
-    def _noted(self, bound: Callable[..., float], *of: Any) -> float:
+    def _noted(self, bound: Callable[..., Size], *of: Any) -> float:
         """A bound; one that is refused is noted, so that other cases go on."""
         try:
-            return bound(*of)
+            return reference(bound(*of))
         except Unreadable as error:
             self.found.append(str(error))
             return math.inf
@@ -151,7 +152,7 @@ class Attack:
         if outer not in self._gains:
             wanted = {self.out: [Fact(outer, 1.0)]}
             self._gains[outer] = Gains(self.graph, self.sizes, wanted)
-        return self._gains[outer].gain(value, inner)
+        return reference(self._gains[outer].gain(value, inner))
 
     def steepest_found(
         self, jacobian: Floats, inner: MixedNorm, outer: MixedNorm

@@ -57,6 +57,7 @@ def test_numbers_may_be_injected() -> None:
     jax.eval_shape(tx.update, gradients(module), state, params)
 
 
+@pytest.mark.slow
 def test_in_an_nnx_optimizer() -> None:
     class Model(nnx.Module):
         def __init__(self) -> None:

@@ -11,6 +11,7 @@ from jax import lax
 
 from manifold_optax.modular._bounds._gains import Gains
 from manifold_optax.modular._bounds._mixed_norm import natural_norm
+from manifold_optax.modular._bounds._number import reference
 from manifold_optax.modular._bounds._sizes import Fact, RULES, Unreadable
 from modular.rule_cases import case, data, fixed, read, weight
 
@@ -90,7 +91,10 @@ def _all_gains(the: Any) -> list[float]:
     graph, sizes = read(the)
     out = graph.outputs[0]
     gains = Gains(graph, sizes, {out: [Fact(natural_norm(out.shape), 1.0)]})
-    return [gains.gain(value, natural_norm(value.shape)) for value in graph.inputs]
+    return [
+        reference(gains.gain(value, natural_norm(value.shape)))
+        for value in graph.inputs
+    ]
 
 
 @pytest.mark.parametrize(("name", "the"), CASES, ids=[str(c) for _, c in CASES])

@@ -75,6 +75,7 @@ def spectral_norm(x):
 
 
 @pytest.mark.parametrize("scale", [pytest.param(2.0, marks=pytest.mark.slow), "rms"])
+@pytest.mark.slow
 def test_spel_is_two_polar_factors(scale):
     def size(w):
         return rms_gain(w) if scale == "rms" else scale
@@ -149,6 +150,7 @@ def test_hyperball_turns_by_the_normalised_direction_of_muon():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_hyperball_takes_any_inner_transformation():
     sphere, taken = mo.Sphere(3.0), taken_gradients()
     project = jax.jit(lambda tree: mo.project(tree, sphere))
@@ -222,6 +224,7 @@ def test_scion_steps_to_the_corner_of_the_ball(norm):
 
 
 @NORMS
+@pytest.mark.slow
 def test_constrained_scion_stays_in_the_ball(norm):
     radius, share = 0.5, 0.3
     tx = mo.scion(share * radius, norm=norm, weight_decay=1 / radius, momentum=None)

@@ -75,6 +75,7 @@ def test_it_is_muon_with_adamw_beside_it_and_the_clip_at_the_end(params: Any) ->
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_manifold_beside_clipped_heads_is_chained_by_hand(params: Any) -> None:
     stiefel = mo.Stiefel()
     known = mo.roles(

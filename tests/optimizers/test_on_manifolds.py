@@ -123,6 +123,7 @@ def test_one_step_of_hyperspherical_descent(radius):
     ],
     ids=["Stiefel rms", "Sphere kept", "Stiefel 0.5", "Sphere 2.5"],
 )
+@pytest.mark.slow
 def test_two_hundred_steps_stay_on_the_manifold(preset, manifold):
     shapes = {"tall": (24, 16), "layers": (2, 16, 24)}
     start = gaussian(shapes, 0)

@@ -81,6 +81,7 @@ def trained(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_gpt_needs_two_rules(rng: np.random.Generator) -> None:
     model = Gpt(nnx.Rngs(0))
     roles = mo.roles({"qkv/kernel": mo.Split((WIDTH,) * 3), "positions": "embedding"})
@@ -100,6 +101,7 @@ def test_a_gpt_needs_two_rules(rng: np.random.Generator) -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_conv_net_needs_one_rule(rng: np.random.Generator) -> None:
     model = ConvNet(nnx.Rngs(0))
     roles = mo.roles({r"conv\d/kernel": mo.CONV})

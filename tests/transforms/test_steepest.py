@@ -104,6 +104,7 @@ CERTIFIED = {
 
 
 @pytest.mark.parametrize("name", CERTIFIED)
+@pytest.mark.slow
 def test_a_certificate_bounds_what_the_direction_loses(rng, name):
     manifold, options = CERTIFIED[name]
     tx: Any = mo.steepest(

@@ -48,8 +48,11 @@ class AttackConfig:
 
     examples: int = 1000
     radii: tuple[float, ...] = (0.02, 0.05, 0.1, 36 / 255, 0.25, 0.5, 1.0)
-    steps: int = 30
-    restarts: int = 4
+    # 100 steps and 10 restarts find nothing more: 44.5, 33.1 and 18.8 % of 1,000
+    # images withstand at .1, .25 and .5 with 20 steps and 2 restarts, with 30 and 4 and
+    # with 100 and 10 (Muon in the ball at rate 0.1, seed 43).
+    steps: int = 20
+    restarts: int = 3
 
     def __post_init__(self) -> None:
         for name in ("examples", "steps", "restarts"):

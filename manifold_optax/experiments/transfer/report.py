@@ -1,5 +1,6 @@
 """The table and the figure of the shifts of the best rates."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -13,6 +14,7 @@ from manifold_optax.experiments.transfer.networks import Network
 from manifold_optax.experiments.transfer.records import Result
 from manifold_optax.experiments.transfer.shifts import (
     Curve,
+    Shift,
     shift_of,
     transferred_loss,
 )
@@ -24,6 +26,9 @@ Added: TypeAlias = dict[int, list[float]]
 
 _LARGE_LOSS = 10
 """Above it a run is as good as diverged: guessing among 65 characters has 4.2."""
+
+_SHOWN_OCTAVES = 3
+_STYLES = {"": "-", "absolute": ":", "root": "--"}
 
 _LEGEND = """\
 Best rates are logarithms of base 2, from the smallest {sweep} to the largest: the \
@@ -39,13 +44,18 @@ the start; "root" adds the squares of the changes of the M matrices, not the cha
 so that steps are √M times as long."""
 
 
+_WORST = """\
+Over the families: the largest span, the largest shift, and the largest loss that the \
+best rate of the smallest size adds to the best loss at the largest, "-" where it is \
+outside the grid."""
+
 _GRID_LEGEND = """\
 The same losses, means over the seeds, at the rates of each grid from the smallest to \
 the largest, which are given by their logarithms of base 2; the best is bold."""
 
 
 def format_shifts(cells: Cells, sweep: str) -> list[str]:
-    """Formats the table: one row per family and optimizer.
+    """Formats the tables of shifts: one row per family and unit; the worst family.
 
     Args:
         cells: All cells of the grid.
@@ -54,15 +64,26 @@ def format_shifts(cells: Cells, sweep: str) -> list[str]:
     Returns:
         The lines of a section of the report.
     """
-    rows = []
-    for (family, optimizer), curves in _curves(cells, sweep).items():
-        units = {optimizer: None, **_restated(cells, family, optimizer, sweep)}
-        for name, added in units.items():
-            named = {"family": family, "optimizer": name}
-            rows.append({**named, **_columns(curves, added)})
+    lines = _lines(cells, sweep)
     legend = _LEGEND.format(sweep=sweep)
     title = f"## Shift of the best rate with the {sweep}"
-    return ["", title, "", format_rows(rows), "", legend]
+    table = ["", title, "", format_rows([_row(line) for line in lines]), "", legend]
+    families = dict.fromkeys(line.family for line in lines)
+    if len(families) < 2:
+        return table
+    worst = []
+    for name in dict.fromkeys(line.name for line in lines):
+        own = [line for line in lines if line.name == name]
+        extra = max(line.extra_loss for line in own)
+        worst.append(
+            {
+                "optimizer": name,
+                "largest span": f"{max(line.shift.span for line in own):.1f}",
+                "largest shift": f"{max((a.shift.slope for a in own), key=abs):+.2f}",
+                "largest extra loss": "-" if math.isinf(extra) else _loss(extra),
+            }
+        )
+    return [*table, "", _WORST, "", format_rows(worst)]
 
 
 def format_grid(cells: Cells) -> list[str]:
@@ -93,48 +114,79 @@ def format_grid(cells: Cells) -> list[str]:
 
 
 def draw_shifts(cells: Cells, sweep: str, color: Callable[[str], str]) -> Figure:
-    """Draws the best rate over that of the smallest size, one panel per family."""
-    found = _curves(cells, sweep)
-    families = list(dict.fromkeys(family for family, _ in found))
+    """Draws the best rate over that of the smallest size, one panel per family.
+
+    Other units of a budget are dashed or dotted. The axis ends at a shift of 3 octaves.
+    """
+    lines = _lines(cells, sweep)
+    families = list(dict.fromkeys(line.family for line in lines))
     figure, all_axes = harness.panels(len(families))
     for family, axes in zip(families, all_axes, strict=True):
-        for (own, optimizer), curves in found.items():
-            if own == family:
-                optima = np.array([curve.optima for curve in curves.values()])
-                moved = optima - optima[0].mean()
-                axes.errorbar(
-                    list(curves),
-                    moved.mean(axis=1),
-                    moved.std(axis=1, ddof=1) if moved.shape[1] > 1 else None,
-                    marker="o",
-                    markersize=4,
-                    capsize=3,
-                    color=color(optimizer),
-                    label=optimizer,
-                )
-        axes.set_xscale("log", base=2)
+        for line in (line for line in lines if line.family == family):
+            moved = np.array(line.shift.optima) - line.shift.optima[0]
+            axes.plot(
+                np.log2(list(line.curves)),
+                moved,
+                marker="o",
+                markersize=4,
+                linestyle=_STYLES[line.name.partition(", ")[2]],
+                color=color(line.optimizer),
+                label=line.name,
+            )
+        sizes = list(lines[0].curves)
+        axes.set_xticks(np.log2(sizes), [str(size) for size in sizes])
         axes.set(xlabel=sweep, ylabel="shift of the best rate, octaves", title=family)
+        axes.set_ylim(-_SHOWN_OCTAVES, _SHOWN_OCTAVES)
     harness.add_legend(figure, all_axes[0])
     return figure
 
 
-def _columns(curves: Curves, added: Added | None) -> dict[str, str]:
-    shift = shift_of(curves, added)
-    marks = ["" if curve.is_interior else "*" for curve in curves.values()]
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """The best rates of one optimizer in one family, in one unit of the rate."""
+
+    family: str
+    optimizer: str
+    name: str
+    curves: Curves
+    shift: Shift
+    transferred_loss: float
+
+    @property
+    def extra_loss(self) -> float:
+        """What the rate of the smallest size costs at the largest; inf if unknown."""
+        last = self.curves[max(self.curves)]
+        extra = self.transferred_loss - float(last.mean.min())
+        return math.inf if math.isnan(extra) else extra
+
+
+def _lines(cells: Cells, sweep: str) -> list[_Line]:
+    lines = []
+    for (family, optimizer), curves in _curves(cells, sweep).items():
+        units = {optimizer: None, **_restated(cells, family, optimizer, sweep)}
+        for name, added in units.items():
+            shift, loss = shift_of(curves, added), transferred_loss(curves, added)
+            lines.append(_Line(family, optimizer, name, curves, shift, loss))
+    return lines
+
+
+def _row(line: _Line) -> dict[str, str]:
+    curves, shift, kept = line.curves.values(), line.shift, line.transferred_loss
+    marks = ["" if curve.is_interior else "*" for curve in curves]
     optima = zip(shift.optima, marks, strict=True)
     error = "" if math.isnan(shift.error) else f" ± {shift.error:.2f}"
-    best = [curve.mean[curve.best] for curve in curves.values()]
-    kept = transferred_loss(curves, added)
     return {
+        "family": line.family,
+        "optimizer": line.name,
         "best rate": " / ".join(f"{octave:.1f}{mark}" for octave, mark in optima),
         "span": f"{shift.span:.1f}",
         "shift": f"{shift.slope:+.2f}{error}",
-        "best loss": " / ".join(f"{loss:.3f}" for loss in best),
-        "with the first rate": "-" if math.isnan(kept) else f"{kept:.3f}",
+        "best loss": " / ".join(_loss(curve.mean.min()) for curve in curves),
+        "with the first rate": "-" if math.isnan(kept) else _loss(kept),
     }
 
 
-def _loss(loss: float) -> str:
+def _loss(loss: float | np.floating) -> str:
     return f"{loss:.3f}" if loss < _LARGE_LOSS else f"> {_LARGE_LOSS}"
 
 

@@ -27,10 +27,9 @@ class Number:
 
     Attributes:
         reference: its value where all weights are as assumed.
-        kind: `"symbol"`, `"mul"`, `"add"`, `"max"`, `"min"`, `"hypot"`, `"power"` or
-            `"steps"`.
+        kind: `"symbol"`, `"mul"`, `"add"`, `"max"`, `"min"`, `"hypot"` or `"steps"`.
         operands: Numbers and floats that it is made of.
-        data: the name of a symbol, the exponent of a power, the table of steps.
+        data: the name of a symbol, the table of steps.
     """
 
     reference: float

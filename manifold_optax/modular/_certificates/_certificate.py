@@ -16,6 +16,11 @@ from manifold_optax.modular._bounds._convolution_norm import ConvolutionNorm
 from manifold_optax.modular._bounds._mixed_norm import MixedNorm
 from manifold_optax.modular._bounds._number import least, reference, Size
 from manifold_optax.modular._bounds._sizes import Unreadable
+from manifold_optax.modular._certificates._change import (
+    change_along,
+    rate_before,
+    symbols_of,
+)
 from manifold_optax.modular._certificates._convolution_norm import (
     convolution_norm_bound,
 )
@@ -52,15 +57,6 @@ from manifold_optax.modular._computation._graph import Graph, Value
 from manifold_optax.modular._computation._trace import trace
 from manifold_optax.modular._network import Network, TOO_DEEP
 from manifold_optax.modular._read import output_place
-
-_PIECES = 8
-"""Into so many a step is cut. The bound of a change is the integral of a convex
-function; the trapezoidal rule is above it, by 1/12 · 1/8² of how much its slope grows
-over the step: 0.2 % where the slope doubles."""
-
-
-_EPS = 2.0**-23
-"""Of float32."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,35 +116,24 @@ class Certificate:
             first_order: only to first order in the step: no bound.
         """
         old, new, step = map(self._arrays, (params, _sum(params, updates), updates))
-        time = jnp.zeros(1) if first_order else jnp.linspace(0.0, 1.0, _PIECES + 1)
-
-        def norms_of(names: Sequence[WeightNorm | StepNorm]) -> list[Array]:
-            steps = [name for name in names if isinstance(name, StepNorm)]
-            weights = [name for name in names if isinstance(name, WeightNorm)]
-            found = _norms([
-                *((_slice(step[name.value], name.slice), name.norm) for name in steps),
-                *((computed(name.value, old), name.norm) for name in weights),
-                *((computed(name.value, new), name.norm) for name in weights),
-            ])  # fmt: skip
-            first, last = len(steps), len(steps) + len(weights)
-            # A norm is convex, and the value an affine function of the parameters.
-            pairs = zip(found[first:last], found[last:], strict=True)
-            between = [
-                ((1 - time) * before + time * after) * (1 + 4 * _EPS)
-                for before, after in pairs
-            ]
-            known = dict(
-                zip([*steps, *weights], [*found[:first], *between], strict=True)
-            )
-            return [known[name] for name in names]
-
-        rates = Evaluation(norms_of).value(_or_infinite(self._step))
-        if first_order:
-            return rates.reshape(())
-        rates = jnp.broadcast_to(rates, time.shape)
-        ends = (rates[0] + rates[-1]) / 2
-        mean = (ends + jnp.sum(rates[1:-1])) / _PIECES
-        return mean * (1 + 16 * _EPS)
+        rate = _or_infinite(self._step)
+        names = symbols_of(rate)
+        steps = [name for name in names if isinstance(name, StepNorm)]
+        weights = [name for name in names if isinstance(name, WeightNorm)]
+        found = _norms([
+            *((_slice(step[name.value], name.slice), name.norm) for name in steps),
+            *((computed(name.value, old), name.norm) for name in weights),
+            *((computed(name.value, new), name.norm) for name in weights),
+        ])  # fmt: skip
+        middle, last = len(steps), len(steps) + len(weights)
+        ends = zip(found[middle:last], found[last:], strict=True)
+        bound = rate_before if first_order else change_along
+        return bound(
+            rate,
+            dict(zip(steps, found[:middle], strict=True)),
+            dict(zip(weights, ends, strict=True)),
+            [*self._used(old), *self._used(new)],
+        )
 
     @functools.cached_property
     def _last(self) -> LastProduct | None:
@@ -227,7 +212,12 @@ class Certificate:
                 known.update(norms_of_maps(self._skeleton, maps, arrays))
             return [known[name] for name in names]
 
-        return Evaluation(norms_of)
+        return Evaluation(norms_of, self._used(arrays))
+
+    def _used(self, arrays: dict[Value, Array]) -> list[Array]:
+        """The parameters that the output depends on, those of them that are floats."""
+        needed = self.network.needed
+        return [x for value, x in arrays.items() if value in needed and value.is_float]
 
 
 def _bounded(formula: Callable[[], Size]) -> Size | Unreadable:

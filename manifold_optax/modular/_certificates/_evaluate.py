@@ -23,24 +23,34 @@ class Evaluation:
     """Formulas evaluated for one set of weights; what they share is computed once."""
 
     def __init__(
-        self, norms_of: Callable[[Sequence[Any]], Sequence[Float32[Array, "..."]]]
+        self,
+        norms_of: Callable[[Sequence[Any]], Sequence[Float32[Array, "..."]]],
+        arrays: Sequence[Array],
     ) -> None:
-        """`norms_of`: names of symbols → upper bounds of these norms.
+        """Of the names of symbols, and the weights that the result depends on.
 
-        All of a formula are asked for at once, so that those of one shape share a
-        program.
+        Args:
+            norms_of: names → upper bounds of these norms. All of a formula are asked
+                for at once, so that those of one shape share a program.
+            arrays: the weights. Where one is not finite, nothing is bounded, though a
+                layer of zeros stand before it.
         """
         self._norms_of = norms_of
+        self._finite = [jnp.isfinite(x).all() for x in arrays]
         self._logs: dict[Number, Array] = {}
         self._norms: dict[Hashable, Array] = {}
 
     def value(self, size: Size) -> Float32[Array, "..."]:
         """The value, rounded up; infinite where it is beyond float32."""
-        return jnp.exp2(_up(self.log2(size)))
+        value = jnp.exp2(_up(self.log2(size)))
+        finite = jnp.all(jnp.stack(self._finite)) if self._finite else True
+        return jnp.where(finite, value, jnp.inf)
 
     def number(self, size: Size) -> float:
         """The same as a float of Python, which reaches further; not inside `jit`."""
         log = float(self.log2(size))
+        if not all(self._finite):
+            return math.inf
         return 2.0**log if log < 1024 else math.inf
 
     def log2(self, size: Size) -> Float32[Array, "..."]:
@@ -70,13 +80,16 @@ class Evaluation:
         ]
         if number.kind == "steps":
             return _steps(given[0], number.data)  # type: ignore[arg-type]
-        if number.kind == "power":
-            return _up(number.data * given[0])  # type: ignore[operator]
         factor = 2.0 if number.kind == "hypot" else 1.0
         result = given[0] * factor
         for other in given[1:]:
             result = _COMBINED[number.kind](result, other * factor)
         return result / factor
+
+
+def numbers_of(size: Size) -> list[Number]:
+    """All numbers of a formula."""
+    return list(_needed(size, {})) if isinstance(size, Number) else []
 
 
 def _needed(size: Number, known: dict[Number, Array]) -> Iterator[Number]:

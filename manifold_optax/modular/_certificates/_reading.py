@@ -88,6 +88,14 @@ class LiveNetwork:
         return frozenset(found)
 
     @functools.cached_property
+    def needed(self) -> frozenset[Value]:
+        """The parameters that the output depends on."""
+        used = set(self.traced.outputs)
+        for operation in self.traced.operations():
+            used.update(operation.operands)
+        return frozenset(used.intersection(self.leaves))
+
+    @functools.cached_property
     def norms(self) -> Mapping[Value, tuple[MixedNorm, ...]]:
         """In which norms each parameter is measured as what it is used as.
 
@@ -134,11 +142,14 @@ def _norms(path: str, leaf: Value, found: Sequence) -> tuple[MixedNorm, ...]:
     norms = []
     if leaf.is_float:
         for role in roles_of_use(tuple(found), shape, alone=False):
-            pair = geometry_of(path, role.label, role.axes, shape, {})
-            atom = Atom(path, role.label, role.axes, *pair)
+            pair = geometry_of(path or "params", role.label, role.axes, shape, {})
+            atom = Atom(path or "params", role.label, role.axes, *pair)
             norms += [fact.norm for fact in unit_ball(atom, shape)]
     norms += [natural_norm(shape), mixed_norm(shape, "o" * len(shape))]
     return tuple(dict.fromkeys(norms))
+
+
+_PREFERRED = 1 - 1e-6
 
 
 def assumed_size(shape: Sequence[int], norm: MixedNorm | ConvolutionNorm) -> float:
@@ -153,5 +164,7 @@ def assumed_size(shape: Sequence[int], norm: MixedNorm | ConvolutionNorm) -> flo
     entry = 1 / math.sqrt(max(1, fan_in))
     size = math.sqrt(norm.count("o"))
     if norm.has("i"):
-        size += math.sqrt(norm.count("i"))
+        rows, columns = math.sqrt(norm.count("i")), size
+        # Never above the Frobenius norm, and preferred to it.
+        size = min(rows + columns, _PREFERRED * rows * columns)
     return entry * size * norm.count("s")

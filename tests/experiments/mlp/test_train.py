@@ -37,6 +37,7 @@ def test_model_has_no_biases_and_starts_uniform():
     assert float(kernel.std()) == pytest.approx(1 / 20 / np.sqrt(3), rel=0.02)
 
 
+@pytest.mark.slow
 def test_epochs_equal_a_plain_loop_over_uneven_batches(adamw, config, dataset):
     """Oracle: the same shuffles, real batches of 60, 60, 60 and 20 examples."""
     inputs, states = adamw

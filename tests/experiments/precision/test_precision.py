@@ -171,7 +171,6 @@ def test_no_bound_is_refuted(tmp_path):
     assert run_experiment(again) == written
 
 
-@pytest.mark.slow
 def test_int8_changes_little_and_fewer_bits_change_more(tmp_path):
     config = small(tmp_path, optimizers=("adamw",), final_seeds=())
     language_of_none = dataclasses.replace(LANGUAGE, optimizers=())

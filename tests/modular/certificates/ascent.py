@@ -45,7 +45,7 @@ class Pair(NamedTuple):
 @contextlib.contextmanager
 def double_precision() -> Iterator[None]:
     """Float64 for what is traced inside."""
-    before = jax.config.jax_enable_x64
+    before: bool = jax.config.read("jax_enable_x64")
     jax.config.update("jax_enable_x64", True)
     try:
         yield

@@ -49,6 +49,7 @@ def product(weights):
     return np.linalg.multi_dot([np.asarray(w, np.float64) for w in weights])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domain", DOMAINS, ids=lambda domain: type(domain).__name__)
 @pytest.mark.parametrize("kind", ["orthogonal", "gaussian"])
 def test_the_ratio_of_a_linear_chain(kind, domain):
@@ -58,6 +59,7 @@ def test_the_ratio_of_a_linear_chain(kind, domain):
     assert (1 - MISSED) * known <= found <= (1 + ROUNDING) * known
 
 
+@pytest.mark.slow
 def test_the_ratio_of_an_orthogonal_network_with_tanh():
     weights = weights_of("orthogonal", widths=(6, 6, 6, 6))
     deep = lambda params, x: chain(params, x, jnp.tanh)
@@ -66,6 +68,7 @@ def test_the_ratio_of_an_orthogonal_network_with_tanh():
     assert 1 - MISSED <= found <= 1 + 1e-6  # orthogonal to rounding of float32
 
 
+@pytest.mark.slow
 def test_the_ratio_of_an_orthogonal_network_with_relu_and_few_layers():
     weights = weights_of("orthogonal", widths=(6, 12, 4))
     deep = lambda params, x: chain(params, x, jax.nn.relu)
@@ -78,6 +81,7 @@ def test_the_ratio_of_an_orthogonal_network_with_relu_and_few_layers():
     assert found <= 1 + 1e-6
 
 
+@pytest.mark.slow
 def test_the_ratio_of_every_pair_of_outputs():
     weights = weights_of("gaussian")
     readers, pairs = pair_readers(4)
@@ -88,6 +92,7 @@ def test_the_ratio_of_every_pair_of_outputs():
         assert (1 - MISSED) * known <= ratio <= (1 + ROUNDING) * known
 
 
+@pytest.mark.slow
 def test_the_largest_position_counts():
     mixing = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
 

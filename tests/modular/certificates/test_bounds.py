@@ -17,7 +17,7 @@ def _weights(*shape, seed=0):
 
 
 def _stack():
-    return {"up": _weights(DEPTH, 6, 8), "down": _weights(DEPTH, 8, 6, seed=1)}
+    return {"up": _weights(DEPTH, 6, 6), "down": _weights(DEPTH, 6, 6, seed=1)}
 
 
 def _layer(x, weights):
@@ -34,6 +34,7 @@ def _unrolled(params, x):
     return x
 
 
+@pytest.mark.slow
 def test_a_loop_is_bounded_layer_by_layer():
     x = modular.L2Ball(jnp.ones((1, 6)), 1.0)
     step = jax.tree.map(lambda w: 0.01 * w, _stack())
@@ -51,14 +52,14 @@ def test_a_loop_is_bounded_layer_by_layer():
 
 def test_a_finite_step_of_a_chain():
     """`(∏(σ + δ) − ∏ σ)·‖x‖`, for steps along the weights."""
-    params = {"a": _weights(5, 7), "b": _weights(7, 4, seed=1)}
+    params = {"a": _weights(6, 6), "b": _weights(6, 6, seed=1)}
     step = {"a": 0.5 * params["a"], "b": 0.25 * params["b"]}
     radius = 2.0
 
     def chain(params, x):
         return x @ params["a"] @ params["b"]
 
-    x = modular.L2Ball(jnp.ones((1, 5)), radius)
+    x = modular.L2Ball(jnp.ones((1, 6)), radius)
     proof = modular.certificate(chain, params, x)
     product = np.prod([np.linalg.norm(w, 2) for w in params.values()]) * radius
     finite, first = (1.5 * 1.25 - 1) * product, 0.75 * product
@@ -68,26 +69,26 @@ def test_a_finite_step_of_a_chain():
 
 def test_a_step_that_shrinks_weights_counts_with_the_smaller_norms():
     """The change of `x ↦ w x` from `w` to 0 is no more than ‖w‖·‖x‖."""
-    params = {"w": _weights(5, 5), "v": _weights(5, 5, seed=1)}
+    params = {"w": _weights(6, 6), "v": _weights(6, 6, seed=1)}
     step = jax.tree.map(np.negative, params)
-    x = modular.L2Ball(jnp.ones((1, 5)), 1.0)
+    x = modular.L2Ball(jnp.ones((1, 6)), 1.0)
 
     def chain(params, x):
         return x @ params["w"] @ params["v"]
 
     product = np.prod([np.linalg.norm(w, 2) for w in params.values()])
     bound = modular.change_bound(chain, params, step, x)
-    # ∫₀¹ 2(1 − t) dt = 1; the trapezoidal rule is exact for lines.
-    assert product <= bound <= product * ABOVE
+    # ∫₀¹ 2(1 − t) dt = 1, and 1/32 more by the largest value on each of 32 pieces.
+    assert product <= bound <= product * (1 + 1 / 32) * ABOVE
 
 
 def test_pairs_are_the_differences_of_columns():
-    params = {"w": _weights(5, 6), "head": _weights(6, 3, seed=1), "b": np.ones((1, 3))}
+    params = {"w": _weights(6, 6), "head": _weights(6, 3, seed=1), "b": np.ones((1, 3))}
 
     def classifier(params, x):
         return 2 * (jax.nn.relu(x @ params["w"]) @ params["head"] + params["b"])
 
-    x = jnp.ones((1, 5))
+    x = jnp.ones((1, 6))
     pairs = modular.certificate(classifier, params, x).pairs(params)
     columns = params["head"].T
     differences = np.linalg.norm(columns[:, None] - columns[None], axis=-1)
@@ -97,17 +98,17 @@ def test_pairs_are_the_differences_of_columns():
 
 
 def test_pairs_without_a_last_product():
-    params = {"w": 3 * np.eye(4, dtype=np.float32)}
-    x = jnp.ones((1, 4))
+    params = {"w": 3 * np.eye(6, dtype=np.float32)}
+    x = jnp.ones((1, 6))
     function = lambda params, x: jnp.tanh(x @ params["w"])
     pairs = modular.certificate(function, params, x).pairs(params)
-    expected = 3 * np.sqrt(2) * (1 - np.eye(4))
+    expected = 3 * np.sqrt(2) * (1 - np.eye(6))
     assert np.all(pairs >= expected)
     assert np.all(pairs <= expected * ABOVE)
 
 
 def test_tokens_are_exchanged():
-    params = {"table": _weights(9, 4), "w": _weights(4, 5, seed=1)}
+    params = {"table": _weights(9, 6), "w": _weights(6, 6, seed=1)}
 
     def model(params, tokens):
         return params["table"][tokens] @ params["w"]
@@ -126,8 +127,8 @@ def _attention(params, x):
 
 
 def test_without_a_bounded_set_the_answer_is_infinite_and_names_the_step():
-    params = {"q": _weights(4, 4), "k": _weights(4, 4, seed=1)}
-    x = jnp.ones((1, 3, 4))
+    params = {"q": _weights(6, 6), "k": _weights(6, 6, seed=1)}
+    x = jnp.ones((1, 3, 6))
     with pytest.warns(UserWarning, match=r"infinite.*dot_general \[test_bounds\.py"):
         assert modular.lipschitz_bound(_attention, params, x) == jnp.inf
     assert np.isfinite(
@@ -136,7 +137,7 @@ def test_without_a_bounded_set_the_answer_is_infinite_and_names_the_step():
 
 
 def test_a_step_without_a_rule_is_named():
-    params, x = {"w": _weights(4, 4)}, jnp.ones((1, 4))
+    params, x = {"w": _weights(6, 6)}, jnp.ones((1, 6))
     function = lambda params, x: jax.lax.round(x @ params["w"])
     with pytest.warns(UserWarning, match=r"lipschitz_bound is infinite.*jumps"):
         assert modular.lipschitz_bound(function, params, x) == jnp.inf
@@ -145,8 +146,8 @@ def test_a_step_without_a_rule_is_named():
 
 
 def test_explain_multiplies_to_the_bound():
-    params = {"up": _weights(4, 6), "down": _weights(6, 3, seed=1)}
-    x = jnp.ones((1, 4))
+    params = {"up": _weights(6, 6), "down": _weights(6, 6, seed=1)}
+    x = jnp.ones((1, 6))
     function = lambda params, x: jnp.tanh(x @ params["up"]) @ params["down"]
     proof = modular.certificate(function, params, x)
     first, *steps = proof.explain(params).splitlines()
@@ -157,9 +158,10 @@ def test_explain_multiplies_to_the_bound():
     assert f"{bound:.4g}"[:4] in first
 
 
+@pytest.mark.slow
 def test_weights_that_are_made_of_parameters_are_measured_as_they_are():
     """A low-rank step, and a norm layer of the weight itself."""
-    params = {"w": _weights(5, 5), "a": _weights(5, 2), "b": _weights(2, 5, seed=2)}
+    params = {"w": _weights(6, 6), "a": _weights(6, 2), "b": _weights(2, 6, seed=2)}
 
     def low_rank(params, x):
         return x @ (params["w"] + params["a"] @ params["b"])
@@ -168,7 +170,7 @@ def test_weights_that_are_made_of_parameters_are_measured_as_they_are():
         return x @ (params["w"] / jnp.linalg.norm(params["w"], axis=0, keepdims=True))
 
     w = params["w"]
-    x = jnp.ones((1, 5))
+    x = jnp.ones((1, 6))
     for function, matrix in (
         (low_rank, w + params["a"] @ params["b"]),
         (normalised, w / np.linalg.norm(w, axis=0)),

@@ -13,6 +13,9 @@ from manifold_optax import modular
 from modular.certificates.ascent import attacked_ratios
 from modular.certificates.domains import Ball, EntryBox, Everything
 
+# Every certificate compiles for a second or more.
+pytestmark = pytest.mark.slow
+
 WIDTHS = (5, 8, 6, 4)
 LIKE = jax.ShapeDtypeStruct((2, WIDTHS[0]), np.float32)
 ALL = Everything(LIKE)

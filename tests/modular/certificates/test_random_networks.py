@@ -28,8 +28,8 @@ from modular.certificates.steps import steps_of
 # A chain of 12 layers multiplies 24 numbers of float32, each rounded by 6e-8.
 ROUNDING = 2e-6
 
-# A cheap one of each family, and one more: these stay in the gate.
-GATE = ()
+# Two dense ones, which cost least, stay in the gate.
+GATE = (120, 195)
 
 each_network = pytest.mark.parametrize(
     "seed",
@@ -134,6 +134,8 @@ def test_no_decision_changes_within_its_radius(seed):
     assert radii.shape == (len(x),)
     assert radii[0] == 0, "the label is not the decision"
     assert (radii[1:] >= 0).all(), declared.description
+    # A network that is constant has infinite radii.
+    radii = np.minimum(radii, 1e3)
     margins = attacked_margins(
         network.forward, network.params, x, labels, radii, box=box, seed=seed
     )

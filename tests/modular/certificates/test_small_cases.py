@@ -27,7 +27,7 @@ def test_changes_of_products_of_numbers(depth):
     """Steps along which numbers shrink, grow, vanish and change their sign."""
     rng = np.random.default_rng(depth)
     sizes = rng.choice([0.0, 1e-2, 1.0, 1.0, 30.0], size=(2, 4000, depth))
-    before, step = np.float32(sizes * rng.normal(size=sizes.shape))
+    before, step = (sizes * rng.normal(size=sizes.shape)).astype(np.float32)
     # A fifth of the steps end at another point of one size, a fifth at 0.
     step[::5] = -before[::5]
     step[1::5] = np.roll(before[1::5], 1, axis=1) - before[1::5]
@@ -129,14 +129,14 @@ def test_tokens_are_enumerated():
     params, tokens = drawn(0), jax.ShapeDtypeStruct((1, 5), np.int32)
     certificate = modular.certificate(forward, params, tokens)
     everything = jnp.arange(11)[None]
-    outputs = np.float64(forward(params, everything))[0]
+    outputs = np.asarray(forward(params, everything), np.float64)[0]
     # Two sequences may differ in all tokens.
     apart = np.linalg.norm(outputs[:, None] - outputs[None], axis=-1).max()
     assert apart <= float(certificate.lipschitz(params)) * (1 + ROUNDING)
     for size in (1e-3, 0.1, 1.0):
         step = jax.tree.map(lambda x, s=size: s * x, drawn(1))
         after = jax.tree.map(jnp.add, params, step)
-        moved = np.float64(forward(after, everything))[0] - outputs
+        moved = np.asarray(forward(after, everything), np.float64)[0] - outputs
         bound = float(certificate.change(params, step))
         # Outputs of about 10 in float32, whose difference is about 1e-2: 1e-4 of it.
         assert np.linalg.norm(moved, axis=-1).max() <= bound * (1 + 1e-4)

@@ -199,7 +199,7 @@ SEQUENCE = Tokens(_shaped(1, 4, 8), 1.0)
 IMAGES = EntryBox(_shaped(1, 6, 6, 3), -1.0, 1.0)
 
 # Convolutions in float64 are slow on a CPU.
-SHORT = {"starts": 12, "steps": 120}
+SHORT = {"starts": 32, "steps": 300}
 
 
 def _over(
@@ -246,8 +246,14 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
     "one attention block, 1 or 2 heads": (*_attention(1), *_attention(2)),
     "one attention block, 4 heads": _attention(4),
-    "ConvNet": _over([conv_net, max_pooled], IMAGES, **SHORT),
-    "Gaussian ConvNet": _over([conv_net, max_pooled], IMAGES, "gaussian", **SHORT),
+    "ConvNet, two convolutions": _over([max_pooled], IMAGES, "orthogonal", **SHORT),
+    "ConvNet, three convolutions": _over([conv_net], IMAGES, "orthogonal", **SHORT),
+    "Gaussian ConvNet, two convolutions": _over(
+        [max_pooled], IMAGES, "gaussian", **SHORT
+    ),
+    "Gaussian ConvNet, three convolutions": _over(
+        [conv_net], IMAGES, "gaussian", **SHORT
+    ),
     "one pre-norm block": tuple(
         Case(transformer(1), SEQUENCE, "gelu_exact", seed=seed) for seed in SEEDS
     ),
