@@ -28,7 +28,13 @@ from manifold_optax.modular._bounds._mixed_norm import (
     remarked,
 )
 from manifold_optax.modular._bounds._number import least, reference, Size, symbol, total
-from manifold_optax.modular._bounds._sizes import Move, rule_of, times, Unreadable
+from manifold_optax.modular._bounds._sizes import (
+    Move,
+    rule_of,
+    Sizes,
+    times,
+    Unreadable,
+)
 from manifold_optax.modular._certificates._linear_steps import contracts, is_exact
 from manifold_optax.modular._certificates._reading import LiveNetwork
 from manifold_optax.modular._certificates._region import bend_of, Region, region_of
@@ -80,7 +86,6 @@ class Skeleton:
 
     def __init__(self, network: LiveNetwork) -> None:
         self.network = network
-        self._sizes, _ = network.analysis()
         self._weights = Weights(network.norms, affine=False)
         self._work = _MOST_WORK
         self._gains: dict[Value, Size] = {}
@@ -114,6 +119,10 @@ class Skeleton:
         if not self.terms:
             return math.inf
         return self._sum(self.network.graph.outputs[0], self.terms)
+
+    @functools.cached_property
+    def _sizes(self) -> Sizes:
+        return self.network.analysis()[0]
 
     def region(self, target: Value) -> Region:
         """The affine part behind a value."""
