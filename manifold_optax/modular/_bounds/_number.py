@@ -8,7 +8,8 @@ choice decides how tight the result is, and never whether it holds.
 
 Numbers are not ordered. `smallest` takes one of several alternatives, `largest` keeps
 all of several cases; a rule that compares by `<`, `min` or `max` gets a `TypeError`
-rather than a bound that holds for the reference alone.
+rather than a bound that holds for the reference alone. `least` keeps all alternatives,
+where each of them may turn out to be the best.
 """
 
 import bisect
@@ -26,7 +27,7 @@ class Number:
 
     Attributes:
         reference: its value where all weights are as assumed.
-        kind: `"symbol"`, `"mul"`, `"add"`, `"max"`, `"hypot"` or `"steps"`.
+        kind: `"symbol"`, `"mul"`, `"add"`, `"max"`, `"min"`, `"hypot"` or `"steps"`.
         operands: Numbers and floats that it is made of.
         data: the name of a symbol, the table of steps.
     """
@@ -98,6 +99,19 @@ def smallest(sizes: Iterable[_T], key: Callable[[_T], Size] | None = None) -> _T
     """The one of several bounds of the same thing that is least, by the reference."""
     of = (lambda x: reference(key(x))) if key else reference
     return min(sizes, key=of)  # type: ignore[arg-type, return-value]
+
+
+def least(sizes: Iterable[Size]) -> Size:
+    """The least of several bounds of the same thing, whichever that turns out to be."""
+    given = list(sizes)
+    known = min((x for x in given if not isinstance(x, Number)), default=math.inf)
+    live = list(dict.fromkeys(x for x in given if isinstance(x, Number)))
+    if not live or known == 0.0:
+        return known
+    operands = tuple(live) if known == math.inf else (*live, known)
+    if len(operands) == 1:
+        return operands[0]
+    return Number(min(map(reference, operands)), "min", operands)
 
 
 def largest(sizes: Iterable[Size]) -> Size:

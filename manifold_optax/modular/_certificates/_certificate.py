@@ -14,7 +14,7 @@ from manifold_optax._checks import require_in_range
 from manifold_optax._typing import ArrayTree
 from manifold_optax.modular._bounds._convolution_norm import ConvolutionNorm
 from manifold_optax.modular._bounds._mixed_norm import MixedNorm
-from manifold_optax.modular._bounds._number import reference, Size
+from manifold_optax.modular._bounds._number import least, reference, Size
 from manifold_optax.modular._bounds._sizes import Unreadable
 from manifold_optax.modular._certificates._change import (
     change_along,
@@ -47,6 +47,11 @@ from manifold_optax.modular._certificates._reading import (
     StepNorm,
     WeightNorm,
 )
+from manifold_optax.modular._certificates._skeleton import MapNorm, Skeleton
+from manifold_optax.modular._certificates._together import (
+    norms_of_maps,
+    pairs_together,
+)
 from manifold_optax.modular._certificates._weights import computed
 from manifold_optax.modular._computation._graph import Graph, Value
 from manifold_optax.modular._computation._trace import trace
@@ -71,18 +76,19 @@ class Certificate:
 
         See `lipschitz_bound`.
         """
-        return self._evaluation(params).value(_or_infinite(self._inputs))
+        return self._evaluation(params).value(self._least)
 
     def pairs(self, params: ArrayTree) -> Float32[Array, "classes classes"]:
         """The same for the difference of every two outputs.
 
         `|(fᵢ − fⱼ)(x) − (fᵢ − fⱼ)(y)| ≤ pairs[i, j] · ‖x − y‖`. If the last step is a
         product with a weight `w`, it is `‖wᵢ − wⱼ‖` times the bound of what enters;
-        else, and where that is less, √2 times the bound of all outputs.
+        else, and where that is less, √2 times the bound of all outputs. Where layers
+        are taken together (see `lipschitz_bound`), the differences of their rows count.
         """
         evaluation = self._evaluation(params)
         classes = self.network.graph.outputs[0].shape[-1]
-        either = math.sqrt(2.0) * evaluation.value(_or_infinite(self._inputs))
+        either = math.sqrt(2.0) * evaluation.value(self._least)
         bounds = jnp.broadcast_to(either, (classes, classes))
         found = self._last
         if found is not None:
@@ -92,6 +98,9 @@ class Certificate:
             weight = computed(found.weight, self._arrays(params))
             norms = pair_norms(weight, found) * evaluation.value(enters)
             bounds = jnp.fmin(bounds, norms)
+        together = pairs_together(self._skeleton, self._arrays(params), evaluation)
+        if together is not None:
+            bounds = jnp.fmin(bounds, together)
         return jnp.where(jnp.eye(classes, dtype=bool), 0.0, bounds)
 
     def change(
@@ -147,11 +156,27 @@ class Certificate:
         problem = self.problems.get("inputs")
         if isinstance(self._inputs, Unreadable):
             return f"The inputs have no bound. {problem}"
-        return explained_inputs(self.network, self._evaluation(params).number)
+        evaluation = self._evaluation(params)
+        lines = explained_inputs(self.network, evaluation.number)
+        together = evaluation.number(self._skeleton.size)
+        if together < evaluation.number(self._inputs):
+            lines += f"\nlayers taken together: at most {together:.6g}"
+        return lines
 
     @functools.cached_property
     def _inputs(self) -> Size | Unreadable:
         return _bounded(lambda: gain_of_inputs(self.network))
+
+    @functools.cached_property
+    def _skeleton(self) -> Skeleton:
+        return Skeleton(self.network)
+
+    @functools.cached_property
+    def _least(self) -> Size:
+        """The product of norms, or what layers do together."""
+        if isinstance(self._inputs, Unreadable):
+            return math.inf
+        return least([self._inputs, self._skeleton.size])
 
     @functools.cached_property
     def _step(self) -> Size | Unreadable:
@@ -178,8 +203,14 @@ class Certificate:
     def _evaluation(self, params: ArrayTree) -> Evaluation:
         arrays = self._arrays(params)
 
-        def norms_of(names: Sequence[WeightNorm]) -> list[Array]:
-            return _norms([(computed(x.value, arrays), x.norm) for x in names])
+        def norms_of(names: Sequence[WeightNorm | MapNorm]) -> list[Array]:
+            weights = [name for name in names if isinstance(name, WeightNorm)]
+            found = _norms([(computed(x.value, arrays), x.norm) for x in weights])
+            known: dict[Any, Array] = dict(zip(weights, found, strict=True))
+            maps = [name for name in names if isinstance(name, MapNorm)]
+            if maps:
+                known.update(norms_of_maps(self._skeleton, maps, arrays))
+            return [known[name] for name in names]
 
         return Evaluation(norms_of, self._used(arrays))
 

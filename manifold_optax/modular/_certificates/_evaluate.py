@@ -6,7 +6,7 @@ the result is a bound, and the arithmetic costs it about 1e-6 for each step.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ class Evaluation:
         self._norms_of = norms_of
         self._finite = [jnp.isfinite(x).all() for x in arrays]
         self._logs: dict[Number, Array] = {}
+        self._norms: dict[Hashable, Array] = {}
 
     def value(self, size: Size) -> Float32[Array, "..."]:
         """The value, rounded up; infinite where it is beyond float32."""
@@ -58,9 +59,13 @@ class Evaluation:
             return jnp.asarray(_log2(size), jnp.float32)
         needed = list(_needed(size, self._logs))
         symbols = [number for number in needed if number.kind == "symbol"]
-        norms = self._norms_of([number.data for number in symbols])
-        for number, norm in zip(symbols, norms, strict=True):
-            self._logs[number] = _up(jnp.log2(norm))
+        # Formulas that were made apart name the same norms.
+        names = dict.fromkeys(number.data for number in symbols)
+        names = [name for name in names if name not in self._norms]
+        norms = self._norms_of(names)
+        self._norms.update(zip(names, norms, strict=True))
+        for number in symbols:
+            self._logs[number] = _up(jnp.log2(self._norms[number.data]))
         for number in needed:
             if number.kind != "symbol":
                 self._logs[number] = self._of(number)
@@ -139,4 +144,5 @@ _COMBINED: dict[str, Callable[[Array, Array], Array]] = {
     "add": _add,
     "hypot": _add,
     "max": jnp.maximum,
+    "min": jnp.minimum,
 }

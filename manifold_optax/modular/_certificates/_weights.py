@@ -38,10 +38,11 @@ class Weights:
         if value in self._leaves:
             return True
         made = value.operation
-        return made is not None and made.name not in _VIEWS and self._computable(value)
+        return made is not None and made.name not in _VIEWS and self.computable(value)
 
-    def _computable(self, value: Value) -> bool:
-        """Without recursion: what a parameter goes through may be long."""
+    def computable(self, value: Value) -> bool:
+        """Whether a value is made of parameters and constants, by known primitives."""
+        # Without recursion: what a parameter goes through may be long.
         stack = [value]
         while stack:
             needed = stack[-1]
