@@ -36,6 +36,8 @@ class LearningRates(LearningRatesBase):
         nominal: Rates of the nominal budget, times its largest share.
         derived: Rates of the derived budget, times its largest share.
         measured: Rates of the measured budget.
+        tared: Rates of the measured budget with a fixed mass of all inner matrices,
+            where the squares of the changes add up.
     """
 
     adamw: tuple[float, ...] = _doubled(2.0**-12)
@@ -46,6 +48,7 @@ class LearningRates(LearningRatesBase):
     nominal: tuple[float, ...] = _doubled(2.0**-8)
     derived: tuple[float, ...] = _doubled(2.0**-8)
     measured: tuple[float, ...] = _doubled(2.0**-6)
+    tared: tuple[float, ...] = _doubled(2.0**-8)
 
     def __post_init__(self) -> None:
         super().__post_init__()

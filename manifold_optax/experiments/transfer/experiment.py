@@ -157,7 +157,9 @@ class TransferExperiment(harness.BatchedExperiment[Config, Settings, Result]):
         if direction_of(first.optimizer) == "modular":
             batch = self._data[first.family].train.inputs[: self.config.batch_size]
             at = self.config.seeds[0], batch
-            shared = budget_factors(budget_of(first.optimizer, network, at), network)
+            budget = budget_of(first.optimizer, network, at)
+            root = first.optimizer == "tared"
+            shared = budget_factors(budget, network, root=root)
         found: list[Factors] = []
         for one in settings_list:
             rate = np.float32(one.learning_rate)

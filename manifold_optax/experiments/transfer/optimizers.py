@@ -21,6 +21,7 @@ OptimizerName: TypeAlias = Literal[
     "nominal",
     "derived",
     "measured",
+    "tared",
 ]
 Direction: TypeAlias = Literal["adamw", "muon", "modular"]
 Factors: TypeAlias = dict[str, np.ndarray]
@@ -29,6 +30,11 @@ Factors: TypeAlias = dict[str, np.ndarray]
 # Least RMS of what enters a norm layer, for the derived budget of the transformer. Its
 # stream begins with rows of RMS 1. Without a floor a norm layer has the slope 1/√ε.
 _FLOOR = 0.5
+
+# Mass of the inner matrices together, for "tared"; first and last have 1 each, as in
+# T. Large et al. (arXiv:2405.14813) and their library modula.
+_INNER_MASS = 5.0
+_INNER = "inner|query|key|value|output|up|down"
 
 # Rate of AdamW for embedding and readout beside Muon: the best one of AdamW on the same
 # text in docs/lm_shakespeare.md. It does not change with the rate of Muon.
@@ -88,24 +94,41 @@ def budget_of(
     """Returns a budget by its name.
 
     Args:
-        optimizer: `"nominal"`, `"derived"` or `"measured"`.
+        optimizer: `"nominal"`, `"derived"`, `"measured"` or `"tared"`. The last is the
+            measured one where the mass of all inner matrices does not grow with their
+            number; see `budget_factors`.
         network: The network.
-        at: Seed of the parameters, and the batch, at which `"measured"` measures.
+        at: Seed of the parameters, and the batch, at which sensitivities are measured.
     """
     module = reading(network)
-    if optimizer == "measured":
+    if optimizer in ("measured", "tared"):
         assert at is not None
         seed, batch = at
-        return mo.modular.measured_budget(module, network.draw(seed), batch)
+        tare = {_INNER: _INNER_MASS} if optimizer == "tared" else None
+        return mo.modular.measured_budget(module, network.draw(seed), batch, tare=tare)
     assert optimizer in ("nominal", "derived")
     return mo.modular.budget(module, sensitivity=optimizer)
 
 
-def budget_factors(budget: mo.modular.Budget, network: Network) -> Factors:
-    """Returns the shares: one number per layer of a stack."""
+def budget_factors(
+    budget: mo.modular.Budget, network: Network, *, root: bool = False
+) -> Factors:
+    """Returns the shares: one number per layer of a stack.
+
+    Args:
+        budget: The budget.
+        network: The network.
+        root: Whether the squares of the changes of the output add up, as those of
+            independent directions do, and not the changes. A layer with the part p of
+            the mass then has √p of the learning rate in place of p.
+    """
     factors = {}
+    masses = {atom.path: atom.mass for atom in budget.atoms}
+    total = sum(budget.masses.values())
     for name, shape in network.shapes.items():
-        shares = np.asarray(budget.share(name), np.float32)
+        shares = np.asarray(budget.share(name))
+        shares = shares * (total / masses[name]) ** 0.5 if root else shares
+        shares = shares.astype(np.float32)
         stacked = name not in ("first", "last")
         rest = (1,) * (len(shape) - 1)
         factors[name] = shares.reshape(-1, *rest) if stacked else np.asarray(shares[0])

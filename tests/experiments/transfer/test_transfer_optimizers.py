@@ -91,3 +91,25 @@ def test_budgets(name, network):
         module, RATE, budget=budget, schedule=mo.linalg.JORDAN
     )
     _assert_close(found, _two_steps(tx, network))
+
+
+def test_the_root_of_equal_masses_is_one_factor():
+    budget = mo.modular.budget(optimizers.reading(PERCEPTRON))
+    plain = optimizers.budget_factors(budget, PERCEPTRON)
+    rooted = optimizers.budget_factors(budget, PERCEPTRON, root=True)
+    for name, leaf in plain.items():
+        # Four matrices of mass 1; exact but for float32.
+        np.testing.assert_allclose(rooted[name], 2 * leaf, rtol=1e-6)
+
+
+def test_with_roots_the_squares_of_the_changes_sum_to_one():
+    module = optimizers.reading(PERCEPTRON)
+    budget = mo.modular.budget(module, tare={"inner": 5.0})
+    rooted = optimizers.budget_factors(budget, PERCEPTRON, root=True)
+    changes = [
+        rooted[name].ravel() * np.asarray(own)
+        for name, own in budget.sensitivities.items()
+    ]
+    assert np.sum(np.concatenate(changes) ** 2) == pytest.approx(1, rel=1e-6)
+    # Masses 1, 5 and 1; the readout has the sensitivity 1.
+    assert rooted["last"] == pytest.approx((1 / 7) ** 0.5, rel=1e-6)
