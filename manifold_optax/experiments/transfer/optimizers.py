@@ -105,7 +105,9 @@ def budget_of(
         assert at is not None
         seed, batch = at
         tare = {_INNER: _INNER_MASS} if optimizer == "tared" else None
-        return mo.modular.measured_budget(module, network.draw(seed), batch, tare=tare)
+        return mo.modular.measured_budget(
+            module, network.draw(seed), batch, tare=tare, addition="worst"
+        )
     assert optimizer in ("nominal", "derived")
     return mo.modular.budget(module, sensitivity=optimizer)
 
