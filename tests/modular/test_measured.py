@@ -53,7 +53,7 @@ def test_a_product_of_numbers(dtype: Any) -> None:
         of_numbers(), numbers(dtype), INPUTS.astype(dtype), addition="worst"
     )
     for path, own in found.shares.items():
-        # Of four equal parts each is 1/4 of the sum, and 1/2 squared 1/4 of the squares.
+        # Each of four equal parts is 1/4 of the sum, and 1/2 of the root of squares.
         np.testing.assert_allclose(worst.share(path), np.divide(own, 2), 1e-14)
     assert "estimates" in str(found)
 
