@@ -16,7 +16,9 @@ def register_rule(primitive: str, rule: Rule) -> None:
 
     Args:
         primitive: its name, as `jax.make_jaxpr` prints it.
-        rule: two functions; see `Rule`. A rule of the library is replaced.
+        rule: two functions; see `Rule`. A rule of the library is replaced. Sizes may be
+            formulas: add and multiply them, take `modular.smallest` of several bounds
+            of one thing and `modular.largest` of several things; `<` raises TypeError.
 
     Raises:
         TypeError: for anything but a name and a `Rule`.
