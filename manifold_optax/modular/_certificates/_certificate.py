@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -140,22 +140,23 @@ class Certificate:
         moving = self.network.depend_on_inputs
         return last_product(self.network.graph, lambda value: value not in moving)
 
-    @functools.cached_property
-    def problems(self) -> dict[str, str]:
-        """What has no bound: by `"inputs"` or `"step"`, the step and its line."""
-        problems = {}
-        for name, found in (("inputs", self._inputs), ("step", self._step)):
-            if isinstance(found, Unreadable):
-                problems[name] = str(found)
-            elif reference(found) == math.inf:
-                problems[name] = unbounded(self.network, name)
-        return problems
+    def problem(self, kind: Literal["inputs", "step"]) -> str | None:
+        """The step at which a change has no bound, and its line; `None` if it has one.
+
+        Args:
+            kind: of what a change is: `"inputs"`, or `"step"` of the parameters.
+        """
+        found = self._inputs if kind == "inputs" else self._step
+        if isinstance(found, Unreadable):
+            return str(found)
+        if reference(found) == math.inf:
+            return unbounded(self.network, kind)
+        return None
 
     def explain(self, params: ArrayTree) -> str:
         """The factors from each input to the output, one line each."""
-        problem = self.problems.get("inputs")
         if isinstance(self._inputs, Unreadable):
-            return f"The inputs have no bound. {problem}"
+            return f"The inputs have no bound. {self._inputs}"
         evaluation = self._evaluation(params)
         lines = explained_inputs(self.network, evaluation.number)
         together = evaluation.number(self._skeleton.size)

@@ -75,7 +75,7 @@ def lipschitz_bound(
     Constant of Self-Attention" (2006.04710) for why attention needs a bounded set.
     """
     proof = certificate(function, params, *inputs, output=output, floor=floor)
-    _warn("lipschitz_bound", proof.problems.get("inputs"))
+    _warn("lipschitz_bound", proof.problem("inputs"))
     return proof.lipschitz(params)
 
 
@@ -124,7 +124,7 @@ def change_bound(
     Cost: that of `lipschitz_bound` twice, and norms of the step.
     """
     proof = certificate(function, params, *inputs, output=output, floor=floor)
-    _warn("change_bound", proof.problems.get("step"))
+    _warn("change_bound", proof.problem("step"))
     return proof.change(params, updates)
 
 
