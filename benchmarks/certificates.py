@@ -18,7 +18,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 # The networks and the attack of the tests.
@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 from stepping import head, interleaved, milliseconds, ratio, row
 
 import manifold_optax as mo
@@ -46,8 +47,9 @@ WIDTHS = (3072, 128, 64, 10)
 """The published MLP: Thinking Machines, "Modular manifolds" (2025)."""
 
 
-def tightness() -> Iterator[str]:
-    """Lines of the first table."""
+def tightness(figure: pathlib.Path | None) -> Iterator[str]:
+    """Lines of the first table, and then its figure."""
+    found: dict[str, list[float]] = {}
     yield from head(
         *("networks", "number", "bound / attacked: least", "median", "largest"),
         *("bound, median", "attacked, median"),
@@ -57,7 +59,24 @@ def tightness() -> Iterator[str]:
         factors = sorted(bound / found for bound, found in pairs)
         middle = [statistics.median(numbers) for numbers in zip(*pairs, strict=True)]
         numbers = (factors[0], statistics.median(factors), factors[-1], *middle)
+        found[name] = factors
         yield row([name, len(cases), *(f"{number:.3g}" for number in numbers)])
+    if figure is not None:
+        write_figure(figure, found)
+
+
+def write_figure(path: pathlib.Path, factors: Mapping[str, Sequence[float]]) -> None:
+    """Writes the PNG: every network as a point, by its bound over the attack."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for place, (name, values) in enumerate(factors.items()):
+        axes.plot(values, [place] * len(values), "o", alpha=0.6, label=name)
+    axes.set_yticks(range(len(factors)), labels=list(factors))
+    axes.invert_yaxis()
+    axes.axvline(1.0, color="0.3")
+    axes.set(xscale="log", xlabel="certified / found by the attack")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,11 +214,12 @@ def main() -> None:
     parser.add_argument("--tightness", action="store_true", help="the first table only")
     parser.add_argument("--cost", action="store_true", help="the second table only")
     parser.add_argument("--pairs", type=int, default=20, help="pairs per ratio, ≥ 2")
+    parser.add_argument("--figure", type=pathlib.Path, help="PNG of the first table")
     parser.add_argument("--layers", type=int, default=12, help="of GPT-2")
     options = parser.parse_args()
     print(f"jax {jax.__version__}, CPU, {os.cpu_count()} cores\n", flush=True)
     if not options.cost:
-        for line in tightness():
+        for line in tightness(options.figure):
             print(line, flush=True)
         print()
     if not options.tightness:
