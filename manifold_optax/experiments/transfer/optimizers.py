@@ -65,8 +65,9 @@ def build(
     """Returns optimizers at the learning rate 1, shares 1 and no factor of the shape.
 
     Their updates are linear in these numbers, which may therefore be arrays of a
-    compiled program: see `factors`. Muon has all matrices of a perceptron, and the
-    inner ones of the transformer, where AdamW has embedding and readout.
+    compiled program: see `budget_factors` and `plain_factors`. Muon has all matrices of
+    a perceptron, and the inner ones of the transformer, where AdamW has embedding and
+    readout. Heads are matrices of their own.
     """
     if direction == "adamw":
         return optax.with_extra_args_support(optax.adamw(1.0))

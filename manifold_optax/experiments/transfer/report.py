@@ -38,10 +38,11 @@ of the largest from the smallest; the shift is the least-squares slope per doubl
 the {sweep}, ± its standard error over the seeds. Losses are those of the best rate of \
 the grid. "With the first rate" is the loss at the largest {sweep} with the best rate \
 of the smallest, "-" where that is outside the grid. Rows named with a comma restate \
-the runs of a budget in another unit of the learning rate, and interpolate that loss: \
+the same runs in another unit of the learning rate, and interpolate that loss: \
 "absolute" takes the change of the output itself, not over the size of the output at \
-the start; "root" adds the squares of the changes of the M matrices, not the changes, \
-so that steps are √M times as long."""
+the start; "root" adds up the squares of the changes of the M matrices, so that the \
+steps of a budget, which adds up the changes, are √M times as long, and those of Muon, \
+which adds up nothing, are divided by √M."""
 
 
 _WORST = """\
@@ -116,7 +117,7 @@ def format_grid(cells: Cells) -> list[str]:
 def draw_shifts(cells: Cells, sweep: str, color: Callable[[str], str]) -> Figure:
     """Draws the best rate over that of the smallest size, one panel per family.
 
-    Other units of a budget are dashed or dotted. The axis ends at a shift of 3 octaves.
+    Other units of the rate are dashed or dotted. The axis ends at a shift of 3 octaves.
     """
     lines = _lines(cells, sweep)
     families = list(dict.fromkeys(line.family for line in lines))
@@ -218,7 +219,7 @@ def _curve(cells: list[harness.Cell[Result]]) -> Curve:
 def _restated(
     cells: Cells, family: str, optimizer: str, sweep: str
 ) -> dict[str, Added]:
-    """Returns other units of the learning rate of a budget, by their names."""
+    """Returns other units of the learning rate, by their names."""
     absolute: Added = {}
     root: Added = {}
     for cell in cells:
@@ -228,11 +229,15 @@ def _restated(
             outputs = [result.output_rms or math.nan for result in cell.results]
             absolute[size] = [math.log2(output) for output in outputs]
             matrices = Network(own.family, own.width, own.depth, 1, 1).matrices
-            root[size] = [-0.5 * math.log2(matrices)] * len(outputs)
+            octaves = 0.5 * math.log2(matrices)
+            own_root = octaves if optimizer.startswith("muon") else -octaves
+            root[size] = [own_root] * len(outputs)
+    # The number of matrices does not change with the width.
+    rooted = {f"{optimizer}, root": root} if sweep == "depth" else {}
     match optimizer:
-        case "measured":
-            return {"measured, absolute": absolute, "measured, root": root}
-        case "nominal":
-            return {"nominal, root": root}
-        case _:
+        case "adamw" | "derived" | "tared":
             return {}
+        case "measured":
+            return {"measured, absolute": absolute, **rooted}
+        case _:
+            return rooted

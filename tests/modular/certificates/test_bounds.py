@@ -88,7 +88,7 @@ def test_pairs_are_the_differences_of_columns():
     def classifier(params, x):
         return 2 * (jax.nn.relu(x @ params["w"]) @ params["head"] + params["b"])
 
-    x = jnp.ones((1, 6))
+    x = jnp.ones((2, 6))  # Of one example layers are also taken together.
     pairs = modular.certificate(classifier, params, x).pairs(params)
     columns = params["head"].T
     differences = np.linalg.norm(columns[:, None] - columns[None], axis=-1)
@@ -147,7 +147,7 @@ def test_a_step_without_a_rule_is_named():
 
 def test_explain_multiplies_to_the_bound():
     params = {"up": _weights(6, 6), "down": _weights(6, 6, seed=1)}
-    x = jnp.ones((1, 6))
+    x = jnp.ones((2, 6))
     function = lambda params, x: jnp.tanh(x @ params["up"]) @ params["down"]
     proof = modular.certificate(function, params, x)
     first, *steps = proof.explain(params).splitlines()
