@@ -129,7 +129,7 @@ def test_random_networks_of_one_example(seed):
     drawn_network = declared_network(seed)
     network, domain = drawn_network.network, drawn_network.domain
     like = jax.ShapeDtypeStruct((1, *domain.like.shape[1:]), np.float32)
-    domain = dataclasses.replace(domain, like=like)  # pyright: ignore
+    domain = dataclasses.replace(domain, like=like)  # pyright: ignore[reportArgumentType]
     certificate = modular.certificate(
         network.forward, network.params, domain.declared()
     )
