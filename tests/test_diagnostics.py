@@ -35,6 +35,7 @@ def after_one_step(tx, params):
     return jax.jit(tx.update)(tree(1), tx.init(params), params)[1]
 
 
+@pytest.mark.slow
 def test_numbers_come_by_parameter(params):
     found = mo.diagnostics.collect(after_one_step(solver(), params))
     assert set(found) == {"gap", "tangency"}

@@ -132,6 +132,7 @@ def test_dtypes(of_param: Any, of_update: Any, of_result: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_traced_numbers_and_vmap(params: Any, grads: Any) -> None:
     """Thresholds under `vmap`, balances by `inject_hyperparams`."""
     inject = optax.inject_hyperparams(mo.qk_clip, static_args=("attention",))

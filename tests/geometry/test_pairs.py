@@ -43,6 +43,7 @@ def on(manifold, shape=(8, 5)):
 
 
 @pytest.mark.parametrize("manifold", CERTIFIED, ids=str)
+@pytest.mark.slow
 def test_the_certificate_belongs_to_the_direction(manifold):
     """The gap is of the plain direction, whatever multiple of it the norm asks."""
 

@@ -122,6 +122,7 @@ def instructions(make, matrices):
     return sum(" = " in line for line in compiled.as_text().splitlines())
 
 
+@pytest.mark.slow
 def test_a_program_grows_with_depth_no_faster_than_that_of_adamw():
     ours, theirs = mo.muon, optax.adamw
     for fewer, more in ((4, 8), (8, 16)):

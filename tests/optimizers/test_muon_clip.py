@@ -121,6 +121,7 @@ def test_leaves_that_nobody_can_tell_are_named(params: Any) -> None:
         mo.muon_clip(0.1, SPEC).init(params)
 
 
+@pytest.mark.slow
 def test_without_the_largest_logits_the_message_says_where_they_come_from(
     params: Any,
 ) -> None:

@@ -161,6 +161,7 @@ def test_rules_of_another_kind(unhooked, rules, error, message):
         mo.roles(rules)
 
 
+@pytest.mark.slow
 def test_an_initializer_knows_its_parameter_by_its_path():
     known = mo.roles({"query": mo.HEADS, "position": "embedding"})
     make = functools.partial(mo.initializers.on_manifold, mo.Stiefel(), axes=known)

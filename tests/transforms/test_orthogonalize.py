@@ -69,6 +69,7 @@ def test_a_narrow_dtype_of_smaller_range_loses_no_scale(rng):
     assert np.abs(half).max() > 0.3
 
 
+@pytest.mark.slow
 def test_form_and_preconditioner_reach_the_iteration(rng):
     x = draw(rng, 12, 3)
     for form in ("direct", "gram"):

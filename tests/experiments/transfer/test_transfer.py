@@ -121,6 +121,7 @@ def test_what_takes_the_same_steps_runs_once(images, monkeypatch):
     assert losses["muon_none"] != losses["muon_width"]
 
 
+@pytest.mark.slow
 def test_rates_of_budgets_are_lengths_of_the_longest_step(text):
     rates = LearningRates(nominal=(0.25, 0.5))
     config = _config(text, optimizers=("nominal",), learning_rates=rates)

@@ -67,6 +67,7 @@ def test_a_finite_step_of_a_chain():
     assert first <= proof.change(params, step, first_order=True) <= first * ABOVE
 
 
+@pytest.mark.slow
 def test_a_step_that_shrinks_weights_counts_with_the_smaller_norms():
     """The change of `x ↦ w x` from `w` to 0 is no more than ‖w‖·‖x‖."""
     params = {"w": _weights(6, 6), "v": _weights(6, 6, seed=1)}
