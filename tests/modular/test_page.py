@@ -1,17 +1,14 @@
 """The Python of docs/modular_manifolds.md runs, and prints what the page shows."""
 
-import contextlib
-import io
-import pathlib
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from manifold_optax.modular._bounds._sizes import RULES
+from modular.pages import check_page, DOCS
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "modular_manifolds.md"
+PAGE = DOCS / "modular_manifolds.md"
 # Names of the reader's own: patterns, shards, and functions that a user declared.
 OWN = {
     "declared", "entrywise", "joined_shards", "linear", "log_softmax", "normalize",
@@ -25,15 +22,7 @@ JUMPS = {
 
 
 def test_blocks_run_and_print_what_the_page_shows(unhooked: None) -> None:
-    text = PAGE.read_text("utf-8")
-    namespace: dict[str, Any] = {}
-    printed = io.StringIO()
-    # Users add biases without a thought to ranks.
-    with contextlib.redirect_stdout(printed), jax.numpy_rank_promotion("allow"):
-        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-            exec(compile(block, "model.py", "exec"), namespace)
-    for shown in re.findall(r"```text\n(.*?)```", text, re.DOTALL):
-        assert shown.strip() in printed.getvalue()
+    namespace = check_page(PAGE.name, "model.py")
     params, x, tx = (namespace[name] for name in ("params", "x", "tx"))
     state, labels, losses = tx.init(params), jnp.arange(8), []
     with jax.numpy_rank_promotion("allow"):

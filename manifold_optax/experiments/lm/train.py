@@ -89,13 +89,9 @@ class Problem:
         known = cast("OptimizerName", name)
         return build_optimizer(known, rate, self.model, self.training)
 
-    def project(self, name: str, params: Any) -> Any:
-        """Returns the parameters that an optimizer starts from: as they were drawn."""
+    def initial_params(self, name: str, seed: int) -> Any:
+        """Draws the parameters that an optimizer starts from."""
         del name
-        return params
-
-    def initial_params(self, seed: int) -> Any:
-        """Draws the parameters of the model."""
         return initial_params(self.model, self.vocabulary, seed=seed)
 
 
@@ -134,8 +130,7 @@ def start_run(
     Returns:
         The inputs of the run and its state before the first step.
     """
-    drawn = problem.initial_params(settings.seed)
-    params = problem.project(settings.optimizer, drawn)
+    params = problem.initial_params(settings.optimizer, settings.seed)
     inputs = harness.run_inputs(settings)
     transform = problem.optimizer(settings.optimizer, inputs.learning_rate)
     steps, rounds = problem.training.steps, problem.training.rounds

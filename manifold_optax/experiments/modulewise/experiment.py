@@ -80,9 +80,9 @@ class Problem(lm.Problem):
         others_rate = lm.learning_rate_schedule(training, self.others_rate)
         return build_optimizer(known, rate, others_rate, training.weight_decay)
 
-    def initial_params(self, seed: int) -> Any:
+    def initial_params(self, name: str, seed: int) -> Any:
         """Draws the parameters, with orthogonal hidden matrices."""
-        return start_orthogonal(super().initial_params(seed))
+        return start_orthogonal(super().initial_params(name, seed))
 
 
 class ModulewiseExperiment(

@@ -23,7 +23,7 @@ _OTHERS_RATE = 0.008
 _BALL = mo.Ball(mo.Spectral(), 1.0)
 
 _SECOND_DECAY = 0.95
-"""Of AdamW, as the `lm` experiment has it."""
+"""Decay of the squares in AdamW, as the `lm` experiment has it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Problem(train.Problem):
         adamw = optax.adamw(others, b2=_SECOND_DECAY, weight_decay=decay)
         return mo.hybrid(hidden, others=adamw, labels=self.roles)
 
-    def project(self, name: str, params: Any) -> Any:
-        """Returns the parameters with the hidden matrices on their set."""
-        constraint = self.constraint(name)
+    def initial_params(self, name: str, seed: int) -> Any:
+        """Draws the parameters, with the hidden matrices on their set."""
+        params, constraint = super().initial_params(name, seed), self.constraint(name)
         if constraint is None:
             return params
         return mo.project(params, constraint, axes=self.roles.only("matrix"))

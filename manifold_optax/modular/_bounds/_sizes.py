@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from manifold_optax.modular._bounds._convolution_norm import ConvolutionNorm
+from manifold_optax.modular._bounds._least_entry import least_entry
 from manifold_optax.modular._bounds._mixed_norm import (
     MixedNorm,
     natural_norm,
@@ -17,7 +18,6 @@ from manifold_optax.modular._bounds._mixed_norm import (
 from manifold_optax.modular._bounds._number import reference, Size, smallest
 from manifold_optax.modular._computation._constants import constant_array
 from manifold_optax.modular._computation._graph import Graph, Operation, Value
-from manifold_optax.modular._scalar import analyse
 
 _T = TypeVar("_T")
 
@@ -156,7 +156,7 @@ class Sizes:
     def least(self, value: Value) -> float:
         """A lower bound of the entries of a value; `-inf` where there is none."""
         if value not in self._lowest:
-            self._lowest[value] = least_entry(value, self)
+            self._lowest[value] = least_entry(value, self.graph, self.least)
         return self._lowest[value]
 
     def is_weight(self, value: Value) -> bool:
@@ -318,44 +318,3 @@ def unfollowed(operation: Operation, why: str) -> Unreadable:
         f"{operation.name}: {why} [{operation.line}]. Put that step into a function of "
         "its own and declare it with mo.modular.declare(slope=..., size=...)."
     )
-
-
-def least_entry(value: Value, sizes: Sizes) -> float:
-    """A lower bound of the entries, through what is added, multiplied and moved."""
-    array = constant_array(value)
-    if array is not None:
-        least = float(np.min(array, initial=math.inf))
-        return -math.inf if math.isnan(least) else least
-    operation = sizes.graph.maker(value)
-    if operation is None or operation.name not in _LEAST:
-        return -math.inf
-    return _LEAST[operation.name](operation, sizes)
-
-
-def _least_of_product(operation: Operation, sizes: Sizes) -> float:
-    x, y = map(sizes.least, operation.operands)
-    return x * y if x >= 0 and y >= 0 else -math.inf
-
-
-def _least_of_sum(operation: Operation, sizes: Sizes) -> float:
-    (x,) = operation.operands
-    terms = math.prod(x.shape) // max(1, math.prod(operation.results[0].shape))
-    least = sizes.least(x)
-    return least * terms if terms else 0.0
-
-
-_LEAST: dict[str, Callable[[Operation, Sizes], float]] = {
-    "add": lambda operation, sizes: sum(map(sizes.least, operation.operands)),
-    "max": lambda operation, sizes: max(map(sizes.least, operation.operands)),
-    "mul": _least_of_product,
-    "reduce_sum": _least_of_sum,
-    "entrywise": lambda operation, sizes: analyse(
-        operation.params["expression"], sizes.least(operation.operands[0])
-    ).lo,
-    **dict.fromkeys(
-        ("broadcast_in_dim", "reshape", "squeeze", "transpose", "reduce_max", "slice",
-         "reduce_min", "convert_element_type", "stop_gradient"),
-        lambda operation, sizes: sizes.least(operation.operands[0]),
-    ),
-}  # fmt: skip
-"""What bounds the entries of a result from below, by the name of the operation."""

@@ -12,17 +12,12 @@ from jaxtyping import Array, Float32
 
 from manifold_optax._checks import require_in_range
 from manifold_optax._typing import ArrayTree
-from manifold_optax.modular._bounds._convolution_norm import ConvolutionNorm
-from manifold_optax.modular._bounds._mixed_norm import MixedNorm
 from manifold_optax.modular._bounds._number import least, reference, Size
 from manifold_optax.modular._bounds._sizes import Unreadable
 from manifold_optax.modular._certificates._change import (
     change_along,
     rate_before,
     symbols_of,
-)
-from manifold_optax.modular._certificates._convolution_norm import (
-    convolution_norm_bound,
 )
 from manifold_optax.modular._certificates._domains import (
     is_domain,
@@ -52,7 +47,7 @@ from manifold_optax.modular._certificates._together import (
     norms_of_maps,
     pairs_together,
 )
-from manifold_optax.modular._certificates._weights import computed
+from manifold_optax.modular._certificates._weights import computed, Weights
 from manifold_optax.modular._computation._graph import Graph, Value
 from manifold_optax.modular._computation._trace import trace
 from manifold_optax.modular._network import Network, TOO_DEEP
@@ -128,7 +123,7 @@ class Certificate:
         names = symbols_of(rate)
         steps = [name for name in names if isinstance(name, StepNorm)]
         weights = [name for name in names if isinstance(name, WeightNorm)]
-        found = _norms([
+        found = live_norms([
             *((_slice(step[name.value], name.slice), name.norm) for name in steps),
             *((computed(name.value, old), name.norm) for name in weights),
             *((computed(name.value, new), name.norm) for name in weights),
@@ -145,8 +140,8 @@ class Certificate:
 
     @functools.cached_property
     def _last(self) -> LastProduct | None:
-        moving = self.network.depend_on_inputs
-        return last_product(self.network.graph, lambda value: value not in moving)
+        weights = Weights(self.network.norms, affine=False)
+        return last_product(self.network.graph, weights.computable)
 
     def problem(self, kind: Literal["inputs", "step"]) -> str | None:
         """The step at which a change has no bound, and its line; `None` if it has one.
@@ -214,7 +209,7 @@ class Certificate:
 
         def norms_of(names: Sequence[WeightNorm | MapNorm]) -> list[Array]:
             weights = [name for name in names if isinstance(name, WeightNorm)]
-            found = _norms([(computed(x.value, arrays), x.norm) for x in weights])
+            found = live_norms([(computed(x.value, arrays), x.norm) for x in weights])
             known: dict[Any, Array] = dict(zip(weights, found, strict=True))
             maps = [name for name in names if isinstance(name, MapNorm)]
             if maps:
@@ -246,20 +241,6 @@ def _or_infinite(found: Size | Unreadable) -> Size:
 def _sum(params: ArrayTree, updates: ArrayTree) -> ArrayTree:
     """The parameters after the step, in their dtypes."""
     return jax.tree.map(lambda p, u: p + u, params, updates)
-
-
-def _norms(
-    queries: Sequence[tuple[Array, MixedNorm | ConvolutionNorm]],
-) -> list[Array]:
-    """Upper bounds of norms of arrays, in their order."""
-    found = {
-        k: convolution_norm_bound(x, norm)
-        for k, (x, norm) in enumerate(queries)
-        if isinstance(norm, ConvolutionNorm)
-    }
-    mixed = [(x, norm) for x, norm in queries if isinstance(norm, MixedNorm)]
-    rest = iter(live_norms(mixed))
-    return [found[k] if k in found else next(rest) for k in range(len(queries))]
 
 
 def _slice(step: Array, place: int | None) -> Array:
@@ -301,7 +282,7 @@ def certificate(
         >>> print(f"{proof.lipschitz(params):.3f}")
         6.000
 
-    Cost: of `read`.
+    Cost: that of `read`.
     """
     require_in_range("floor", floor, "[0, inf)")
     if isinstance(function, Network):

@@ -14,14 +14,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from manifold_optax.modular._bounds._number import Size
-from manifold_optax.modular._certificates._evaluate import Evaluation, numbers_of
+from manifold_optax.modular._certificates._evaluate import (
+    EPS,
+    Evaluation,
+    numbers_of,
+)
 
 _PIECES = 32
 """Into so many the step is cut. The trapezoidal rule is high by 1/12 · 1/32² of how
 much the slope of the rate grows over the step, a sum of largest values by 1/32 of how
 much the rate changes at most."""
 
-_ROUNDING = 64 * 2.0**-23
+_ROUNDING = 64 * EPS
 """Allowance for a sum of that many numbers, and for the lines between norms."""
 
 

@@ -14,7 +14,10 @@ from jaxtyping import Array, Float32
 
 from manifold_optax.modular._bounds._number import Number, Size
 
-_STEP = 8 * 2.0**-23
+EPS = 2.0**-23
+"""Spacing of float32 at 1."""
+
+_STEP = 8 * EPS
 """Allowance of one step, relative to |log₂| + 1: `log2`, `exp2` and a sum err by less
 than 4 units in the last place each, of a result that is no larger."""
 
@@ -27,7 +30,7 @@ class Evaluation:
         norms_of: Callable[[Sequence[Any]], Sequence[Float32[Array, "..."]]],
         arrays: Sequence[Array],
     ) -> None:
-        """Of the names of symbols, and the weights that the result depends on.
+        """Takes what the symbols mean, and the weights that the result depends on.
 
         Args:
             norms_of: names → upper bounds of these norms. All of a formula are asked
@@ -109,7 +112,7 @@ def _needed(size: Number, known: dict[Number, Array]) -> Iterator[Number]:
 
 
 def _log2(size: float) -> float:
-    """Of a float of Python, which may be beyond float32."""
+    """The logarithm of a float of Python, which may be beyond float32."""
     return math.log2(size) if 0 < size < math.inf else (math.inf if size else -math.inf)
 
 
@@ -119,7 +122,7 @@ def _up(log: Array) -> Array:
 
 
 def _mul(a: Array, b: Array) -> Array:
-    """Of a product, in which nothing times anything is nothing."""
+    """The logarithm of a product, in which nothing times anything is nothing."""
     nothing = (a == -jnp.inf) | (b == -jnp.inf)
     return _up(jnp.where(nothing, -jnp.inf, a + b))
 

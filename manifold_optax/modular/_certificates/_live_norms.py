@@ -8,6 +8,7 @@ norms are strict bounds of spectral norms.
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,11 @@ from manifold_optax.linalg._device import on_cpu
 from manifold_optax.linalg._inputs import require_floating_array
 from manifold_optax.linalg._reductions import divisor
 from manifold_optax.linalg._scaling import widen
+from manifold_optax.modular._bounds._convolution_norm import ConvolutionNorm
 from manifold_optax.modular._bounds._mixed_norm import MixedNorm
+from manifold_optax.modular._certificates._convolution_norm import (
+    convolution_norm_bound,
+)
 
 _DOUBLINGS = 4
 """Squarings in a spectral norm. With 3, 4 and 5 of them the bounds of Gaussian matrices
@@ -76,7 +81,9 @@ def _bounded(x: Array, norm: MixedNorm) -> Float[Array, ""]:
     return _float32(bound + left_out * (1 + float(jnp.finfo(values.dtype).eps)))
 
 
-def live_norms(queries: Sequence[tuple[Array, MixedNorm]]) -> list[Float[Array, ""]]:
+def live_norms(
+    queries: Sequence[tuple[Array, MixedNorm | ConvolutionNorm]],
+) -> list[Float[Array, ""]]:
     """`live_norm` of several arrays, those of one shape, dtype and norm in one call.
 
     So a network of twelve equal layers compiles the products of one.
@@ -87,7 +94,7 @@ def live_norms(queries: Sequence[tuple[Array, MixedNorm]]) -> list[Float[Array, 
     Returns:
         A bound for each pair, in their order.
     """
-    groups: dict[tuple[tuple[int, ...], np.dtype, MixedNorm], list[int]] = {}
+    groups: dict[tuple[tuple[int, ...], np.dtype, Any], list[int]] = {}
     for index, (x, norm) in enumerate(queries):
         groups.setdefault((x.shape, np.dtype(x.dtype), norm), []).append(index)
     found: dict[int, Array] = {}
@@ -97,7 +104,11 @@ def live_norms(queries: Sequence[tuple[Array, MixedNorm]]) -> list[Float[Array, 
     return [found[index] for index in range(len(queries))]
 
 
-def _of_each(arrays: Sequence[Array], norm: MixedNorm) -> Sequence[Array]:
+def _of_each(
+    arrays: Sequence[Array], norm: MixedNorm | ConvolutionNorm
+) -> Sequence[Array]:
+    if isinstance(norm, ConvolutionNorm):
+        return [convolution_norm_bound(x, norm) for x in arrays]
     if len(arrays) == 1:
         return [live_norm(arrays[0], norm)]
 

@@ -8,11 +8,11 @@ import numpy as np
 FloatArray: TypeAlias = np.ndarray
 
 _MOST_FOR_WHOLE = 1024
-"""Of a matrix with more rows and columns the largest singular value is not computed,
-which takes 0.1 s at 1024 and grows with the cube."""
+"""Rows and columns of a matrix whose largest singular value is computed: it takes 0.1 s
+at 1024 and grows with the cube."""
 
 _MOST_GROUPS = 64
-"""Of more groups the norms are not added one by one."""
+"""Groups whose norms are added one by one."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -208,7 +208,7 @@ def _reduce_max(operation: Operation, operands: Sequence[Operand]) -> Around:
 
 
 def _window_max(operation: Operation, operands: Sequence[Operand]) -> Around:
-    """Of the places of a window, each as a strided part of the whole."""
+    """The largest of the places of a window, each a strided part of the whole."""
     (x,) = only_moving(operation, operands)
     params = operation.params
     if any(tuple(p) != (0, 0) for p in params["padding"]) or any(

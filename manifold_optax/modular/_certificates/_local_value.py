@@ -104,7 +104,7 @@ class Description:
         return Description(columns, np.asarray(loose))
 
     def error_rows(self, errors: Sequence[Errors]) -> Iterator[tuple[int, FloatArray]]:
-        """Of each error, how much it adds to each row at most."""
+        """How much each error adds to each row at most."""
         for number, columns in self.columns.items():
             if number == INPUT:
                 continue
@@ -144,7 +144,7 @@ class Description:
 _NONE = np.zeros(())
 
 EXACT = Description({}, _NONE)
-"""Of a value that does not move."""
+"""What describes a value that does not move."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

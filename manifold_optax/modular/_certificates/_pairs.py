@@ -1,6 +1,5 @@
 """The last product of a classifier: what each pair of its outputs depends on."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from manifold_optax.modular._bounds._mixed_norm import mixed_norm
+from manifold_optax.modular._certificates._evaluate import EPS
 from manifold_optax.modular._certificates._live_norms import live_norm
 from manifold_optax.modular._computation._constants import constant_number
 from manifold_optax.modular._computation._graph import Graph, Operation, Value
@@ -20,13 +20,13 @@ class LastProduct(NamedTuple):
     Attributes:
         enters: what is multiplied; it depends on the inputs.
         weight: made of parameters alone.
-        axes: the axes of `weight` that are contracted.
+        axis: the axis of `weight` that is contracted; it has one other.
         scale: the factor behind it.
     """
 
     enters: Value
     weight: Value
-    axes: tuple[int, ...]
+    axis: int
     scale: float
 
 
@@ -67,23 +67,16 @@ def _product(
     """The activations times a weight whose one free axis is the last of the result."""
     (left, right), (batch, _) = operation.params["dimension_numbers"]
     x, y = operation.operands
-    if batch or is_weight(x) or not is_weight(y):
+    if batch or is_weight(x) or not is_weight(y) or len(y.shape) != 2:
         return None
-    if len(y.shape) - len(right) != 1:
+    if tuple(left) != (len(x.shape) - 1,):  # One vector enters each product.
         return None
-    # The contracted axes must be the last ones, which one norm measures.
-    if tuple(sorted(left)) != tuple(range(len(x.shape) - len(left), len(x.shape))):
-        return None
-    if len(left) != 1:
-        return None
-    return LastProduct(x, y, tuple(right), scale)
+    return LastProduct(x, y, right[0], scale)
 
 
 def pair_norms(weight: Array, found: LastProduct) -> Float32[Array, "n n"]:
     """`scale · ‖wᵢ − wⱼ‖`, rounded up, for all pairs of columns."""
-    rows = jnp.moveaxis(weight, found.axes, range(len(found.axes)))
-    rows = rows.reshape(math.prod(rows.shape[: len(found.axes)]), -1).T
-    rows = rows.astype(jnp.float32)
+    rows = jnp.moveaxis(weight, found.axis, 1).astype(jnp.float32)
     norm = mixed_norm(rows.shape[1:], "o")
 
     def differences(row: Array) -> Array:
@@ -91,4 +84,4 @@ def pair_norms(weight: Array, found: LastProduct) -> Float32[Array, "n n"]:
         return jax.vmap(lambda other: live_norm(row - other, norm))(rows)
 
     norms = jax.lax.map(differences, rows)
-    return abs(found.scale) * norms * (1 + 4 * jnp.finfo(jnp.float32).eps)
+    return abs(found.scale) * norms * (1 + 4 * EPS)

@@ -17,7 +17,7 @@ from manifold_optax.modular._computation._graph import Graph, Operation, Value
 from manifold_optax.modular._scalar import analyse
 
 _ROUNDING = 1 + 1e-6
-"""On half the range of slopes, which the analysis finds to 1e-12, in float32."""
+"""Allowance for half the range of slopes, found to 1e-12 and rounded to float32."""
 
 
 _LINEAR = 2.0**-23

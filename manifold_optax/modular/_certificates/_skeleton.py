@@ -35,14 +35,12 @@ from manifold_optax.modular._bounds._sizes import (
     times,
     Unreadable,
 )
+from manifold_optax.modular._certificates._evaluate import EPS
 from manifold_optax.modular._certificates._linear_steps import contracts, is_exact
 from manifold_optax.modular._certificates._reading import LiveNetwork
 from manifold_optax.modular._certificates._region import bend_of, Region, region_of
 from manifold_optax.modular._certificates._weights import Weights
 from manifold_optax.modular._computation._graph import Operation, Value
-
-_EPS = 2.0**-23
-"""Of float32, in which the maps are computed."""
 
 MOST_ENTRIES = 2**24
 """Entries of a linear map; a larger one is bounded by the product of its norms."""
@@ -288,19 +286,19 @@ def _error(operation: Operation, operand: Value, result: Value) -> float:
     for the first factor. The others are of Frobenius norms by spectral ones.
     """
     if is_exact(operation):
-        return 2 * _EPS  # Where uses meet, they are added.
+        return 2 * EPS  # Where uses meet, they are added.
     if not contracts(operation):
-        return 10 * _EPS
+        return 10 * EPS
     sizes = math.prod(operand.shape), math.prod(result.shape)
     terms = max(sizes)
     if len(operation.operands) > 1:
         weight = next(x for x in operation.operands if x is not operand)
         terms = min(terms, math.prod(weight.shape))
-    return (2 * math.sqrt(terms) + 8) * _EPS * math.sqrt(min(sizes))
+    return (2 * math.sqrt(terms) + 8) * EPS * math.sqrt(min(sizes))
 
 
 def _multiplications(operation: Operation, result: Value) -> int:
-    """Of one product with one column."""
+    """How many multiplications one product with one column takes."""
     if operation.name not in ("dot_general", "conv_general_dilated"):
         return 0
     size = min(math.prod(x.shape) for x in operation.operands)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from manifold_optax.modular._bounds._mixed_norm import mixed_norm
-from manifold_optax.modular._certificates._evaluate import Evaluation
+from manifold_optax.modular._certificates._evaluate import EPS, Evaluation
 from manifold_optax.modular._certificates._live_norms import live_norms
 from manifold_optax.modular._certificates._maps import (
     distances,
@@ -27,8 +27,6 @@ _MOST_PAIRS = 2**28
 
 _SMALL = 64
 """Matrices up to this side are padded to one size."""
-
-_EPS = 2.0**-23
 
 
 def norms_of_maps(
@@ -82,5 +80,5 @@ def pairs_together(
         radius = evaluation.value(term.radius)
         norms = found + jnp.where(term.error > 0, error, 0.0)
         bounds += norms * radius
-    bounds = bounds * (1 + (len(sizes) + 8) * _EPS)
+    bounds = bounds * (1 + (len(sizes) + 8) * EPS)
     return jnp.where(jnp.isnan(bounds), jnp.inf, bounds)

@@ -79,7 +79,8 @@ def meeting(value: Value, partner: Value, norm: MixedNorm, sizes: Sizes) -> Size
 
 
 _LIMITS = tuple(2.0**k for k in range(-6, 20, 2))
-"""Of what may enter a function, over what is assumed to, where weights are live."""
+"""Limits of what may enter a function, over what is assumed to enter it, at which its
+slope is known where weights are live."""
 
 
 def _slope(operation: Operation, sizes: Sizes) -> Size:

@@ -36,7 +36,7 @@ def _unrolled(params, x):
 
 @pytest.mark.slow
 def test_a_loop_is_bounded_layer_by_layer():
-    x = modular.L2Ball(jnp.ones((1, 6)), 1.0)
+    x = modular.L2Ball(jnp.ones((2, 6)), 1.0)
     step = jax.tree.map(lambda w: 0.01 * w, _stack())
     for bound in (
         lambda f: modular.lipschitz_bound(f, _stack(), x),
@@ -106,6 +106,21 @@ def test_pairs_without_a_last_product():
     expected = 3 * np.sqrt(2) * (1 - np.eye(6))
     assert np.all(pairs >= expected)
     assert np.all(pairs <= expected * ABOVE)
+
+
+@pytest.mark.slow
+def test_pairs_where_the_last_weight_is_made_by_a_long_loop():
+    """It is not computed from the parameters, so its columns say nothing."""
+    params = {"w": np.eye(3, dtype=np.float32)}
+
+    def function(params, x):
+        head = jax.lax.fori_loop(0, 300, lambda _, w: jnp.tanh(w), params["w"])
+        return x @ head
+
+    pairs = modular.certificate(function, params, jnp.ones((2, 3))).pairs(params)
+    head = function(params, np.eye(3, dtype=np.float32))
+    differences = np.linalg.norm(head.T[:, None] - head.T[None], axis=-1)
+    assert np.all(pairs >= differences)
 
 
 def test_tokens_are_exchanged():
