@@ -1,6 +1,5 @@
 """The `lm` experiment, as the harness runs it."""
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -21,7 +20,7 @@ from manifold_optax.experiments.harness import (
 )
 from manifold_optax.experiments.lm.config import LmConfig, OptimizerName
 from manifold_optax.experiments.lm.figures import draw_curves
-from manifold_optax.experiments.lm.results import RunResult, RunSettings
+from manifold_optax.experiments.lm.results import loss_metrics, RunResult, RunSettings
 from manifold_optax.experiments.lm.sample import sample_tokens
 from manifold_optax.experiments.lm.text import load_text, Text
 from manifold_optax.experiments.lm.train import (
@@ -107,11 +106,7 @@ class LmExperiment(Experiment[LmConfig, RunSettings, RunResult]):
 
     def metrics(self) -> Sequence[Metric[RunResult]]:
         """Losses at the end; the test part has no say in the best rates."""
-        loss = functools.partial(Metric, digits=4, lower_is_better=True)
-        return [
-            loss("validation loss", lambda result: result.validation_loss[-1]),
-            loss("test loss", lambda result: result.test_loss[-1]),
-        ]
+        return loss_metrics()
 
     @property
     def legend(self) -> str:

@@ -1,8 +1,12 @@
 """What decides a run of the language model, and what it measures."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
+from manifold_optax.experiments.harness import Metric
 from manifold_optax.experiments.lm.config import (
     ModelConfig,
     OptimizerName,
@@ -98,3 +102,12 @@ class RunResult:
         return (
             sum(known) / len(known) if known and len(known) == len(late) else math.nan
         )
+
+
+def loss_metrics() -> Sequence[Metric[Any]]:
+    """Losses at the end of a run; that on the validation part chooses."""
+    loss = functools.partial(Metric, digits=4, lower_is_better=True)
+    return [
+        loss("validation loss", lambda result: result.validation_loss[-1]),
+        loss("test loss", lambda result: result.test_loss[-1]),
+    ]

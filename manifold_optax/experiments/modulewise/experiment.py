@@ -1,7 +1,6 @@
 """The `modulewise` experiment, as the harness runs it."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from manifold_optax.experiments import harness
 from manifold_optax.experiments.lm import train as lm
 from manifold_optax.experiments.lm.config import ModelConfig, TrainingConfig
 from manifold_optax.experiments.lm.model import abstract_model
+from manifold_optax.experiments.lm.results import loss_metrics
 from manifold_optax.experiments.lm.text import load_text, Text
 from manifold_optax.experiments.modulewise.config import ModulewiseConfig, OptimizerName
 from manifold_optax.experiments.modulewise.optimizers import (
@@ -170,11 +170,7 @@ class ModulewiseExperiment(
 
     def metrics(self) -> Sequence[harness.Metric[RunResult]]:
         """Losses at the end; the test part has no say in the best rates."""
-        loss = functools.partial(harness.Metric, digits=4, lower_is_better=True)
-        return [
-            loss("validation loss", lambda result: result.validation_loss[-1]),
-            loss("test loss", lambda result: result.test_loss[-1]),
-        ]
+        return loss_metrics()
 
     @property
     def legend(self) -> str:
