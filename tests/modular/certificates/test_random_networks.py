@@ -6,6 +6,7 @@ decision of a classifier.
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,6 +31,15 @@ ROUNDING = 2e-6
 
 # Two dense ones, which cost least, stay in the gate.
 GATE = (120, 195)
+
+
+@pytest.fixture(autouse=True)
+def _forget_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiled programs of 500 networks are more than a process can map."""
+    yield
+    if request.node.get_closest_marker("slow"):
+        jax.clear_caches()
+
 
 each_network = pytest.mark.parametrize(
     "seed",
