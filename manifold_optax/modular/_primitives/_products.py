@@ -4,7 +4,9 @@ All are one inequality, for the product over contracted axes C of x and y, whose
 axes are X and Y: a Euclidean norm over C of one times the operator norm C → Y of the
 other; or, where x is weights that are summed over C, the sum of their sizes times the
 largest of what they weigh. A norm over C of both is Cauchy-Schwarz: the case of an
-operator with one output.
+operator with one output. It holds with one factor for all of Y, so that the maximum
+over Y is inside the Euclidean norm over X and batches (mark `"m"`): a change of the
+queries of each head changes all logits of that head by no more.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ from manifold_optax.modular._bounds._mixed_norm import (
     Factors,
     joined,
     MixedNorm,
+    outermost,
     ratio,
     remarked,
 )
@@ -138,15 +141,37 @@ def _dot_moves(
     sides = _sides(operation)
     x, y = sides[position], sides[1 - position]
     ways = []
+    given, norm = norm, _followed(x, norm)
     batch, _, free = x.parts(norm)
     for marks in _over_contracted(x, norm):
         inner = x.norm([_kept(axis, marks) for axis in batch], marks, free)
-        factor = ratio(inner, norm)
+        factor = ratio(inner, given)
         for y_norm in _partners(y, marks, sizes):
             size = meeting(y.value, x.value, y_norm, sizes)
+            if marks == "o" and y_norm == y.norm("b", "o", "b"):
+                y_norm = _inside(x, inner, y, sizes)
             outer = _product_norm(operation, x, inner, y, y_norm)
             ways.append([Move(0, factor * size, outer, _reason(y, sizes))])
     return ways
+
+
+def _followed(x: _Side, norm: MixedNorm) -> MixedNorm:
+    """The norm, where its sums inside Euclidean norms are those over C; or a lower one.
+
+    Then `‖Σ x y‖ ≤ Σ |x| · max ‖y‖` holds before these norms are taken.
+    """
+    _, marks, _ = x.parts(norm)
+    others = [norm.axes[axis] for axis in (*x.batch, *x.free)]
+    alone = not any(m in "mtis" for axis in others for _, m in axis)
+    return norm if marks == {"t"} and alone else outermost(norm)
+
+
+def _inside(x: _Side, inner: MixedNorm, y: _Side, sizes: Sizes) -> MixedNorm:
+    """The norm of y by which its free axes are marked after Cauchy-Schwarz over C."""
+    others = {m for k in (*x.batch, *x.free) for _, m in inner.axes[k]}
+    alone = others <= {"b", "o"} and "o" in others
+    live = not (sizes.is_weight(y.value) or sizes.assumptions.nominal)
+    return y.norm("b", "o", "m" if alone and live else "b")
 
 
 def _kept(batch: Factors, marks: str) -> Factors:
@@ -155,7 +180,7 @@ def _kept(batch: Factors, marks: str) -> Factors:
     A maximum or a sum over C goes with maxima. An operator from the batch to C passes y
     with one member of the batch at a time, and so does one from C to the batch.
     """
-    gone = {"b": "ois", "s": "ois", "i": "os", "o": "is"}[marks]
+    gone = {"b": "ois", "s": "ois", "i": "os", "o": "is", "t": "is"}[marks]
     return joined((n, "b" if mark in gone else mark) for n, mark in batch)
 
 
@@ -163,8 +188,8 @@ def _over_contracted(x: _Side, norm: MixedNorm) -> list[str]:
     """The marks over C to go on with: those of the norm, and the Euclidean norm."""
     _, marks, free = x.parts(norm)
     pure = not any(m in "oi" for axis in free for _, m in axis)
-    if marks == {"i"}:
-        return ["i"]
+    if marks in ({"i"}, {"t"}):
+        return list(marks)
     if marks == {"b"} or not marks:
         return ["b", "o"]
     if marks == {"s"} and pure:
@@ -178,7 +203,7 @@ def _partners(y: _Side, marks: str, sizes: Sizes) -> list[MixedNorm]:
     An operator may be measured as a whole, or block by block where its norm is known
     so: the queries of each head for themselves.
     """
-    if marks == "s":
+    if marks in ("s", "t"):
         return [y.norm("b", "b", "o")]
     if marks == "b":
         return [y.norm("b", "s", "b")]
