@@ -18,7 +18,6 @@ from manifold_optax.modular._bounds._mixed_norm import (
     Factors,
     joined,
     MixedNorm,
-    outermost,
     ratio,
     remarked,
 )
@@ -141,7 +140,7 @@ def _dot_moves(
     sides = _sides(operation)
     x, y = sides[position], sides[1 - position]
     ways = []
-    given, norm = norm, _followed(x, norm)
+    given, norm = norm, remarked(norm, "m", "b")
     batch, _, free = x.parts(norm)
     for marks in _over_contracted(x, norm):
         inner = x.norm([_kept(axis, marks) for axis in batch], marks, free)
@@ -155,17 +154,6 @@ def _dot_moves(
     return ways
 
 
-def _followed(x: _Side, norm: MixedNorm) -> MixedNorm:
-    """The norm, where its sums inside Euclidean norms are those over C; or a lower one.
-
-    Then `‖Σ x y‖ ≤ Σ |x| · max ‖y‖` holds before these norms are taken.
-    """
-    _, marks, _ = x.parts(norm)
-    others = [norm.axes[axis] for axis in (*x.batch, *x.free)]
-    alone = not any(m in "mtis" for axis in others for _, m in axis)
-    return norm if marks == {"t"} and alone else outermost(norm)
-
-
 def _inside(x: _Side, inner: MixedNorm, y: _Side, sizes: Sizes) -> MixedNorm:
     """The norm of y by which its free axes are marked after Cauchy-Schwarz over C."""
     others = {m for k in (*x.batch, *x.free) for _, m in inner.axes[k]}
@@ -177,19 +165,19 @@ def _inside(x: _Side, inner: MixedNorm, y: _Side, sizes: Sizes) -> MixedNorm:
 def _kept(batch: Factors, marks: str) -> Factors:
     """How a batch axis goes on, by the marks over C: its members differ in y.
 
-    A maximum or a sum over C goes with maxima. An operator from the batch to C passes y
+    A maximum over C goes with maxima; a sum over C is taken first. An operator from the batch to C passes y
     with one member of the batch at a time, and so does one from C to the batch.
     """
-    gone = {"b": "ois", "s": "ois", "i": "os", "o": "is", "t": "is"}[marks]
+    gone = {"b": "ois", "s": "is", "i": "os", "o": "is"}[marks]
     return joined((n, "b" if mark in gone else mark) for n, mark in batch)
 
 
 def _over_contracted(x: _Side, norm: MixedNorm) -> list[str]:
     """The marks over C to go on with: those of the norm, and the Euclidean norm."""
     _, marks, free = x.parts(norm)
-    pure = not any(m in "oi" for axis in free for _, m in axis)
-    if marks in ({"i"}, {"t"}):
-        return list(marks)
+    pure = not any(m == "i" for axis in free for _, m in axis)
+    if marks == {"i"}:
+        return ["i"]
     if marks == {"b"} or not marks:
         return ["b", "o"]
     if marks == {"s"} and pure:
@@ -203,7 +191,7 @@ def _partners(y: _Side, marks: str, sizes: Sizes) -> list[MixedNorm]:
     An operator may be measured as a whole, or block by block where its norm is known
     so: the queries of each head for themselves.
     """
-    if marks in ("s", "t"):
+    if marks == "s":
         return [y.norm("b", "b", "o")]
     if marks == "b":
         return [y.norm("b", "s", "b")]

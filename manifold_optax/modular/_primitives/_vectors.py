@@ -78,8 +78,8 @@ _SOFTMAX = (
 """(norm of the change, norm of the result, constant) of a softmax."""
 
 _SOFTMAX_INSIDE = (
-    ("m", "t", 1.0), ("m", "o", math.sqrt(0.5)), ("m", "m", 0.5),
-    ("o", "t", math.sqrt(0.5)),
+    ("m", "s", 1.0), ("m", "o", math.sqrt(0.5)), ("m", "m", 0.5),
+    ("o", "s", math.sqrt(0.5)),
 )  # fmt: skip
 """The same before the Euclidean norm over other axes is taken."""
 
