@@ -25,7 +25,6 @@ from manifold_optax.modular._bounds._sizes import (
 )
 from manifold_optax.modular._computation._graph import Graph, Operation, Value
 
-
 _ORDERED = frozenset({
     "add", "add_any", "convert_element_type", "dot_general", "entrywise", "select_n",
     "softmax", "sub", "transpose",

@@ -12,9 +12,9 @@ numbers that are 12 heads of 64 has the factors 12 and 64):
         beside `"s"` or `"i"`.
 
 `[tokens, features]` under `"bo"` is the largest Euclidean norm of a token; a matrix
-`[in, out]` under `"io"` is its spectral norm, under `"bo"` its longest row. For logits
-`[heads, keys]` the mark `"ob"` is the largest over keys of the Euclidean norm over heads,
-and `"om"` the Euclidean norm over heads of the largest over keys.
+`[in, out]` under `"io"` is its spectral norm, under `"bo"` its longest row. Logits
+`[heads, keys]` have under `"ob"` the largest over keys of the Euclidean norm over
+heads, under `"om"` the Euclidean norm over heads of the largest over keys.
 """
 
 import functools

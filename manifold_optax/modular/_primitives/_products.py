@@ -165,8 +165,9 @@ def _inside(x: _Side, inner: MixedNorm, y: _Side, sizes: Sizes) -> MixedNorm:
 def _kept(batch: Factors, marks: str) -> Factors:
     """How a batch axis goes on, by the marks over C: its members differ in y.
 
-    A maximum over C goes with maxima; a sum over C is taken first. An operator from the batch to C passes y
-    with one member of the batch at a time, and so does one from C to the batch.
+    A maximum over C goes with maxima; a sum over C is taken first. An operator from the
+    batch to C passes y with one member of the batch at a time, and so does one from C
+    to the batch.
     """
     gone = {"b": "ois", "s": "is", "i": "os", "o": "is"}[marks]
     return joined((n, "b" if mark in gone else mark) for n, mark in batch)

@@ -1,18 +1,24 @@
-"""Points where a function is steep: a search by populations, in float64.
+"""Points where a function is steep: a search by a population, in float32.
 
-It uses no slope of the Jacobian, which is 0 for networks of ReLUs, and starts from many
-more points than a gradient ascent can. What it finds are starts for `ascent`, which
-measures them: at a kink the derivative of JAX may be that of no pair of inputs.
+It needs no slope of the Jacobian, which is 0 for networks of ReLUs, and starts from
+many more points than a gradient ascent can. What it finds are starts of `ascent`, which
+measures pairs of inputs there in float64: at a kink the derivative of JAX may be that
+of no pair.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import Array, lax, numpy as jnp
 
+from modular.certificates.ascent import COMPILER_OPTIONS, Pair, SHORTEST
+from modular.certificates.domains import Domain
+
 # A trial moves by a part of the scale of the domain between these.
-SHORTEST, LONGEST = 1e-4, 1.0
+LEAST, MOST = 1e-4, 1.0
 
 # Trials between two selections; with fewer, the descendants of one point take over
 # before others are near their maxima.
@@ -25,6 +31,48 @@ class Population(NamedTuple):
     x: Array
     direction: Array
     slope: Array
+
+
+def steep_pairs(
+    forward: Callable[[Any, Array], Array],
+    params: Any,
+    domain: Domain,
+    *,
+    points: int,
+    trials: int,
+    count: int,
+    seed: int = 0,
+) -> Pair:
+    """Points where the Jacobian is large, each with a direction: starts of the ascent.
+
+    Args:
+        forward: `forward(params, x)`, which treats examples independently.
+        params: its parameters, taken as float32: these are only starts.
+        domain: the points lie in it.
+        points: where the search begins, drawn.
+        trials: of every point.
+        count: of pairs.
+        seed: of all that is drawn.
+
+    Returns:
+        [count, examples, ...] points and directions, in float64.
+    """
+    rng = np.random.default_rng(seed)
+    shape = domain.like.shape
+    drawn = [domain.drawn(rng) for _ in range(-(-points // shape[0]))]
+    xs = np.concatenate(drawn).astype(np.float32)
+    margin = 10 * SHORTEST * domain.scale
+    inside = functools.partial(domain.nearest, margin=margin)
+
+    def search(params: Any, xs: Array, key: Array) -> Population:
+        function = lambda x: forward(params, x)
+        return steepest(function, inside, domain.scale, xs, key, trials=trials)
+
+    compiled = jax.jit(search, compiler_options=COMPILER_OPTIONS)
+    found = compiled(params, xs, jax.random.key(seed))
+    chosen = np.arange(count * shape[0]) % len(xs)
+    ends = (np.asarray(leaf, np.float64)[chosen] for leaf in found[:2])
+    return Pair(*(end.reshape(count, *shape) for end in ends))
 
 
 def steepest(
@@ -49,8 +97,7 @@ def steepest(
         trials: of every point.
     """
     first, second = jax.random.split(key)
-    start = Population(inside(xs), jax.random.normal(first, xs.shape), 0.0)
-    start = _turned(function, start.x, start.direction)
+    start = _turned(function, inside(xs), jax.random.normal(first, xs.shape))
 
     def step(old: Population, given: tuple[Array, Array]) -> tuple[Population, None]:
         index, key = given
@@ -64,7 +111,9 @@ def steepest(
     return jax.tree.map(lambda leaf: leaf[jnp.argsort(-found.slope)], found)
 
 
-def _turned(function: Callable[[Array], Array], x: Array, direction: Array) -> Any:
+def _turned(
+    function: Callable[[Array], Array], x: Array, direction: Array
+) -> Population:
     """Each direction one step of the power iteration on, and what it attains.
 
     With u the change of the output by the direction, of norm 1, `‖Jᵀu‖` is between
@@ -92,7 +141,7 @@ def _moved(x: Array, scale: float, key: Array) -> Array:
     noise = jax.random.normal(noise_key, x.shape)
     noise /= jnp.sqrt(noise[0].size)
     random = jax.random.uniform(length_key, (len(x),))
-    length = SHORTEST * (LONGEST / SHORTEST) ** random
+    length = LEAST * (MOST / LEAST) ** random
     a, b = jax.random.randint(other_key, (2, len(x)), 0, len(x))
     between = _wide(1.2 * random, x) * (x[a] - x[b])
     shorter = -_wide(length, x) * x
