@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from manifold_optax.modular._bounds._gains import Gains
+from manifold_optax.modular._bounds._number import reference
+from manifold_optax.modular._bounds._sizes import Fact
+from modular.measured_norms import norm_of
 from modular.rule_attacks import attacked
-from modular.rule_cases import case, data, weight
+from modular.rule_cases import case, data, read, weight
 
 _einsum = jnp.einsum
 
@@ -144,3 +148,20 @@ def test_the_bounds_are_nearly_attained():
     closest = {x.name: y.closest["gain"] for x, y in attacked(tuple(CASES)).items()}
     # Below 1, as a search of a few steps may miss the largest change.
     assert {name for name, gain in closest.items() if gain < 0.7} == set()
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("position", "expected"), [(0, 1.0), (1, 0.5**0.5), (2, 1.0)])
+def test_heads_are_joined_without_their_number(position, expected):
+    """Queries, keys and values of 16 heads, each of norm 1 at most.
+
+    With the norm of the worst head alone the first two were 4 and 2, by √16 heads and
+    for keys by √4 of them.
+    """
+    given = [data(n, 16, 3, marks="b b o") for n in (2, 4, 4)]
+    graph, sizes = read(case("attention", _attend, *given))
+    out = graph.outputs[0]
+    gains = Gains(graph, sizes, {out: [Fact(norm_of(out.shape, "b o o"), 1.0)]})
+    value = graph.inputs[position]
+    found = reference(gains.gain(value, norm_of(value.shape, "o o o")))
+    assert found == pytest.approx(expected)  # exact up to rounding

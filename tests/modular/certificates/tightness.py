@@ -61,7 +61,7 @@ class Case:
     starts: int = 48
     steps: int = 300
     points: int = 256
-    trials: int = 1000
+    trials: int = 500
 
     @property
     def network(self) -> RandomNetwork:
@@ -215,20 +215,18 @@ RESIDUAL = Ball(_shaped(1, 8), 8.0)
 SEQUENCE = Tokens(_shaped(1, 4, 8), 1.0)
 IMAGES = EntryBox(_shaped(1, 6, 6, 3), -1.0, 1.0)
 
-# Convolutions in float64 are slow on a CPU.
-SHORT = {"starts": 32, "steps": 300}
+# Convolutions are slow on a CPU, most of all in float64.
+SHORT = {"starts": 16, "steps": 200, "points": 96, "trials": 300}
 
 
 def _over(
     builds: Sequence[Builder],
     domain: Domain,
     weights: str = "orthogonal",
-    *,
-    starts: int = 48,
-    steps: int = 300,
+    **effort: int,
 ) -> tuple[Case, ...]:
     return tuple(
-        Case(build, domain, activation, weights, seed, starts, steps)
+        Case(build, domain, activation, weights, seed, **effort)
         for build in builds
         for activation in ACTIVATIONS
         for seed in SEEDS
