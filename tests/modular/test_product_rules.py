@@ -155,8 +155,8 @@ def test_the_bounds_are_nearly_attained():
 def test_heads_are_joined_without_their_number(position, expected):
     """Queries, keys and values of 16 heads, each of norm 1 at most.
 
-    With the norm of the worst head alone the first two were 4 and 2, by √16 heads and
-    for keys by √4 of them.
+    Before, with a maximum over keys outside of the norm over heads, the first two were
+    2 and 1.
     """
     given = [data(n, 16, 3, marks="b b o") for n in (2, 4, 4)]
     graph, sizes = read(case("attention", _attend, *given))

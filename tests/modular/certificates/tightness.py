@@ -216,7 +216,7 @@ SEQUENCE = Tokens(_shaped(1, 4, 8), 1.0)
 IMAGES = EntryBox(_shaped(1, 6, 6, 3), -1.0, 1.0)
 
 # Convolutions are slow on a CPU, most of all in float64.
-SHORT = {"starts": 16, "steps": 200, "points": 96, "trials": 300}
+SHORT = {"starts": 32, "steps": 300, "points": 96, "trials": 300}
 
 
 def _over(
