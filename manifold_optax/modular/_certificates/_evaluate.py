@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Bool, Float32, Int32
 
 from manifold_optax.modular._bounds._number import Number, Size
 from manifold_optax.modular._certificates._live_norms import is_finite
@@ -154,11 +154,11 @@ def _all_finite(arrays: list[Array]) -> Bool[Array, ""]:
 
 @jax.jit
 def _run(
-    norms: Float32[Array, "names *batch"],
+    norms: Float32[Array, "..."],
     constants: Float32[Array | np.ndarray, " constants"],
     rows: Int32[Array | np.ndarray, "rows 3"],
     limits: Float32[Array | np.ndarray, "rows 2"],
-) -> Float32[Array, "places *batch"]:
+) -> Float32[Array, "..."]:
     """The values at all places."""
     logs = _up(jnp, jnp.log2(norms))
     logs = jnp.where(jnp.isnan(logs), jnp.inf, logs)
@@ -174,7 +174,8 @@ def _run(
         one = jax.lax.select_n(kind, *(jnp.broadcast_to(x, batch) for x in found))
         return values.at[place].set(one), None
 
-    steps = (rows, limits, first + jnp.arange(len(rows)))
+    places = first + jnp.arange(len(rows))
+    steps = (jnp.asarray(rows), jnp.asarray(limits), places)
     values, _ = jax.lax.scan(step, jnp.concatenate([*known, room]), steps)
     return jnp.exp2(_up(jnp, values))
 

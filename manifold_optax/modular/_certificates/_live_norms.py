@@ -154,18 +154,15 @@ def _laid_out(
 ) -> Float[Array, "maxima rows columns sums"]:
     """The factors in the order: maxima, inputs and outputs, sums.
 
-    Inputs and outputs stay in their order, as a matrix has the norm of its transpose: to
-    transpose the table of a vocabulary took longer than its Gram matrix.
+    Inputs and outputs stay in their order, as a matrix has the norm of its transpose:
+    to transpose the table of a vocabulary took longer than its Gram matrix.
     """
     marks = [mark for _, mark in norm.factors]
-    between = dict.fromkeys([mark for mark in marks if mark in "io"] + ["i", "o"])
-    order_of_marks = ["b", *between, "s"]
-    order = [
-        k for mark in order_of_marks for k, have in enumerate(marks) if have == mark
-    ]
+    between = dict.fromkeys([*(mark for mark in marks if mark in "io"), "i", "o"])
+    groups = ["b", *between, "s"]
+    order = [k for mark in groups for k, have in enumerate(marks) if have == mark]
     split = jnp.reshape(values, [size for size, _ in norm.factors])
-    shape = [norm.count(mark) for mark in order_of_marks]
-    return jnp.transpose(split, order).reshape(shape)
+    return jnp.transpose(split, order).reshape([norm.count(mark) for mark in groups])
 
 
 def _widened(x: Array) -> Array:
