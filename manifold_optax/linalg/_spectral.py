@@ -139,28 +139,14 @@ def spectral_norm_bound(
     if doublings < 0:
         raise ValueError(f"doublings must be at least 0, got {doublings}.")
     y, scale = near_one(widen(x), axis_name)
-    return scale[..., 0, 0] * bound_near_one(y, doublings, axis_name)
-
-
-def bound_near_one(x: Matrix, doublings: int, axis_name: AxisName = None) -> PerMatrix:
-    """`spectral_norm_bound` of matrices whose squares neither underflow nor overflow.
-
-    Args:
-        x: `[*batch, m, n]`, in at least float32.
-        doublings: as in `spectral_norm_bound`.
-        axis_name: likewise.
-
-    Returns:
-        `[*batch]`.
-    """
     tall = axis_name is not None or x.shape[-2] >= x.shape[-1]
-    y = x if tall else x.mT
+    y = y if tall else y.mT
     eps = float(jnp.finfo(y.dtype).eps)
     square = gram(y, axis_name)
     rounding = _rounding(row_count(y, axis_name), eps) * _trace(square)
     bound = jnp.sqrt(_eigenvalue_bound(square, doublings) + rounding)
     # A few dozen roundings of numbers.
-    return (bound * (1 + 32 * eps))[..., 0, 0]
+    return (scale * bound * (1 + 32 * eps))[..., 0, 0]
 
 
 def _eigenvalue_bound(square: Square, doublings: int) -> Float[Array, "*batch 1 1"]:

@@ -75,7 +75,7 @@ class Evaluation:
             logs += table.constants.tolist()
             for (kind, *places), limits in zip(table.rows, table.limits, strict=True):
                 logs.append(_steps(np, *(logs[k] for k in places), *limits)[kind])
-        log = float(logs[table.results[0]])
+            log = float(_up(np, logs[table.results[0]]))
         return 2.0**log if log < 1024 else math.inf
 
     def _of(self, names: Sequence[Hashable]) -> list[Array]:

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from manifold_optax.linalg import spectral_norm_bound
 from manifold_optax.linalg._device import on_cpu
 from manifold_optax.linalg._inputs import require_floating_array
 from manifold_optax.linalg._reductions import divisor
 from manifold_optax.linalg._scaling import widen
-from manifold_optax.linalg._spectral import bound_near_one
 from manifold_optax.modular._bounds._convolution_norm import ConvolutionNorm
 from manifold_optax.modular._bounds._mixed_norm import MixedNorm
 from manifold_optax.modular._certificates._convolution_norm import (
@@ -72,7 +72,7 @@ def _bounded(x: Array, norm: MixedNorm) -> Float[Array, ""]:
     largest = _largest(values)
     bound = largest
     if norm.has("ois"):
-        bound = _of_scaled(values, divisor(largest), norm)
+        bound = _measured(values, largest, norm)
     # Whether arithmetic sees subnormal numbers or zeros depends on the machine: the
     # norm of an array whose entries are as large as those left out can be.
     tiny = float(jnp.finfo(values.dtype).tiny)
@@ -133,20 +133,26 @@ def _of_equal(arrays: list[Array], norm: MixedNorm) -> Float[Array, " arrays"]:
     return jax.lax.map(bound, stack) if on_cpu() else jax.vmap(bound)(stack)
 
 
-def _of_scaled(values: Array, scale: Array, norm: MixedNorm) -> Array:
+def _measured(values: Array, largest: Array, norm: MixedNorm) -> Array:
     """The bound of a norm that has sums, lengths or operators."""
-    dtype = values.dtype
-    blocks = _laid_out(values / scale, norm)
-    if norm.has("s"):
-        blocks = jnp.sum(jnp.abs(blocks), axis=3) * _allowance(norm.count("s"), dtype)
-    else:
-        blocks = blocks[..., 0]
     if norm.count("i") > 1 and norm.count("o") > 1:
-        # Those that are much smaller than the largest may underflow.
-        return scale * jnp.max(bound_near_one(blocks, _DOUBLINGS))
+        # It divides each matrix by its largest entry itself.
+        matrices = _summed(values, norm)
+        return jnp.max(spectral_norm_bound(matrices, doublings=_DOUBLINGS))
+    scale = divisor(largest)
+    blocks = _summed(values / scale, norm)
     squares = jnp.sum(blocks * blocks, axis=(1, 2))
-    lengths = jnp.sqrt(squares) * _allowance(norm.count("io"), dtype)
+    lengths = jnp.sqrt(squares) * _allowance(norm.count("io"), values.dtype)
     return scale * jnp.max(lengths)
+
+
+def _summed(values: Array, norm: MixedNorm) -> Float[Array, "maxima rows columns"]:
+    """The matrices that are left after the sums."""
+    blocks = _laid_out(values, norm)
+    if not norm.has("s"):
+        return blocks[..., 0]
+    allowance = _allowance(norm.count("s"), values.dtype)
+    return jnp.sum(jnp.abs(blocks), axis=3) * allowance
 
 
 def _laid_out(
