@@ -1,15 +1,28 @@
-"""Checkpoints of a run: the latest state of one directory, through Orbax."""
+"""Checkpoints of a run: the latest state of one directory, through Orbax.
+
+Beside each state stand its format and its digest. Orbax compares neither in words that
+help, and it keeps no checksum: a flipped bit would be restored as another number.
+"""
 
 import contextlib
 import pathlib
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import jax
 import orbax.checkpoint as ocp
 
 from manifold_optax.experiments.harness.output import UnusableOutputError
 from manifold_optax.experiments.harness.state import RunState
+from manifold_optax.states import (
+    check_state_format,
+    state_digest,
+    state_format,
+    StateFormat,
+)
+
+_LONGEST_REASON = 400
+"""TensorStore says two kilobytes about every array that it cannot read."""
 
 
 class Checkpoints:
@@ -28,8 +41,13 @@ class Checkpoints:
         Raises:
             UnusableOutputError: if it cannot be written; the one before is kept.
         """
+        beside = {
+            "format": state_format(state).to_json(),
+            "digest": state_digest(state),
+        }
+        arguments = ocp.args.StandardSave(state)
         try:
-            self._manager.save(int(state.round), args=ocp.args.StandardSave(state))
+            self._manager.save(int(state.round), args=arguments, custom_metadata=beside)
         except (OSError, ValueError) as error:
             raise UnusableOutputError(
                 f"The checkpoint in {self._directory} cannot be written ({error}). "
@@ -51,16 +69,27 @@ class Checkpoints:
         latest = self._manager.latest_step()
         if latest is None:
             return like
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        arguments = ocp.args.StandardRestore(abstract)
         try:
-            restored = self._manager.restore(latest, args=arguments)
-        except (ValueError, KeyError, OSError) as error:
+            return self._restore(latest, like)
+        # Whatever the damage is: for some, Orbax raises a bare `Exception`.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:_LONGEST_REASON]
             raise UnusableOutputError(
-                f"The checkpoint in {self._directory} cannot be restored ({error!r}). "
+                f"The checkpoint in {self._directory} cannot be restored ({reason}). "
                 f"Delete that directory to start its run again, or choose another "
                 f"--output-dir."
             ) from error
+
+    def _restore(self, step: int, like: RunState) -> RunState:
+        beside: Any = self._manager.metadata(step).custom_metadata or {}
+        if not {"format", "digest"} <= set(beside):
+            raise ValueError("its format and digest are missing")
+        check_state_format(StateFormat.from_json(beside["format"]), like)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        arguments = ocp.args.StandardRestore(abstract)
+        restored = self._manager.restore(step, args=arguments)
+        if state_digest(restored) != beside["digest"]:
+            raise ValueError("its numbers are not those that were saved")
         return cast("RunState", restored)
 
 
@@ -94,5 +123,9 @@ def open_checkpoints(directory: pathlib.Path) -> Iterator[Checkpoints]:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
-    with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
+    # Named beforehand, without which Orbax warns when what stands beside is read.
+    handler = ocp.StandardCheckpointHandler()
+    with ocp.CheckpointManager(
+        directory.absolute(), item_handlers=handler, options=options
+    ) as manager:
         yield Checkpoints(manager, directory)

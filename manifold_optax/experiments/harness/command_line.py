@@ -1,10 +1,12 @@
 """The command line of all experiments."""
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args, get_type_hints, NoReturn
 
 import jax
@@ -19,6 +21,8 @@ from manifold_optax.experiments.harness.typed import replace_typed
 _PROGRAM = "python -m manifold_optax.experiments"
 _INTERRUPTED = 130
 """Exit code of a program that Ctrl-C ended: 128 and the number of the signal."""
+_TERMINATED = 143
+"""Exit code of a program that SIGTERM ended, which schedulers send before they kill."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +62,22 @@ def main(
 
     Raises:
         SystemExit: with 2 for wrong usage, 1 where something cannot be read or
-            written, 130 after Ctrl-C.
+            written, 130 after Ctrl-C, 143 after SIGTERM.
     """
     parser, subparsers = _parsers(commands)
     known, options = parser.parse_known_args(arguments)
     subparser = subparsers[known.experiment]
     try:
-        experiment = _prepare(commands[known.experiment], known, options)
+        with _terminable():
+            experiment = _prepare(commands[known.experiment], known, options)
     except (ValueError, OSError) as error:
         subparser.error(str(error))
-    except KeyboardInterrupt:
-        _stop("interrupted before the first run", code=_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        _stop("interrupted before the first run", code=_code(error))
     output = experiment.config.output_dir
     try:
-        report = run_experiment(experiment)
+        with _terminable():
+            report = run_experiment(experiment)
     except FileExistsError as error:
         subparser.error(str(error))
     except UnusableOutputError as error:
@@ -83,13 +89,40 @@ def main(
             f"continue with --resume.",
             code=1,
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _stop(
             f"interrupted. What is finished is kept in {output}; continue with "
             f"--resume.",
-            code=_INTERRUPTED,
+            code=_code(error),
         )
     sys.stdout.write(f"{report}\nWritten to {output}.\n")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came; what cleans up after Ctrl-C cleans up after it."""
+
+
+def _code(interrupt: KeyboardInterrupt) -> int:
+    return _TERMINATED if isinstance(interrupt, _Terminated) else _INTERRUPTED
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Makes SIGTERM an exception meanwhile, in the main thread."""
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        del number, frame
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # Another thread has no handlers.
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parsers(
