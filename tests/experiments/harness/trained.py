@@ -15,8 +15,8 @@ from manifold_optax.experiments import harness
 from manifold_optax.experiments.harness.command_line import main
 from manifold_optax.states import state_digest
 
-STEPS = 50
-"""Steps a round: some milliseconds, so that a signal may well fall into them."""
+ROUNDS, STEPS = 40, 50
+"""A round takes some milliseconds, so that a signal may well fall into it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TrainedConfig(harness.GridConfig):
     optimizers: tuple[str, ...] = ("muon",)
     learning_rates: LearningRates = LearningRates()
     seeds: tuple[int, ...] = (0,)
-    rounds: int = 60
+    rounds: int = ROUNDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Result:
 
 
 def optimizer(learning_rate):
-    schedule = optax.linear_schedule(1.0, 0.0, 60 * STEPS)
+    schedule = optax.linear_schedule(1.0, 0.0, ROUNDS * STEPS)
     rate = lambda count: learning_rate * schedule(count)
     return mo.hybrid(mo.normuon(rate), others=optax.adamw(rate))
 
