@@ -132,6 +132,7 @@ def unwritable(directory: Path) -> Iterator[None]:
         directory.chmod(0o700)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the faults are those of POSIX")
 @pytest.mark.parametrize("fault", ["full", "unwritable"])
 def test_a_save_that_fails_leaves_the_checkpoint_before_it(
