@@ -113,6 +113,18 @@ def _advice(saved: _Leaves, wanted: _Leaves) -> str:
             "a wrapper was removed. Restore the checkpoint with the optimizer that "
             f"wrote it, and take what is at {prefix!r} of its state."
         )
+    if (place := _inserted(saved, wanted)) is not None:
+        return (
+            f"the chain has a new link at {place}. Restore the checkpoint with the "
+            f"optimizer that wrote it; the state is then (*old[:{place}], "
+            f"new[{place}], *old[{place}:])."
+        )
+    if (place := _inserted(wanted, saved)) is not None:
+        return (
+            f"the chain has lost its link at {place}. Restore the checkpoint with the "
+            f"optimizer that wrote it; the state is then (*old[:{place}], "
+            f"*old[{place + 1}:])."
+        )
     if _arrays(saved).keys() == _arrays(wanted).keys():
         if all(wanted[path] == leaf for path, leaf in _arrays(saved).items()):
             return (
@@ -133,8 +145,8 @@ def _advice(saved: _Leaves, wanted: _Leaves) -> str:
             "new_state)."
         )
     return (
-        "this is another optimizer, or another model. Restore the checkpoint with the "
-        "optimizer that wrote it; if the model is the same, "
+        "this is another optimizer, one with other options, or another model. Restore "
+        "the checkpoint with the optimizer that wrote it; if the model is the same, "
         "mo.states.momentum_from(old_state, new_state) carries its momentum over."
     )
 
@@ -156,6 +168,26 @@ def _prefix(inner: _Leaves, outer: _Leaves) -> str | None:
         ):
             return prefix
     return None
+
+
+def _inserted(short: _Leaves, long: _Leaves) -> int | None:
+    """Where a chain of Optax has one link more, if all others are as they were."""
+    heads = [path.partition("/")[0] for path in short]
+    if not all(head.isdigit() for head in heads):
+        return None
+    for place in range(len(set(heads)) + 1):
+        moved = {_moved(path, place): leaf for path, leaf in short.items()}
+        others = {p: leaf for p, leaf in long.items() if p.split("/")[0] != f"{place}"}
+        if moved == others:
+            return place
+    return None
+
+
+def _moved(path: str, place: int) -> str:
+    """The path of a leaf of a chain after a link was put in at `place`."""
+    head, slash, below = path.partition("/")
+    number = int(head)
+    return f"{number + (number >= place)}{slash}{below}"
 
 
 def _counts_only(saved: _Leaves, wanted: _Leaves) -> bool:

@@ -183,6 +183,22 @@ def test_wrapping_and_unwrapping_say_where_the_state_is(
     assert f"take what is at {where} of" in removed
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_link_more_or_less_in_a_chain_says_where(place: int) -> None:
+    links = [optax.trace(0.9), mo.muon(0.1)]
+    chain = optax.chain(*links)
+    old: Any
+    new: Any
+    longer = optax.chain(*links[:place], optax.scale_by_adam(), *links[place:])
+    old, new = chain.init(PARAMS), longer.init(PARAMS)
+    assert f"new link at {place}. " in said(state_format(old), longer)
+    check_state_format(
+        state_format((*old[:place], new[place], *old[place:])), longer.init(PARAMS)
+    )
+    assert f"lost its link at {place}. " in said(state_format(new), chain)
+    check_state_format(state_format((*new[:place], *new[place + 1 :])), old)
+
+
 def test_other_parameters_are_told_from_another_optimizer() -> None:
     saved = format_of(optax.adamw(0.1))
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)

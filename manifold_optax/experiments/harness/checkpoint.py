@@ -50,8 +50,8 @@ class Checkpoints:
             self._manager.save(int(state.round), args=arguments, custom_metadata=beside)
         except (OSError, ValueError) as error:
             raise UnusableOutputError(
-                f"The checkpoint in {self._directory} cannot be written ({error}). "
-                f"Nothing is lost; continue with --resume."
+                f"The checkpoint in {self._directory} cannot be written "
+                f"({_reason(error)}). Nothing is lost; continue with --resume."
             ) from error
 
     def restore_latest(self, like: RunState) -> RunState:
@@ -73,11 +73,10 @@ class Checkpoints:
             return self._restore(latest, like)
         # Whatever the damage is: for some, Orbax raises a bare `Exception`.
         except Exception as error:
-            reason = " ".join(str(error).split())[:_LONGEST_REASON]
             raise UnusableOutputError(
-                f"The checkpoint in {self._directory} cannot be restored ({reason}). "
-                f"Delete that directory to start its run again, or choose another "
-                f"--output-dir."
+                f"The checkpoint in {self._directory} cannot be restored "
+                f"({_reason(error)}). Delete that directory to start its run again, or "
+                f"choose another --output-dir."
             ) from error
 
     def _restore(self, step: int, like: RunState) -> RunState:
@@ -91,6 +90,11 @@ class Checkpoints:
         if state_digest(restored) != beside["digest"]:
             raise ValueError("its numbers are not those that were saved")
         return cast("RunState", restored)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join((str(error) or repr(error)).split())[:_LONGEST_REASON]
 
 
 @contextlib.contextmanager
