@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args, get_type_hints, NoReturn
 
@@ -108,17 +109,18 @@ def _code(interrupt: KeyboardInterrupt) -> int:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Makes SIGTERM an exception meanwhile, in the main thread."""
+    """Makes SIGTERM an exception meanwhile; only the main thread can."""
+    before = signal.getsignal(signal.SIGTERM)
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or before is signal.SIG_IGN:
+        yield
+        return
 
     def stop(number: int, frame: Any) -> NoReturn:
         del number, frame
         raise _Terminated
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # Another thread has no handlers.
-        yield
-        return
+    signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
