@@ -112,7 +112,7 @@ def _terminable() -> Iterator[None]:
     """Makes SIGTERM an exception meanwhile; only the main thread can."""
     before = signal.getsignal(signal.SIGTERM)
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or before is signal.SIG_IGN:
+    if not in_main or before in (None, signal.SIG_IGN):
         yield
         return
 
