@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from manifold_optax.experiments.harness.output import UnusableOutputError
+from manifold_optax.experiments.harness.signals import postponed
 from manifold_optax.experiments.harness.state import RunState
 from manifold_optax.states import (
     check_state_format,
@@ -36,7 +37,7 @@ class Checkpoints:
         self._directory = directory
 
     def save(self, state: RunState) -> None:
-        """Saves a state under its round; the write is atomic.
+        """Saves a state under its round; the write is atomic, also for Ctrl-C.
 
         Raises:
             UnusableOutputError: if it cannot be written; the one before is kept.
@@ -47,7 +48,10 @@ class Checkpoints:
         }
         arguments = ocp.args.StandardSave(state)
         try:
-            self._manager.save(int(state.round), args=arguments, custom_metadata=beside)
+            with postponed():
+                self._manager.save(
+                    int(state.round), args=arguments, custom_metadata=beside
+                )
         except (OSError, ValueError) as error:
             raise UnusableOutputError(
                 f"The checkpoint in {self._directory} cannot be written "

@@ -1,13 +1,10 @@
 """The command line of all experiments."""
 
 import argparse
-import contextlib
 import dataclasses
 import pathlib
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints, NoReturn
 
 import jax
@@ -17,6 +14,7 @@ from manifold_optax.experiments.harness.config_file import read_overrides
 from manifold_optax.experiments.harness.experiment import GridExperiment
 from manifold_optax.experiments.harness.output import UnusableOutputError
 from manifold_optax.experiments.harness.runs import run_experiment
+from manifold_optax.experiments.harness.signals import terminable, Terminated
 from manifold_optax.experiments.harness.typed import replace_typed
 
 _PROGRAM = "python -m manifold_optax.experiments"
@@ -69,7 +67,7 @@ def main(
     known, options = parser.parse_known_args(arguments)
     subparser = subparsers[known.experiment]
     try:
-        with _terminable():
+        with terminable():
             experiment = _prepare(commands[known.experiment], known, options)
     except (ValueError, OSError) as error:
         subparser.error(str(error))
@@ -77,7 +75,7 @@ def main(
         _stop("interrupted before the first run", code=_code(error))
     output = experiment.config.output_dir
     try:
-        with _terminable():
+        with terminable():
             report = run_experiment(experiment)
     except FileExistsError as error:
         subparser.error(str(error))
@@ -99,32 +97,8 @@ def main(
     sys.stdout.write(f"{report}\nWritten to {output}.\n")
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM came; what cleans up after Ctrl-C cleans up after it."""
-
-
 def _code(interrupt: KeyboardInterrupt) -> int:
-    return _TERMINATED if isinstance(interrupt, _Terminated) else _INTERRUPTED
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Makes SIGTERM an exception meanwhile; only the main thread can."""
-    before = signal.getsignal(signal.SIGTERM)
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or before in (None, signal.SIG_IGN):
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> NoReturn:
-        del number, frame
-        raise _Terminated
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return _TERMINATED if isinstance(interrupt, Terminated) else _INTERRUPTED
 
 
 def _parsers(
