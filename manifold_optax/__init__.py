@@ -18,6 +18,7 @@ from manifold_optax import (
     modular,
     programs,
     sharding,
+    states,
     trees,
 )
 from manifold_optax.attention import Attention, HeadPart
@@ -184,7 +185,7 @@ __all__ += [
 ]
 
 # Several devices, what a compiled program does, what the last step was like.
-__all__ += ["diagnostics", "plan_matrices", "programs", "sharding"]
+__all__ += ["diagnostics", "plan_matrices", "programs", "sharding", "states"]
 
 # To build more: functions of arrays, of matrices in trees, of trees.
 __all__ += ["geometry", "linalg", "map_matrices", "steepest_direction", "trees"]

@@ -19,6 +19,7 @@ from conformance.table import (
     steps_of,
     update_of,
 )
+from manifold_optax.states import state_digest
 
 ABSTRACT = {
     case.name: jax.tree.map(
@@ -125,9 +126,10 @@ def test_restored_states_go_on_bitwise(tmp_path: Any) -> None:
         restored = checkpointer.restore(tmp_path / "states", target)
     # Orbax commits arrays to a device, for which every update would compile again.
     restored = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored)
+    assert state_digest(restored) == state_digest(states)
     for case in cases:
         params, state, _ = trained[case.name]
         gradient = gradients(case, 3)
         went_on = update_of(case)(gradient, state, params)
         again = update_of(case)(gradient, restored[case.name], params)
-        chex.assert_trees_all_equal(again, went_on)
+        assert state_digest(again) == state_digest(went_on), case.name

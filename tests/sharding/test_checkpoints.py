@@ -55,6 +55,9 @@ def layout_of(name: str) -> Layout:
     if name == "four by two":
         mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
         return Layout(mesh, P("tensor", "fsdp"), P())
+    if name == "four devices":
+        mesh = jax.make_mesh((4,), ("x",), devices=jax.devices()[:4])
+        return Layout(mesh, P(None, "x"), P("x"))
     return Layout(jax.make_mesh((1,), ("x",)), P(), P())
 
 
@@ -118,7 +121,14 @@ def restore(manager: Any, name: str) -> Any:
     return manager.restore(2, args=ocp.args.StandardRestore((laid_out, state)))
 
 
-@pytest.mark.parametrize("name", ["four by two", "one device"])
+OTHERS = (
+    "four by two",
+    pytest.param("four devices", marks=pytest.mark.slow),
+    "one device",
+)
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_another_mesh_restores_bitwise_and_steps_alike(name: str, written: Any) -> None:
     params, state, manager = written
     restored = restore(manager, name)

@@ -1,9 +1,11 @@
+import asyncio
 import dataclasses
 import errno
 import json
 import os
 import pathlib
 import re
+import signal
 
 import jax.numpy as jnp
 import pytest
@@ -116,6 +118,19 @@ def test_ctrl_c_ends_in_one_sentence_and_nothing_is_lost(config, monkeypatch, ca
     main({"quadratic": COMMAND}, ["quadratic", *options, "--resume"])
     assert rounds == [3, 4]
     assert _numbers(directory) == _numbers(config.output_dir)
+
+
+def test_sigterm_ends_in_one_sentence(config, monkeypatch, capsys):
+    async def write():
+        # Orbax writes in coroutines, too.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "save", lambda *_: asyncio.run(write()))
+    before = signal.getsignal(signal.SIGTERM)
+    options = ["--optimizers", "slow", "--seeds", "0"]
+    assert _stop([*options, "--output-dir", config.output_dir]) == 143
+    assert "continue with --resume" in _one_line(capsys)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def _refuse(*_args, **_kwargs):
