@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+import pytest
 
 from conformance.case import Case, Tree
 from conformance.table import (
@@ -110,6 +111,11 @@ def test_a_healthy_step_passes_the_check_for_nans(case: Case) -> None:
         assert np.isfinite(leaf).all()
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "A state that Orbax restored continues to the bit",
+    on="every transformation that has a state",
+)
 def test_restored_states_go_on_bitwise(tmp_path: Any) -> None:
     cases = [case for case in CASES if has_state(case)]
     trained = {case.name: steps_of(case, 2) for case in cases}
