@@ -111,6 +111,11 @@ def test_the_statistic_alone(case: str) -> None:
     np.testing.assert_allclose(statistic(*arrays[:2], **options), exact, rtol=CLOSE)
 
 
+@pytest.mark.promise(
+    "Attention",
+    "Attention with statistics has the output and gradient of `jax.nn`",
+    on="float32",
+)
 def test_output_and_gradient_are_those_of_jax_and_that_of_a_bias_too() -> None:
     *arrays, cotangent = inputs()
     options: dict[str, Any] = {"mask": random_mask(1, 4, 11, 11), "is_causal": True}
@@ -275,6 +280,9 @@ def gradient_of(attend: Any) -> Any:
     return jax.grad(lambda *x: jnp.sum(attend(*x) ** 2), argnums=(0, 1, 2))
 
 
+@pytest.mark.promise(
+    "Attention", "Its memory is linear in the length", on="compiled program"
+)
 def test_memory_is_linear_in_the_length() -> None:
     def ours(*x: jax.Array) -> jax.Array:
         return attention.dot_product_attention(*x, is_causal=True)[0]

@@ -46,6 +46,11 @@ def median_threshold(largest: np.ndarray) -> float:
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.promise(
+    "Attention",
+    "A head above the threshold lands on it; all others keep their bits",
+    on="MHA, GQA, MLA; float64 oracle",
+)
 @pytest.mark.parametrize(
     "balance", [0.5, pytest.param(0.0, marks=SLOW), pytest.param(1.0, marks=SLOW)]
 )
@@ -151,6 +156,11 @@ def grouped(rng: np.random.Generator) -> tuple[Layout, Any, np.ndarray, np.ndarr
     return layout, params, x, largest
 
 
+@pytest.mark.promise(
+    "Attention",
+    "A head above the threshold lands on it; all others keep their bits",
+    on="MHA, GQA, MLA; float64 oracle",
+)
 @pytest.mark.parametrize("balance", [0.5, 1.0])
 def test_what_no_clip_needs_stays_bit_by_bit(
     rng: np.random.Generator, balance: float
@@ -186,6 +196,11 @@ def test_what_no_clip_needs_stays_bit_by_bit(
         )
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A largest logit that is negative, zero or not finite clips nothing",
+    on="qk_clip",
+)
 @pytest.mark.parametrize(
     "value", [-5.0, 0.0, 10.0, -np.inf, np.inf, np.nan], ids=lambda value: str(value)
 )
@@ -198,6 +213,11 @@ def test_no_factor_without_a_finite_logit_above_the_threshold(
         np.testing.assert_array_equal(clipped[name], leaf)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A largest logit that is negative, zero or not finite clips nothing",
+    on="qk_clip",
+)
 def test_a_bad_statistic_of_one_head_leaves_the_rule_of_the_others(
     rng: np.random.Generator,
 ) -> None:

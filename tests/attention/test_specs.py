@@ -65,6 +65,11 @@ def test_specs_that_make_no_sense(
         make()
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Statistics of attention that do not fit the model are errors",
+    on="qk_clip",
+)
 @pytest.mark.parametrize(
     ("attention", "message"),
     [
@@ -113,6 +118,11 @@ def test_specs_that_do_not_fit_the_model(attention: Any, message: str) -> None:
         mo.qk_clip(attention).init(PARAMS)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Statistics of attention that do not fit the model are errors",
+    on="qk_clip",
+)
 @pytest.mark.usefixtures("unhooked")
 @pytest.mark.parametrize(
     ("largest", "error"),

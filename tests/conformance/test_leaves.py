@@ -38,6 +38,11 @@ def first_update(case: Case, gradient: Tree) -> tuple[Tree, Tree]:
     return update_of(case)(gradient, case.make().init(params), params)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A zero gradient gives a zero update; a point stays on its manifold",
+    on="every transformation",
+)
 @each_case()
 def test_a_zero_gradient_moves_nothing_but_what_decays(case: Case) -> None:
     params = parameters(case)
@@ -56,6 +61,11 @@ def test_a_zero_gradient_moves_nothing_but_what_decays(case: Case) -> None:
         )
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A NaN or infinite entry shows in the update of its own matrix and in no other",
+    on="every transformation",
+)
 @each_case()
 def test_a_nan_stays_in_its_own_matrix(case: Case) -> None:
     good = gradients(case)
@@ -96,6 +106,11 @@ def takes_any_tree(case: Case) -> bool:
     return not case.names_leaves
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Single rows and columns are matrices; empty and absent leaves pass through",
+    on="every transformation",
+)
 @each_case(takes_any_tree, compiles=True)
 def test_single_rows_and_columns_are_matrices(case: Case) -> None:
     params, updates, _, _ = odd_step(case)
@@ -111,6 +126,11 @@ def test_single_rows_and_columns_are_matrices(case: Case) -> None:
             np.testing.assert_allclose(moved, landed, rtol=0, atol=1e-6)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Single rows and columns are matrices; empty and absent leaves pass through",
+    on="every transformation",
+)
 @each_case(takes_any_tree, compiles=True)
 def test_empty_and_absent_leaves_pass_through(case: Case) -> None:
     params, updates, _, _ = odd_step(case)
@@ -119,6 +139,11 @@ def test_empty_and_absent_leaves_pass_through(case: Case) -> None:
     assert updates["empty"]["kernel"].dtype == params["empty"]["kernel"].dtype
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A frozen leaf, without a gradient, keeps its parameter and its state",
+    on="every transformation",
+)
 @each_case(lambda case: takes_any_tree(case) and not case.whole_model, compiles=True)
 def test_a_leaf_without_update_keeps_its_state(case: Case) -> None:
     _, updates, state, new = odd_step(case)
@@ -127,6 +152,11 @@ def test_a_leaf_without_update_keeps_its_state(case: Case) -> None:
     chex.assert_trees_all_equal(after, before)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Integers, float0, numbers of Python and vectors are errors that name the leaf",
+    on="every transformation",
+)
 @each_case(takes_any_tree)
 def test_an_integer_leaf_is_refused_by_name(case: Case, unhooked: None) -> None:
     tx, params = case.make(), parameters(case)
@@ -135,6 +165,11 @@ def test_an_integer_leaf_is_refused_by_name(case: Case, unhooked: None) -> None:
         tx.update(params, tx.init(params), params)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Integers, float0, numbers of Python and vectors are errors that name the leaf",
+    on="every transformation",
+)
 @each_case(takes_any_tree)
 def test_a_float0_gradient_is_refused_by_name(case: Case, unhooked: None) -> None:
     tx, params, gradient = case.make(), parameters(case), gradients(case)
@@ -143,6 +178,11 @@ def test_a_float0_gradient_is_refused_by_name(case: Case, unhooked: None) -> Non
         tx.update(gradient, tx.init(params), params)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Integers, float0, numbers of Python and vectors are errors that name the leaf",
+    on="every transformation",
+)
 @each_case(lambda case: takes_any_tree(case) and not case.any_shape)
 def test_a_vector_is_refused_by_name(case: Case, unhooked: None) -> None:
     tx, params = case.make(), parameters(case)
@@ -152,6 +192,11 @@ def test_a_vector_is_refused_by_name(case: Case, unhooked: None) -> None:
         tx.update(params, tx.init(params), params)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Integers, float0, numbers of Python and vectors are errors that name the leaf",
+    on="every transformation",
+)
 @each_case(takes_any_tree)
 def test_a_python_number_is_refused_by_name(case: Case, unhooked: None) -> None:
     tx, params = case.make(), parameters(case)

@@ -40,6 +40,11 @@ def test_all_numbers_may_be_injected(case: Case) -> None:
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, gradient)
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`inject_hyperparams` gives the same update",
+    on="every transformation",
+)
 @each_case(lambda case: bool(case.numbers), compiles=True)
 def test_injected_numbers_give_the_same_update(case: Case) -> None:
     tx, params, gradient = injected(case), parameters(case), gradients(case)
@@ -58,6 +63,11 @@ def test_injected_steps_are_an_error_that_says_what_to_do(
         tx.init({"w": jnp.ones((8, 2))})
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`partition` and `masked` leave the other leaves alone",
+    on="every transformation",
+)
 @each_case(lambda case: not case.names_leaves, compiles=True)
 def test_partition_leaves_the_masked_leaves_alone(case: Case) -> None:
     rules = {"first|second": "ours"}
@@ -74,6 +84,11 @@ def test_partition_leaves_the_masked_leaves_alone(case: Case) -> None:
         assert_close(updates[name], wanted)
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`MultiSteps` takes the step of the mean gradient",
+    on="every transformation",
+)
 @each_case(compiles=True)
 def test_multi_steps_emit_nothing_and_then_the_mean(case: Case) -> None:
     tx = optax.MultiSteps(case.make(), every_k_schedule=2).gradient_transformation()
@@ -87,6 +102,11 @@ def test_multi_steps_emit_nothing_and_then_the_mean(case: Case) -> None:
     assert_close((emitted, state.inner_opt_state), alone(case, mean))
 
 
+@pytest.mark.promise(
+    "Faults",
+    "`optax.apply_if_finite` skips a bad step whole, and momentum keeps its bits",
+    on="every transformation",
+)
 @each_case(compiles=True)
 def test_apply_if_finite_protects_the_state(case: Case) -> None:
     tx: Any = optax.apply_if_finite(case.make(), max_consecutive_errors=3)
@@ -104,6 +124,11 @@ def test_apply_if_finite_protects_the_state(case: Case) -> None:
     assert (int(state.notfinite_count), int(state.total_notfinite)) == (0, 1)
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "Extra arguments for other links are ignored",
+    on="every transformation",
+)
 @each_case()
 def test_unknown_extra_arguments_are_ignored(case: Case) -> None:
     tx, params, gradient = case.make(), parameters(case), gradients(case)
@@ -118,6 +143,11 @@ def test_unknown_extra_arguments_are_ignored(case: Case) -> None:
     assert program(value=1.0, max_logits={"attention": params}) == program()
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Missing parameters are an error that says what to pass",
+    on="every transformation",
+)
 @each_case(lambda case: case.needs_params)
 def test_missing_parameters_are_an_error_that_says_so(
     case: Case, unhooked: None

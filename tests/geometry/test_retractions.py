@@ -191,6 +191,7 @@ def test_the_cubic_step_does_not_drift(learning_rate):
     assert found.max() <= LARGEST[learning_rate]
 
 
+@pytest.mark.promise("Manifolds", "10,000 steps do not drift", on="Stiefel, float32")
 @pytest.mark.slow
 @pytest.mark.parametrize("learning_rate", LARGEST)
 @pytest.mark.parametrize("slope", [0.0, 1.0])

@@ -136,6 +136,9 @@ def test_promises_when_the_normal_part_is_large(shape):
     assert_promises(w, g + normal, share=0.99)
 
 
+@pytest.mark.promise(
+    "Numbers", "The certified gap is never negative", on="Stiefel × spectral norm"
+)
 @pytest.mark.parametrize("shape", [(64, 10), (64, 64)])
 def test_the_gap_is_never_negative(shape):
     for kind in oracles.GRADIENT_KINDS:

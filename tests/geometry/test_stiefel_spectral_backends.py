@@ -117,6 +117,11 @@ def test_products_are_of_full_precision_whatever_the_default(backend):
     assert set(found) == {("HIGHEST", "HIGHEST")}
 
 
+@pytest.mark.promise(
+    "Numbers",
+    "`tolerance=` is met, or the gap says what was reached",
+    on="Stiefel × spectral norm",
+)
 @pytest.mark.parametrize("kind", oracles.GRADIENT_KINDS)
 def test_a_tolerance_is_met(kind):
     w, g = problem(kind, 24, 16)

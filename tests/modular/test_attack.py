@@ -28,6 +28,11 @@ MISSED = 0.02
 GATE = (55, 6, 72, 83, 14)
 
 
+@pytest.mark.promise(
+    "Certificates",
+    "No derived sensitivity is exceeded by an attack",
+    on="200 random networks",
+)
 @pytest.mark.parametrize(
     "seed",
     [

@@ -97,6 +97,11 @@ def test_it_is_the_largest_norm_over_its_share(updates):
     assert found.dtype == jnp.float32
 
 
+@pytest.mark.promise(
+    "Certificates",
+    "A step of the modular optimizer has the length of the learning rate",
+    on="modular norm",
+)
 def test_after_a_step_by_the_shares_it_is_the_learning_rate(updates):
     module, _ = network()
     counts, each = repeats(module), shares(module)

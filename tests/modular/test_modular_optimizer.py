@@ -221,6 +221,11 @@ def test_the_state_is_that_of_the_momentum(momentum: Any, copies: int) -> None:
     assert size == copies * sum(np.prod(shape) for shape in own)
 
 
+@pytest.mark.promise(
+    "Certificates",
+    "A step of the modular optimizer changes no output by more than the learning rate",
+    on="first order",
+)
 @pytest.mark.slow
 def test_the_output_changes_by_at_most_the_learning_rate() -> None:
     shapes = {"down": (16, 8), "up": (8, 16)}

@@ -73,6 +73,11 @@ def trained(run, steps, dtype=jnp.float32):
     return manifold, start, last
 
 
+@pytest.mark.promise(
+    "Manifolds",
+    "Parameters stay on their manifold while they train",
+    on="every optimizer on a manifold",
+)
 @pytest.mark.parametrize(
     ("run", "steps"),
     [
@@ -91,6 +96,11 @@ def test_the_parameters_stay_on_the_manifold(run, steps):
     assert all(np.linalg.norm(last[name] - start[name]) > 0.1 for name in SHAPES)
 
 
+@pytest.mark.promise(
+    "Manifolds",
+    "Parameters in bfloat16 stay as near as their rounding allows",
+    on="every optimizer on a manifold",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [run for run in RUNS if not run.endswith("kept")])
 def test_bfloat16_parameters_stay_as_near_as_it_allows(run):

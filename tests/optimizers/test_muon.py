@@ -42,6 +42,11 @@ def trajectory(tx, params, grads):
     return updates
 
 
+@pytest.mark.promise(
+    "Numbers",
+    "`mo.muon` equals `optax.contrib.muon` where both are defined",
+    on="float32",
+)
 @pytest.mark.parametrize(
     ("names", "ours", "theirs"),
     [

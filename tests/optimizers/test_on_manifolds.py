@@ -160,6 +160,11 @@ def test_two_hundred_steps_stay_on_the_manifold(preset, manifold):
         assert moved >= 0.5 * np.linalg.norm(unit[0])
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "A fused leaf is updated as its parts would be",
+    on="`Split`, QKV of equal and unequal blocks",
+)
 @pytest.mark.parametrize(
     ("make", "sizes"),
     [
@@ -205,6 +210,11 @@ def test_batch_axes_stand_anywhere(make):
     assert np.linalg.norm(results[0][0] - results[0][1]) > 0.1
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A zero gradient gives a zero update; a point stays on its manifold",
+    on="every transformation",
+)
 def test_zero_gradients_and_storage_in_bfloat16():
     start = on_stiefel({"w": (16, 16)})["w"]
     params: Any = {"w": jnp.asarray(start, jnp.bfloat16)}

@@ -80,6 +80,11 @@ def test_what_a_name_and_a_rank_tell(path):
     assert role.axes == (wanted if label == "matrix" else None)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Embeddings, readouts and scanned norm scales never become matrices in silence",
+    on="roles by name",
+)
 @pytest.mark.parametrize("path", UNKNOWN)
 def test_what_they_do_not_tell(path):
     assert role_by_name(path, UNKNOWN[path]) is None
@@ -96,6 +101,11 @@ def nested(shapes):
     return tree
 
 
+@pytest.mark.promise(
+    "Faults",
+    "What no rule and no name tells is one error, with rules to paste",
+    on="roles by name",
+)
 def test_one_error_lists_all_that_is_unknown_as_rules_to_paste():
     tree = nested({**UNKNOWN, "fine/kernel": (4, 6)})
     with pytest.raises(ValueError, match="of 9 parameters do not tell") as caught:

@@ -118,6 +118,11 @@ def restore(manager: Any, name: str) -> Any:
     return manager.restore(2, args=ocp.args.StandardRestore((laid_out, state)))
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "A checkpoint restores on another mesh",
+    on="8, 4, 2 and 1 devices",
+)
 @pytest.mark.parametrize("name", ["four by two", "one device"])
 def test_another_mesh_restores_bitwise_and_steps_alike(name: str, written: Any) -> None:
     params, state, manager = written
@@ -129,6 +134,11 @@ def test_another_mesh_restores_bitwise_and_steps_alike(name: str, written: Any) 
     assert_close(step_on(name)(*restored), step_on("eight devices")(params, state))
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "A checkpoint of a sharded state resumes to the bit on the same mesh",
+    on="8 devices",
+)
 def test_the_same_mesh_resumes_bitwise(written: Any) -> None:
     params, state, manager = written
     resumed = restore(manager, "eight devices")

@@ -127,6 +127,11 @@ def assert_same(actual: Any, expected: Any) -> None:
         )
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "Sharded updates equal those of one device",
+    on="rows, columns, both, batches; Auto and Explicit axes",
+)
 @each_pair()
 def test_two_updates_equal_those_of_one_device(case: Case, layout: str) -> None:
     place, specs = LAYOUTS[layout]

@@ -75,6 +75,11 @@ def one_device() -> tuple[Any, Any, int]:
 NIGHTLY = ("columns", "two-dimensional", "hybrid")
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "A step of Muon sends no more bytes than the lower bound asks for",
+    on="owned, 8 devices",
+)
 @pytest.mark.parametrize(
     "layout",
     [
@@ -190,6 +195,11 @@ UNEVEN = {
 }
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "Stacks that do not divide by the devices give the same numbers",
+    on="12 on 8, 3 on 8 and others",
+)
 # Three are fewer matrices than devices as well as one is.
 @pytest.mark.parametrize(
     "shapes",

@@ -89,6 +89,9 @@ def run_processes(count: int, directory: pathlib.Path, name: str) -> pathlib.Pat
     return out
 
 
+@pytest.mark.promise(
+    "Layouts and devices", "Two processes give the bits of one", on="owned"
+)
 # Both send the same; manifold Muon also sends the points.
 @pytest.mark.parametrize(
     "name", ["manifold_muon", pytest.param("muon", marks=pytest.mark.slow)]

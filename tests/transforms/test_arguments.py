@@ -24,6 +24,11 @@ def test_right_arguments_pass(call: Call, unhooked: None) -> None:
     call.function(**call.right)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A wrong argument is an error that names it and the choices",
+    on="every public factory",
+)
 @pytest.mark.parametrize(("call", "argument"), rows())
 def test_a_wrong_argument_is_an_error_that_names_it(
     call: Call, argument: str, unhooked: None

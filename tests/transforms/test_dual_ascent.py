@@ -39,6 +39,11 @@ def solve(point, gradient, **options):
     return solver(**options)(point, gradient)
 
 
+@pytest.mark.promise(
+    "Numbers",
+    "The direction of manifold Muon is tangent, in the ball, and nearly optimal",
+    on="Stiefel × spectral norm",
+)
 @pytest.mark.parametrize("shape", [(3, 8), (4, 4), (5, 1)])
 def test_the_direction_is_tangent_bounded_and_nearly_optimal(rng, shape):
     point, gradient = draw_pair(rng, mo.Stiefel(), shape)

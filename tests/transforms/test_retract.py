@@ -152,6 +152,11 @@ def test_a_thousand_steps_do_not_drift(rng):
     assert mo.Stiefel().residual(last) < FLOOR
 
 
+@pytest.mark.promise(
+    "Manifolds",
+    "The retraction has the last word on where a parameter lands",
+    on="retract",
+)
 @pytest.mark.parametrize(
     "later",
     [optax.scale(0.5), optax.clip_by_global_norm(0.1), optax.add_decayed_weights(0.1)],

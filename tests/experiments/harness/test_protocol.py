@@ -77,6 +77,11 @@ def test_one_seed_is_refused():
         compare({"a": (1.0, 2.0), "b": (1.0,)})
 
 
+@pytest.mark.promise(
+    "Experiments",
+    "Chance alone calls two optimizers different in at most one percent",
+    on="protocol",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "seeds"), [(2, 3), (4, 3), (5, 5)])
 def test_chance_exceeds_the_threshold_in_at_most_one_percent(rows, seeds):

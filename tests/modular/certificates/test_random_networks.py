@@ -64,6 +64,11 @@ def read(seed: int) -> tuple[Declared, Any]:
     return declared, certificate
 
 
+@pytest.mark.promise(
+    "Certificates",
+    "No attack exceeds a certified Lipschitz constant",
+    on="200 random networks",
+)
 @each_network
 def test_no_ratio_exceeds_the_bound(seed):
     declared, certificate = read(seed)
@@ -77,6 +82,11 @@ def test_no_ratio_exceeds_the_bound(seed):
     assert found <= bound * (1 + ROUNDING), declared.description
 
 
+@pytest.mark.promise(
+    "Certificates",
+    "No attack exceeds the certified constant of a pair of outputs",
+    on="200 random networks",
+)
 @all_networks
 def test_no_pair_of_outputs_exceeds_its_bound(seed):
     declared, certificate = read(seed)
@@ -96,6 +106,11 @@ def test_no_pair_of_outputs_exceeds_its_bound(seed):
         assert ratio <= bounds[pair] * (1 + ROUNDING), (pair, declared.description)
 
 
+@pytest.mark.promise(
+    "Certificates",
+    "No step changes the output by more than was certified",
+    on="200 random networks",
+)
 @all_networks
 def test_no_change_by_a_step_exceeds_its_bound(seed):
     declared, certificate = read(seed)
@@ -117,6 +132,11 @@ def test_no_change_by_a_step_exceeds_its_bound(seed):
     assert not exceeded.any(), (found, bounds, declared.description)
 
 
+@pytest.mark.promise(
+    "Certificates",
+    "No decision changes inside of its certified radius",
+    on="200 random networks",
+)
 @all_networks
 def test_no_decision_changes_within_its_radius(seed):
     declared, _ = read(seed)
