@@ -20,9 +20,6 @@ def test_missing_parameters_name_the_transformation_and_the_call():
     _checks.require_params({}, "retract")
 
 
-@pytest.mark.promise(
-    "Faults", "Complex numbers are refused by name", on="every transformation"
-)
 @pytest.mark.parametrize(
     ("leaf", "dtype"),
     [

@@ -57,7 +57,7 @@ class Scores:
         require_in_range("chunk", self.chunk, "[1, inf)")
         require_flag("is_causal", self.is_causal)
         require_flag("absolute", self.absolute)
-        if self.scale is not None and jnp.shape(self.scale) != ():
+        if isinstance(self.scale, jax.Array) and self.scale.shape != ():
             raise TypeError(f"scale must be one number, got {self.scale!r}.")
         require_in_range("scale", self.scale, "(-inf, inf)", optional=True)
         if self.bias is not None and not hasattr(self.bias, "dtype"):

@@ -1,5 +1,6 @@
 """QK-clip against logits by NumPy: the laws that hold for every layout."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,7 +57,11 @@ SLOW = pytest.mark.slow
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_each_head_lands_on_the_threshold_or_stays(
-    x64: None, rng: np.random.Generator, name: str, balance: float
+    x64: None,
+    rng: np.random.Generator,
+    name: str,
+    balance: float,
+    measured: Callable[..., None],
 ) -> None:
     layout = BY_NAME[name]
     params, x = draw(layout, rng)
@@ -73,7 +78,7 @@ def test_each_head_lands_on_the_threshold_or_stays(
         assert np.all(after <= wanted + tolerance)
         assert after.max() == pytest.approx(threshold, abs=tolerance)
     else:
-        np.testing.assert_allclose(after, wanted, atol=tolerance)
+        measured(np.abs(after - wanted).max() / threshold, at_most=1e-12)
     named = {part.path for side in SIDES for part in SPECS[name].parts(side)}
     for path in set(params) - named:
         np.testing.assert_array_equal(clipped[path], params[path], err_msg=path)

@@ -67,8 +67,9 @@ def test_specs_that_make_no_sense(
 
 @pytest.mark.promise(
     "Faults",
-    "Statistics of attention that do not fit the model are errors",
-    on="qk_clip",
+    "Specs and statistics of attention that do not fit the model are errors "
+    "that say where",
+    on="qk_clip: heads, groups, layers, shapes, names",
 )
 @pytest.mark.parametrize(
     ("attention", "message"),
@@ -120,8 +121,9 @@ def test_specs_that_do_not_fit_the_model(attention: Any, message: str) -> None:
 
 @pytest.mark.promise(
     "Faults",
-    "Statistics of attention that do not fit the model are errors",
-    on="qk_clip",
+    "Specs and statistics of attention that do not fit the model are errors "
+    "that say where",
+    on="qk_clip: heads, groups, layers, shapes, names",
 )
 @pytest.mark.usefixtures("unhooked")
 @pytest.mark.parametrize(

@@ -273,7 +273,7 @@ def test_static_fields_and_masked_nodes_pass_through(case: Case) -> None:
 @pytest.mark.promise(
     "State and checkpoints",
     "Gradients of another dtype than the parameters change no dtype of the state",
-    on="bfloat16, float16 and float32",
+    on="every transformation; bfloat16, float16 and float32",
 )
 @each_half(("muon", "float16"), ("manifold_muon", "float16"), ("hyperball", "bfloat16"))
 def test_float32_gradients_of_parameters_in_half_precision(

@@ -72,7 +72,7 @@ def test_an_update_keeps_the_facts_of_the_state(case: Case) -> None:
 
 @pytest.mark.promise(
     "Numbers",
-    "bfloat16 is computed in float32 and comes back as bfloat16",
+    "Updates of bfloat16 parameters are bfloat16, our averages float32",
     on="every transformation",
 )
 @each_case()
@@ -100,7 +100,7 @@ def test_bfloat16_comes_out_as_bfloat16_and_is_kept_in_float32(case: Case) -> No
 @pytest.mark.promise(
     "State and checkpoints",
     "Gradients of another dtype than the parameters change no dtype of the state",
-    on="bfloat16 and float32",
+    on="every transformation; bfloat16, float16 and float32",
 )
 @each_case()
 def test_bfloat16_gradients_of_float32_parameters(case: Case) -> None:
@@ -115,7 +115,7 @@ def test_bfloat16_gradients_of_float32_parameters(case: Case) -> None:
 
 @pytest.mark.promise(
     "State and checkpoints",
-    "`optax.tree_utils.tree_map_params` goes over the state",
+    "`optax.tree.map_params` goes over the state",
     on="every transformation",
 )
 @each_case()

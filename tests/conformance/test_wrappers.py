@@ -65,8 +65,8 @@ def test_injected_steps_are_an_error_that_says_what_to_do(
 
 @pytest.mark.promise(
     "Wrappers and frameworks",
-    "`partition` and `masked` leave the other leaves alone",
-    on="every transformation",
+    "`partition` leaves the leaves of others alone",
+    on="every transformation of matrices",
 )
 @each_case(lambda case: not case.names_leaves, compiles=True)
 def test_partition_leaves_the_masked_leaves_alone(case: Case) -> None:
@@ -104,7 +104,8 @@ def test_multi_steps_emit_nothing_and_then_the_mean(case: Case) -> None:
 
 @pytest.mark.promise(
     "Faults",
-    "`optax.apply_if_finite` skips a bad step whole, and momentum keeps its bits",
+    "`optax.apply_if_finite` skips a step with NaN or infinity whole, "
+    "counts it, and momentum keeps its bits",
     on="every transformation",
 )
 @each_case(compiles=True)
@@ -112,16 +113,25 @@ def test_apply_if_finite_protects_the_state(case: Case) -> None:
     tx: Any = optax.apply_if_finite(case.make(), max_consecutive_errors=3)
     update = jax.jit(tx.update)
     params, good = parameters(case), gradients(case)
-    bad = good | {"first": {"kernel": good["first"]["kernel"].at[1, 1].set(jnp.nan)}}
-    start = tx.init(params)
-    updates, state = update(bad, start, params)
-    moved = optax.apply_updates(params, updates)
-    chex.assert_trees_all_equal(moved, params)
-    chex.assert_trees_all_equal(state.inner_state, start.inner_state)
-    assert (int(state.notfinite_count), int(state.total_notfinite)) == (1, 1)
+    kernel = good["first"]["kernel"]
+    state = start = tx.init(params)
+    for count, bad in enumerate(
+        (
+            kernel.at[1, 1].set(jnp.nan),
+            kernel.at[0, 1].set(jnp.inf),
+            jnp.full_like(kernel, -jnp.inf),
+        ),
+        start=1,
+    ):
+        updates, state = update(good | {"first": {"kernel": bad}}, state, params)
+        moved = optax.apply_updates(params, updates)
+        chex.assert_trees_all_equal(moved, params)
+        chex.assert_trees_all_equal(state.inner_state, start.inner_state)
+        seen = int(state.notfinite_count), int(state.total_notfinite)
+        assert seen == (count, count)
     updates, state = update(good, state, params)
     assert_close((updates, state.inner_state), alone(case, good))
-    assert (int(state.notfinite_count), int(state.total_notfinite)) == (0, 1)
+    assert (int(state.notfinite_count), int(state.total_notfinite)) == (0, 3)
 
 
 @pytest.mark.promise(

@@ -44,8 +44,8 @@ def on(manifold, shape=(8, 5)):
 
 @pytest.mark.promise(
     "Numbers",
-    "A certificate bounds what its direction loses",
-    on="every certified pair",
+    "A certified gap belongs to the direction that is returned",
+    on="every pair with a certificate",
 )
 @pytest.mark.parametrize("manifold", CERTIFIED, ids=str)
 @pytest.mark.slow
@@ -156,8 +156,8 @@ def test_a_new_norm_needs_no_row():
 
 @pytest.mark.promise(
     "Layouts and devices",
-    "Inside `shard_map` everything is local and passes `check_vma`",
-    on="every pair",
+    "Inside `shard_map` directions pass `check_vma`",
+    on="every manifold × spectral, p- and Frobenius norms; whole and split rows",
 )
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("norm", [mo.Spectral(), mo.PNorm(3.0), mo.Frobenius()])

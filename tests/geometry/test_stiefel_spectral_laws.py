@@ -64,7 +64,7 @@ def test_powers_of_two_change_no_bit(shape, exponent):
 @pytest.mark.promise(
     "Faults",
     "The scale of a gradient does not change its direction",
-    on="float32, all normal numbers",
+    on="Stiefel × spectral norm; float32, 1e-20 to 1e15",
 )
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("scale", [1e-20, 1e15])

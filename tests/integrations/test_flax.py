@@ -120,7 +120,7 @@ def test_the_signature_is_that_of_flax() -> None:
 @pytest.mark.promise(
     "Wrappers and frameworks",
     "`attention_fn` gives what Flax's own attention gives",
-    on="nnx and linen",
+    on="`nnx.MultiHeadAttention`; float32, bfloat16",
 )
 @pytest.mark.parametrize(
     "kind",

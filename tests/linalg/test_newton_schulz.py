@@ -52,11 +52,12 @@ def slope(schedule):
         ("polar_express", (3, 12, 8)),
     ],
 )
-def test_applies_the_polynomial_to_the_singular_values(name, shape):
+def test_applies_the_polynomial_to_the_singular_values(name, shape, measured):
     x = gaussian(shape)
     found = run(jnp.asarray(x), SCHEDULES[name])
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, reference(x, SCHEDULES[name]), atol=ROUNDING)
+    error = np.abs(found - reference(x, SCHEDULES[name])).max()
+    measured(error, at_most=ROUNDING)
 
 
 @pytest.mark.parametrize("name", ["jordan", "polar_express"])
@@ -128,7 +129,7 @@ def test_powers_of_two_change_no_bit(exponent):
 @pytest.mark.promise(
     "Faults",
     "The scale of a gradient does not change its direction",
-    on="float32, all normal numbers",
+    on="norms, Newton–Schulz, polar factor; float32, 1e-30 to 1e30",
 )
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
 def test_scale_changes_nothing(scale):

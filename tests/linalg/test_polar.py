@@ -42,8 +42,8 @@ def tolerance(x):
 
 @pytest.mark.promise(
     "Numbers",
-    "The polar factor agrees with SciPy's in float64",
-    on="all shapes tested, float32",
+    "The polar factor is that of an SVD in float64",
+    on="float32",
 )
 @law
 @given(seed=seeds, shape=st.sampled_from(SHAPES))
@@ -112,17 +112,17 @@ def test_the_reference_drops_no_more_than_polar_does(shape):
 @pytest.mark.promise(
     "Faults",
     "Ill-conditioned matrices become orthonormal",
-    on="polar factor, condition up to 1e6",
+    on="polar factor; float32, condition up to 1e4",
 )
 @pytest.mark.parametrize("cond", [1.0, 10.0, 1e2, 1e3, 1e4])
 @pytest.mark.parametrize("shape", [(24, 8), (16, 16), (64, 64)])
-def test_ill_conditioned_matrices_become_orthonormal(shape, cond):
+def test_ill_conditioned_matrices_become_orthonormal(shape, cond, measured):
     values = np.geomspace(1, 1 / cond, shape[1])
     x = with_values(*shape, values=values).astype(np.float32)
     q = np.asarray(polar(jnp.asarray(x)), np.float64)
     # The promised rounding of the last product, whatever the condition (seen: 6.8e-7
     # at 64 x 64).
-    assert np.linalg.norm(q.T @ q - np.eye(shape[1]), 2) <= 1e-6
+    measured(np.linalg.norm(q.T @ q - np.eye(shape[1]), 2), at_most=1e-6)
     assert np.linalg.norm(q - oracles.polar(x), 2) <= tolerance(x)
 
 
@@ -139,8 +139,8 @@ def test_near_the_manifold(distance):
 
 @pytest.mark.promise(
     "Faults",
-    "Low rank and equal singular values give finite directions",
-    on="polar factor, spectral norm",
+    "Low rank gives a partial isometry",
+    on="polar factor, spectral norm; float32",
 )
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("rank", [1, 2, 4, 7])
@@ -181,15 +181,15 @@ def test_zero_stays_zero(shape, name):
 @pytest.mark.promise(
     "Faults",
     "The scale of a gradient does not change its direction",
-    on="float32, all normal numbers",
+    on="norms, Newton–Schulz, polar factor; float32, 1e-30 to 1e30",
 )
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
-def test_scale_changes_nothing(scale, name):
+def test_scale_changes_nothing(scale, name, measured):
     x = gaussian((24, 8))
     found = BOTH[name](jnp.asarray(x * np.float32(scale)))
     # Rounding of the scaled input, plus that of the method (seen: 3e-7).
-    np.testing.assert_allclose(found, oracles.polar(x), atol=2 * tolerance(x))
+    measured(np.abs(found - oracles.polar(x)).max(), at_most=2 * tolerance(x))
 
 
 @pytest.mark.promise(

@@ -27,7 +27,7 @@ REGISTERED = {"my_identity"}
 
 @pytest.mark.promise(
     "Certificates",
-    "Every rule for an operation is attacked, or refused by name",
+    "Every rule for an operation is attacked by tests, or refuses by name",
     on="all rules",
 )
 def test_every_rule_is_attacked_or_refused():

@@ -120,8 +120,8 @@ def restore(manager: Any, name: str) -> Any:
 
 @pytest.mark.promise(
     "State and checkpoints",
-    "A checkpoint restores on another mesh",
-    on="8, 4, 2 and 1 devices",
+    "A checkpoint restores on another mesh, to the bit",
+    on="8 devices to 4 × 2 and to one",
 )
 @pytest.mark.parametrize("name", ["four by two", "one device"])
 def test_another_mesh_restores_bitwise_and_steps_alike(name: str, written: Any) -> None:

@@ -134,7 +134,7 @@ def on_one_device(name: str) -> tuple[Any, ...]:
 @pytest.mark.promise(
     "Layouts and devices",
     "Each matrix whole on one owner: the numbers of one device",
-    on="owned, 8 devices",
+    on="owned, 8 devices; rows, columns, both, replicated; Auto and Explicit axes",
 )
 @each_on_one_kind(CASES)
 def test_owned_equals_one_device(name: str, layout: str, kind: AxisType) -> None:

@@ -90,7 +90,9 @@ def run_processes(count: int, directory: pathlib.Path, name: str) -> pathlib.Pat
 
 
 @pytest.mark.promise(
-    "Layouts and devices", "Two processes give the bits of one", on="owned"
+    "Layouts and devices",
+    "Two processes give the bits of one",
+    on="owned; manifold Muon, Muon",
 )
 # Both send the same; manifold Muon also sends the points.
 @pytest.mark.parametrize(

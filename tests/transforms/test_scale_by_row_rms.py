@@ -79,8 +79,8 @@ def test_rows_are_outputs_whatever_the_array_order(rng):
 
 @pytest.mark.promise(
     "Faults",
-    "A row or matrix of norm zero stays zero on its sphere",
-    on="Sphere, Oblique, hyperball",
+    "Rows of zeros stay zero",
+    on="`scale_by_row_rms`, `RowRms`",
 )
 def test_zero_rows_and_matrices_stay_zero(rng):
     tx = mo.scale_by_row_rms()

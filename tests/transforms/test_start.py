@@ -73,7 +73,7 @@ def test_three_axes_without_a_word_about_them_are_an_error(name: str) -> None:
 @pytest.mark.promise(
     "Faults",
     "A start off the manifold is an error with its residual",
-    on="manifold optimizers, concrete weights",
+    on="links on Stiefel, concrete weights",
 )
 @pytest.mark.parametrize("name", ON_STIEFEL)
 def test_a_weight_off_its_manifold_is_an_error_with_its_residual(name: str) -> None:
@@ -95,6 +95,11 @@ def test_one_matrix_of_a_stack_is_enough_for_the_error(name: str) -> None:
         tx.init(off)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A start off the manifold is an error with its residual",
+    on="every preset on a manifold, concrete weights",
+)
 def test_every_preset_on_a_manifold_says_it() -> None:
     off = {"w": 5 * jnp.eye(4, 2)}
     for tx in (

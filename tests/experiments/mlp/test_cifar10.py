@@ -84,7 +84,9 @@ def _alter(content):
 
 
 @pytest.mark.promise(
-    "Experiments", "Data whose SHA-256 differs is not parsed", on="CIFAR-10"
+    "Experiments",
+    "Data whose hash differs is not read",
+    on="CIFAR-10: SHA-256 of files, MD5 of the archive",
 )
 @pytest.mark.parametrize("damage", [_truncate, _alter])
 def test_damaged_file_is_an_error_and_stays(tmp_path, published, contents, damage):
@@ -135,7 +137,9 @@ def test_without_network_the_error_says_what_to_fetch(tmp_path, contents):
 
 
 @pytest.mark.promise(
-    "Experiments", "Data whose SHA-256 differs is not parsed", on="CIFAR-10"
+    "Experiments",
+    "Data whose hash differs is not read",
+    on="CIFAR-10: SHA-256 of files, MD5 of the archive",
 )
 def test_altered_archive_is_refused(tmp_path, published):
     wrong = dataclasses.replace(published.archive, md5="f" * 32)
