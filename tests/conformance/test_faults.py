@@ -311,3 +311,53 @@ def test_a_leaf_that_stands_twice_is_updated_twice(case: Case) -> None:
     np.testing.assert_allclose(
         updates["first"]["kernel"], once, rtol=ROUNDING, atol=ROUNDING
     )
+
+
+def _along(function: Any, x: jax.Array, tangent: jax.Array) -> float:
+    """The derivative along a tangent, by a central difference in float64."""
+    step = 1e-5
+    return float(function(x + step * tangent) - function(x - step * tangent)) / (
+        2 * step
+    )
+
+
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "Derivatives go through a step of Muon, in reverse mode and under `jax.checkpoint`",
+    on="`muon`, float64, against differences",
+)
+@pytest.mark.slow
+def test_derivatives_go_through_a_step_of_muon(x64: None) -> None:
+    rng = np.random.default_rng(0)
+    point, gradient, weights, tangent = jnp.asarray(rng.standard_normal((4, 6, 3)))
+    tx = mo.muon(0.1, weight_decay=0.1)
+    params = {"w": point}
+
+    @jax.jit
+    def value(gradient: jax.Array) -> jax.Array:
+        updates, _ = tx.update({"w": gradient}, tx.init(params), params)
+        return jnp.sum(weights * updates["w"])
+
+    expected = _along(value, gradient, tangent)
+    for function in (value, jax.checkpoint(value)):
+        found = jnp.sum(jax.grad(function)(gradient) * tangent)
+        # Second order in the step of the difference, 1e-10, times steep polynomials.
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "Where a solver stops by itself, JAX says that reverse mode does not work",
+    on="`manifold_muon`",
+)
+@pytest.mark.slow
+def test_reverse_mode_through_a_solver_is_an_error() -> None:
+    params = {"w": jnp.eye(6, 3)}
+    tx = mo.manifold_muon(0.1)
+
+    def value(gradient: jax.Array) -> jax.Array:
+        updates, _ = tx.update({"w": gradient}, tx.init(params), params)
+        return jnp.sum(updates["w"])
+
+    with pytest.raises(ValueError, match="Reverse-mode differentiation does not work"):
+        jax.grad(value)(jnp.ones((6, 3)))
