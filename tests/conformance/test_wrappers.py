@@ -174,3 +174,22 @@ def test_parameters_may_be_missing(case: Case) -> None:
     state = tx.init(parameters(case))
     shapes, _ = jax.eval_shape(lambda: tx.update(gradient, state))
     chex.assert_trees_all_equal_shapes_and_dtypes(shapes, gradient)
+
+
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`optax.contrib.schedule_free` takes the steps of what it wraps",
+    on="Muon, sign descent",
+)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [mo.muon, mo.sign_descent])
+def test_schedule_free_takes_the_steps_of_what_it_wraps(
+    make: Callable[..., Tx],
+) -> None:
+    params = {"w": jnp.eye(6, 3) + 0.1}
+    gradient = {"w": jnp.arange(18.0).reshape(6, 3) - 7}
+    inner = make(0.1, momentum=None)
+    tx: Any = optax.contrib.schedule_free(inner, learning_rate=0.1)
+    _, state = jax.jit(tx.update)(gradient, tx.init(params), params)
+    expected, _ = jax.jit(inner.update)(gradient, inner.init(params), params)
+    assert_close(jax.tree.map(jnp.subtract, state.z, params), expected)
