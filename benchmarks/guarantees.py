@@ -102,7 +102,7 @@ def kept(found: Mapping[Promise, Sequence[Holder]]) -> Figures:
     figures: dict[tuple[str, str], list[str]] = {}
     for promise, holders in found.items():
         row = f"| {promise.guarantee} | {promise.on} | "
-        match = re.search(re.escape(row) + r"(.+?) \|", text)
+        match = re.search(re.escape(row) + r"([^|]+?) \|", text)
         if match and match[1]:
             figures[holders[0].file, holders[0].name] = [match[1]]
     return figures
