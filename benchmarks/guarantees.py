@@ -48,8 +48,8 @@ def figures(files: Sequence[str], devices: bool, quick: bool) -> Figures:
         command = [sys.executable, "-m", "pytest", "-q", *family]
         selected = f"{marks} and not slow" if quick else marks
         done = subprocess.run(
-            [*command, "-m", selected, *files],
-            cwd=ROOT / "tests",
+            [*command, "-m", selected, *(f"tests/{file}" for file in files)],
+            cwd=ROOT,
             env=os.environ | {"XLA_FLAGS": flags},
             check=False,
         )
