@@ -67,7 +67,7 @@ def _matrices(params: ArrayTree, axes: AxesLike) -> ArrayTree:
     def keep(keys: Any, leaf: Any) -> Any:
         if is_absent(leaf):
             return leaf
-        own = axes_at(axes, leaf_path(keys), tuple(jax.numpy.shape(leaf)))
+        own = axes_at(axes, leaf_path(keys), tuple(getattr(leaf, "shape", ())))
         return None if own is None else leaf
 
     return jax.tree_util.tree_map_with_path(keep, params, is_leaf=is_absent)

@@ -128,6 +128,11 @@ OTHERS = (
 )
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "A checkpoint restores on another mesh, to the bit",
+    on="8 devices to 4 × 2, to 4 and to one",
+)
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_mesh_restores_bitwise_and_steps_alike(name: str, written: Any) -> None:
     params, state, manager = written
@@ -139,6 +144,11 @@ def test_another_mesh_restores_bitwise_and_steps_alike(name: str, written: Any) 
     assert_close(step_on(name)(*restored), step_on("eight devices")(params, state))
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "A checkpoint of a sharded state resumes to the bit on the same mesh",
+    on="8 devices",
+)
 def test_the_same_mesh_resumes_bitwise(written: Any) -> None:
     params, state, manager = written
     resumed = restore(manager, "eight devices")

@@ -91,6 +91,11 @@ def run_processes(
     return out
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "Two processes give the bits of one",
+    on="owned; manifold Muon, Muon",
+)
 # Both send the same; manifold Muon also sends the points.
 @pytest.mark.parametrize(
     "name", ["manifold_muon", pytest.param("muon", marks=pytest.mark.slow)]

@@ -263,6 +263,11 @@ UPDATES = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "Stacks sharded along their batch, such as experts, send nothing",
+    on="8 devices",
+)
 @KINDS
 @UPDATES
 def test_experts_sharded_by_expert_communicate_nothing(

@@ -51,6 +51,11 @@ ANYWHERE: dict[str, Make] = {
 STACK = {"up": {"kernel": jnp.stack([jnp.eye(5, 1)] * 3)}}
 
 
+@pytest.mark.promise(
+    "What is applied",
+    "Leaves of three and more axes are never guessed",
+    on="every transformation",
+)
 @pytest.mark.parametrize("name", [*ON_STIEFEL, *ANYWHERE])
 def test_three_axes_without_a_word_about_them_are_an_error(name: str) -> None:
     def make(**options: Any) -> optax.GradientTransformation:
@@ -65,6 +70,11 @@ def test_three_axes_without_a_word_about_them_are_an_error(name: str) -> None:
     make(axes=mo.STACKED).init(STACK)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A start off the manifold is an error with its residual",
+    on="links on Stiefel, concrete weights",
+)
 @pytest.mark.parametrize("name", ON_STIEFEL)
 def test_a_weight_off_its_manifold_is_an_error_with_its_residual(name: str) -> None:
     params = {"on": jnp.eye(4, 2), "off": {"kernel": 2 * jnp.eye(4, 2)}}
@@ -85,6 +95,11 @@ def test_one_matrix_of_a_stack_is_enough_for_the_error(name: str) -> None:
         tx.init(off)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A start off the manifold is an error with its residual",
+    on="every preset on a manifold, concrete weights",
+)
 def test_every_preset_on_a_manifold_says_it() -> None:
     off = {"w": 5 * jnp.eye(4, 2)}
     for tx in (

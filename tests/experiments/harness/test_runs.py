@@ -90,6 +90,11 @@ def test_resuming_skips_finished_runs_and_adds_new_ones(config):
     assert len(_numbers(config.output_dir)) == 2
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "An interrupted experiment ends in one sentence and loses nothing",
+    on="Ctrl-C, full disk",
+)
 def test_ctrl_c_ends_in_one_sentence_and_nothing_is_lost(config, monkeypatch, capsys):
     run_experiment(Quadratic(config))
     directory = f"{config.output_dir}-interrupted"
@@ -137,6 +142,11 @@ def _refuse(*_args, **_kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "An interrupted experiment ends in one sentence and loses nothing",
+    on="Ctrl-C, full disk",
+)
 @pytest.mark.parametrize("where", ["results.jsonl", "report.md", "checkpoints"])
 def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(
     config, monkeypatch, capsys, where
@@ -193,6 +203,11 @@ def test_a_diverged_run_is_reported_and_read_again(config):
     assert "| not finite |" in run_experiment(Quadratic(resumed))
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "Checkpoints with symbolic links are refused",
+    on="experiments",
+)
 @pytest.mark.parametrize("below", ["", "run", "run/1"])
 def test_checkpoints_with_a_symbolic_link_are_refused(tmp_path, below):
     (tmp_path / "real").mkdir()
