@@ -77,6 +77,8 @@ from manifold_optax.transforms import (
     DualAscentState,
     momentum,
     MomentumState,
+    monitor,
+    MonitorState,
     orthogonalize_via_newton_schulz,
     project,
     qk_clip,
@@ -164,6 +166,7 @@ __all__ += [
 __all__ += [
     "DualAscentState",
     "MomentumState",
+    "MonitorState",
     "RetractState",
     "RowRmsState",
     "ShrinkState",
@@ -184,7 +187,7 @@ __all__ += [
 ]
 
 # Several devices, what a compiled program does, what the last step was like.
-__all__ += ["diagnostics", "plan_matrices", "programs", "sharding"]
+__all__ += ["diagnostics", "monitor", "plan_matrices", "programs", "sharding"]
 
 # To build more: functions of arrays, of matrices in trees, of trees.
 __all__ += ["geometry", "linalg", "map_matrices", "steepest_direction", "trees"]

@@ -205,6 +205,16 @@ CASES = (
         retracts=True,
         covered=True,
     ),
+    Case("monitor", mo.monitor, covered=True),
+    Case(
+        "monitor-inner",
+        mo.monitor,
+        {"inner": mo.retract(_SPHERE, axes=mo.STACKED), "manifold": _SPHERE}
+        | {"every": 2, "groups": {"kernel": "all"}},
+        manifold=_SPHERE,
+        retracts=True,
+        covered=True,
+    ),
     Case("muon", mo.muon, numbers=_DECAYED),
     Case(
         "manifold_muon",
