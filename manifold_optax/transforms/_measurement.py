@@ -58,7 +58,6 @@ def measurement(
                 [trees[name] for name in read],
                 returns=("number",) * len(own),
                 axes=axes,
-                orientation="either",
                 placement=exact,
             )
             found |= zip(own, numbers if len(own) > 1 else (numbers,), strict=True)

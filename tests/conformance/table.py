@@ -209,10 +209,9 @@ CASES = (
     Case(
         "monitor-inner",
         mo.monitor,
-        {"inner": mo.retract(_SPHERE, axes=mo.STACKED), "manifold": _SPHERE}
-        | {"every": 2, "groups": {"kernel": "all"}},
+        {"inner": optax.sgd(0.1), "manifold": _SPHERE, "every": 2}
+        | {"groups": {".*": "all"}},
         manifold=_SPHERE,
-        retracts=True,
         covered=True,
     ),
     Case("muon", mo.muon, numbers=_DECAYED),
