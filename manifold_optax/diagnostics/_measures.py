@@ -15,11 +15,11 @@ from manifold_optax._typing import ArrayTree, AxisName, Matrix, PerMatrix
 from manifold_optax.linalg import spectral_norm
 from manifold_optax.linalg._inputs import require_matrices
 from manifold_optax.linalg._reductions import (
+    dot,
     frobenius_norm,
     gram,
     near_one,
     nonzero,
-    normalize,
     row_count,
 )
 from manifold_optax.linalg._scaling import widen
@@ -37,11 +37,12 @@ class MonitorInfo(NamedTuple):
     """Relative distance of the weights from the manifold, of `Manifold.residual`."""
     update_spectral_norm: ArrayTree = None
     """Largest singular value of the update, an estimate from below (16 power
-    iterations)."""
+    iterations on `UᵀU`: within 3 % of it for Gaussian matrices)."""
     update_rms: ArrayTree = None
     """Root mean square of the entries of the update."""
     weight_spectral_norm: ArrayTree = None
-    """Largest singular value of the weights, an estimate from below."""
+    """Largest singular value of the weights, an estimate from below (8 iterations:
+    within 6 % for Gaussian matrices, closer where the largest value stands apart)."""
     weight_rms: ArrayTree = None
     """Root mean square of the entries of the weights."""
     orthogonality_error: ArrayTree = None
@@ -82,9 +83,7 @@ def rms(x: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
     return norm / math.sqrt(max(entries, 1))
 
 
-def stable_rank(
-    x: Matrix, norm: PerMatrix | None = None, *, axis_name: AxisName = None
-) -> PerMatrix:
+def stable_rank(x: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
     """Stable rank `‖x‖_F² / ‖x‖₂²`: how many singular values are large.
 
     It is 1 for a matrix of rank 1, and the short side for one whose singular values are
@@ -92,14 +91,13 @@ def stable_rank(
 
     Args:
         x: `[*batch, m, n]`, real floating.
-        norm: spectral norms `[*batch]`; `None`: estimated by `linalg.spectral_norm`,
-            whose error is from below, so that of the stable rank is from above.
         axis_name: mesh axes over which the rows are split.
 
     Returns:
-        `[*batch]`; 0 for a zero matrix.
+        `[*batch]`; 0 for a zero matrix. The norm is that of `linalg.spectral_norm`,
+        whose error is from below, so that of the stable rank is from above.
 
-    Cost: `4·m·n` FLOPs, and 64 times `m·n` for the norm.
+    Cost: 34 products with a vector, `68·m·n` FLOPs.
 
     Example:
         >>> stable_rank(jnp.diag(jnp.array([2.0, 2.0, 1.0]))).round(4)
@@ -107,9 +105,8 @@ def stable_rank(
     """
     require_matrices(x, "stable_rank")
     wide = widen(x)
-    norm = spectral_norm(wide, axis_name=axis_name).norm if norm is None else norm
-    ratio = frobenius_norm(wide, axis_name)[..., 0, 0] / nonzero(norm)
-    return jnp.square(ratio)
+    norm = spectral_norm(wide, axis_name=axis_name).norm
+    return jnp.square(frobenius_norm(wide, axis_name)[..., 0, 0] / nonzero(norm))
 
 
 def orthogonality_error(x: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
@@ -149,24 +146,19 @@ def orthogonality_error(x: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
 
 
 def angle(x: Matrix, y: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
-    """Angle between two matrices in degrees, by their inner product `⟨x, y⟩`.
-
-    It is accurate to rounding at all angles, the smallest among them.
+    """Angle between two matrices in degrees, `arccos(⟨x, y⟩ / (‖x‖_F ‖y‖_F))`.
 
     Returns:
-        `[*batch]` in [0, 180]; 90 where one of the two is zero, 0 where both are.
+        `[*batch]` in [0, 180]; 90 where one of the two is zero. In float32 accurate to
+        0.1 degrees near 0 and 180, where the cosine hardly changes, and to 1e-4 else.
 
     Example:
         >>> angle(jnp.array([[1.0, 1.0]]), jnp.array([[0.0, -5.0]])).round(3)
         Array(135., dtype=float32)
-
-    Source: W. Kahan, "How futile are mindless assessments of roundoff in floating-point
-    computation?" (2006), section 12, for the form without cancellation.
     """
     require_matrices(x, "angle")
     require_matrices(y, "angle")
-    one, other = normalize(widen(x), axis_name), normalize(widen(y), axis_name)
-    half = jnp.arctan2(
-        frobenius_norm(one - other, axis_name), frobenius_norm(one + other, axis_name)
-    )
-    return jnp.degrees(2 * half)[..., 0, 0]
+    (one, _), (other, _) = near_one(widen(x), axis_name), near_one(widen(y), axis_name)
+    lengths = dot(one, one, axis_name) * dot(other, other, axis_name)
+    cosine = dot(one, other, axis_name) / jnp.sqrt(nonzero(lengths))
+    return jnp.degrees(jnp.arccos(jnp.clip(cosine, -1, 1)))[..., 0, 0]

@@ -15,13 +15,16 @@ from manifold_optax.diagnostics import (
     OF_WEIGHTS,
     orthogonality_error,
     rms,
-    stable_rank,
 )
 from manifold_optax.geometry import Manifold
 from manifold_optax.linalg import spectral_norm
+from manifold_optax.linalg._reductions import gram, near_one, nonzero
 from manifold_optax.matrices import AxesLike, map_matrices, Placement
 from manifold_optax.transforms._largest import largest
 from manifold_optax.transforms._leaves import unit_map
+
+_STEPS = 8
+"""Power iterations. On a Gram matrix each counts twice."""
 
 
 def measurement(
@@ -104,7 +107,7 @@ def _measured(
     matrices: dict[str, Array],
     axis_name: AxisName = None,
 ) -> tuple[Array, ...]:
-    """The measures of one matrix, in the order of `names`.
+    """The measures of one tall matrix, in the order of `names`.
 
     Args:
         names: some of `MEASURES`, none of `COUNTS`, and not `"residual"`.
@@ -112,25 +115,25 @@ def _measured(
             measure reads them.
         axis_name: mesh axes over which the rows are split.
     """
-    update: Any = matrices["update"]
-    norm = None
-    if "update_spectral_norm" in names or "stable_rank" in names:
-        norm = spectral_norm(update, axis_name=axis_name).norm
-
-    def value(name: str) -> Array:
-        if name == "update_spectral_norm":
-            assert norm is not None
-            return norm
-        if name == "update_rms":
-            return rms(update, axis_name=axis_name)
-        if name == "weight_spectral_norm":
-            return spectral_norm(matrices["weight"], axis_name=axis_name).norm
-        if name == "weight_rms":
-            return rms(matrices["weight"], axis_name=axis_name)
-        if name == "orthogonality_error":
-            return orthogonality_error(update, axis_name=axis_name)
-        if name == "stable_rank":
-            return stable_rank(update, norm, axis_name=axis_name)
-        return angle(-update, matrices["gradient"], axis_name=axis_name)
-
-    return tuple(map(value, names))
+    found: dict[str, Array] = {}
+    update = matrices["update"]
+    if {"update_spectral_norm", "stable_rank"} & set(names):
+        # Of the Gram matrix, which `orthogonality_error` needs: compiled once for both.
+        near, scale = near_one(update, axis_name)
+        square = gram(near, axis_name)
+        most = spectral_norm(square, steps=_STEPS).norm
+        found["update_spectral_norm"] = scale[..., 0, 0] * jnp.sqrt(most)
+        found["stable_rank"] = jnp.trace(square, axis1=-2, axis2=-1) / nonzero(most)
+    if "update_rms" in names:
+        found["update_rms"] = rms(update, axis_name=axis_name)
+    if "orthogonality_error" in names:
+        found["orthogonality_error"] = orthogonality_error(update, axis_name=axis_name)
+    if "angle" in names:
+        gradient = matrices["gradient"]
+        found["angle"] = angle(-update, gradient, axis_name=axis_name)
+    if "weight_spectral_norm" in names:
+        norm = spectral_norm(matrices["weight"], steps=_STEPS, axis_name=axis_name)
+        found["weight_spectral_norm"] = norm.norm
+    if "weight_rms" in names:
+        found["weight_rms"] = rms(matrices["weight"], axis_name=axis_name)
+    return tuple(found[name] for name in names)

@@ -107,8 +107,10 @@ def monitor(
             naming it.
 
     Cost: at every update one pass over gradients and updates for the counts; at a
-    measured one a Gram matrix of the update, `2·m·n·k` FLOPs, 32 products with a
-    vector for each spectral norm, and the residual of the manifold.
+    measured one a Gram matrix of the update, `2·m·n·k` FLOPs, 17 products of the
+    weights with a vector, and the residual of the manifold. Each number is an array of
+    the state: for hundreds of leaves that are not stacked give `groups`, or fewer
+    `measures`.
 
     Example:
         >>> params = {"w": jnp.ones((4, 2))}
