@@ -1,15 +1,18 @@
 """What `collect` finds, written down: JSON lines, or TensorBoard."""
 
 import json
+import operator
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Array
 
 
-def write(info: Mapping[str, Mapping[str, Array]], step: int, to: Any) -> None:
+def write(
+    info: Mapping[str, Mapping[str, Array]], step: SupportsIndex, to: Any
+) -> None:
     """Writes what `collect` found as one line of JSON, or as scalars of TensorBoard.
 
     A line is `{"step": 10, "angle": {"up/kernel": 41.5, "experts": [40.1, 44.7]}, …}`;
@@ -36,18 +39,18 @@ def write(info: Mapping[str, Mapping[str, Array]], step: int, to: Any) -> None:
         >>> write(mo.diagnostics.collect(state), 1, sys.stdout)
         {"step": 1, "applied": {"w": 1.0}, "skipped": {"w": 0.0}}
     """
-    if isinstance(step, bool) or not hasattr(step, "__index__"):
+    if isinstance(step, bool) or not isinstance(step, SupportsIndex):
         raise TypeError(f"step must be an integer, got {step!r}.")
-    step = int(step)
+    number = operator.index(step)
     numbers = {
         name: {path: np.asarray(value) for path, value in by_path.items()}
         for name, by_path in info.items()
     }
     scalar = getattr(to, "scalar", None) or getattr(to, "add_scalar", None)
     if callable(scalar):
-        _write_scalars(scalar, numbers, step)
+        _write_scalars(scalar, numbers, number)
         return
-    line = json.dumps({"step": step, **_plain(numbers)}, allow_nan=False) + "\n"
+    line = json.dumps({"step": number, **_plain(numbers)}, allow_nan=False) + "\n"
     if isinstance(to, str | os.PathLike):
         with open(to, "a", encoding="utf-8") as file:
             # One call, so that what another process writes is not within the line.

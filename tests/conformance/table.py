@@ -205,12 +205,11 @@ CASES = (
         retracts=True,
         covered=True,
     ),
-    Case("monitor", mo.monitor, covered=True),
+    Case("monitor", mo.monitor, {"groups": {".*": "all"}}, covered=True),
     Case(
         "monitor-inner",
         mo.monitor,
-        {"inner": optax.sgd(0.1), "manifold": _SPHERE, "every": 2}
-        | {"groups": {".*": "all"}},
+        {"inner": optax.sgd(0.1), "manifold": _SPHERE, "every": 2},
         manifold=_SPHERE,
         covered=True,
     ),
