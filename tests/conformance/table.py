@@ -205,6 +205,14 @@ CASES = (
         retracts=True,
         covered=True,
     ),
+    Case("monitor", mo.monitor, {"groups": {".*": "all"}}, covered=True),
+    Case(
+        "monitor-inner",
+        mo.monitor,
+        {"inner": optax.sgd(0.1), "manifold": _SPHERE, "every": 2},
+        manifold=_SPHERE,
+        covered=True,
+    ),
     Case("muon", mo.muon, numbers=_DECAYED),
     Case(
         "manifold_muon",
