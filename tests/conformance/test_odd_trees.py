@@ -126,6 +126,7 @@ def test_derivatives_go_through_a_step_of_muon(x64: None) -> None:
 
     @jax.jit
     def value(gradient: jax.Array) -> jax.Array:
+        updates: Any
         updates, _ = tx.update({"w": gradient}, tx.init(params), params)
         return jnp.sum(weights * updates["w"])
 
@@ -147,6 +148,7 @@ def test_reverse_mode_through_a_solver_is_an_error() -> None:
     tx = mo.manifold_muon(0.1)
 
     def value(gradient: jax.Array) -> jax.Array:
+        updates: Any
         updates, _ = tx.update({"w": gradient}, tx.init(params), params)
         return jnp.sum(updates["w"])
 

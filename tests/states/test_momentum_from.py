@@ -63,7 +63,7 @@ def test_training_goes_on_as_if_nothing_had_happened(rate: Any, there: bool) -> 
     carried: Any = momentum_from(state, other.init(params))
     found, _ = train(other, params, carried, range(4, 7))
     # Three steps of up to 0.1: their polynomials are rounded differently, see
-    # `test_equals_optax`, times the rate (seen: 2.4e-7).
+    # `test_equals_optax`, times the rate.
     chex.assert_trees_all_close(found, wanted, rtol=0, atol=1e-6)
     anew, _ = train(other, params, other.init(params), range(4, 7))
     assert max(jax.tree.leaves(jax.tree.map(_distance, anew, wanted))) > 1e-2
@@ -133,7 +133,7 @@ def test_adamw_of_the_whole_model_becomes_a_hybrid() -> None:
     found: Any
     found, _ = link.update({"w": gradient}, kept._replace(average={"w": average}))
     # 1 − βᵗ is a difference, whose rounding counts twofold: units of 6e-8 of entries
-    # up to 60 (seen: 2e-7 relative).
+    # up to 60.
     np.testing.assert_allclose(found["w"], expected, rtol=2e-6)
 
 
