@@ -165,7 +165,7 @@ def check(rule: Rule, leaf: Leaf) -> None:
     off = []
 
     def compare(pair: np.ndarray) -> np.ndarray:
-        got, given = pair.real, pair.imag
+        got, given = np.real(pair), np.imag(pair)
         if not np.isfinite(given).all():
             off.append(np.isfinite(got).all())
         elif not (rule.amplifies and near_the_border(given)):
