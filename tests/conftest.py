@@ -48,7 +48,7 @@ def measured(record_property: Callable[[str, object], None]) -> Callable[..., No
     """
 
     def record(value: float, *, at_most: float) -> None:
-        text = f"{float(value):.2g} (at most {at_most:.2g})"
+        text = f"{float(value):.2g} (at most {at_most:.3g})"
         record_property("measured", text)
         assert value <= at_most, text
 

@@ -121,7 +121,7 @@ def _along(function: Any, x: jax.Array, tangent: jax.Array) -> float:
 def test_derivatives_go_through_a_step_of_muon(x64: None) -> None:
     rng = np.random.default_rng(0)
     point, gradient, weights, tangent = jnp.asarray(rng.standard_normal((4, 6, 3)))
-    tx = mo.muon(0.1, weight_decay=0.1)
+    tx: Any = mo.muon(0.1, weight_decay=0.1)
     params = {"w": point}
 
     @jax.jit
@@ -145,7 +145,7 @@ def test_derivatives_go_through_a_step_of_muon(x64: None) -> None:
 @pytest.mark.slow
 def test_reverse_mode_through_a_solver_is_an_error() -> None:
     params = {"w": jnp.eye(6, 3)}
-    tx = mo.manifold_muon(0.1)
+    tx: Any = mo.manifold_muon(0.1)
 
     def value(gradient: jax.Array) -> jax.Array:
         updates: Any

@@ -196,3 +196,20 @@ def test_project_without_roles_refuses_a_bias_and_names_the_remedy() -> None:
     params = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
     with pytest.raises(ValueError, match=r"'bias' of shape \(2,\).*axes=mo\.roles\(\)"):
         mo.project(params, mo.Sphere())
+
+
+@pytest.mark.promise(
+    "Faults",
+    "A reflection is projected to a reflection; a zero matrix cannot be projected, and "
+    "`init` says so",
+    on="Stiefel",
+)
+@pytest.mark.slow
+def test_a_reflection_stays_one_and_a_zero_matrix_is_an_error() -> None:
+    reflection = jnp.diag(jnp.asarray([1.0, 1.0, -1.0]))
+    found = mo.project({"w": 2 * reflection}, mo.Stiefel())
+    # Some float32 units.
+    np.testing.assert_allclose(found["w"], reflection, rtol=0, atol=1e-6)
+    zero = mo.project({"w": jnp.zeros((4, 2))}, mo.Stiefel())
+    with pytest.raises(ValueError, match=r"A zero matrix .* cannot be projected"):
+        mo.retract(mo.Stiefel()).init(zero)

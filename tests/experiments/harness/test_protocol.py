@@ -79,7 +79,7 @@ def test_one_seed_is_refused():
 
 @pytest.mark.promise(
     "Experiments",
-    "Chance alone calls two optimizers different in at most one percent",
+    "Chance alone calls a pair of optimizers different in at most 1.5 percent",
     on="protocol",
 )
 @pytest.mark.slow
