@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Int32
 
 from manifold_optax._checks import (
+    require_floating,
     require_instance,
     require_one_of,
     require_params,
@@ -147,10 +148,12 @@ def monitor(
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[ArrayTree, MonitorState]:
-        steps, inside = watched.update(updates, state.inner, params, **extra_args)
         if weighed:
             require_params(params, "monitor")
-        seen, gradients = matrices_of(steps, axes), matrices_of(updates, axes)
+        # Before `inner`, whose message would not name the leaf.
+        gradients = map_leaves(_checked, matrices_of(updates, axes))
+        steps, inside = watched.update(updates, state.inner, params, **extra_args)
+        seen = matrices_of(steps, axes)
 
         def now(old: MonitorInfo) -> MonitorInfo:
             points = None
@@ -209,6 +212,11 @@ def _check_every(every: Any) -> None:
     require_static_steps("every", every)
     if not every:
         raise ValueError(f"every must be an int of at least 1, got {every!r}.")
+
+
+def _checked(path: str, gradient: Any) -> Any:
+    require_floating(gradient, path)
+    return gradient
 
 
 def _moved(path: str, update: Array, param: Any) -> Array:

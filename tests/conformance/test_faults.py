@@ -29,6 +29,7 @@ LINKS = {
     "add_spectral_weight_decay",
     "balance_router_bias",
     "momentum",
+    "monitor",
     "qk_clip",
     "retract",
     "retract_polar",
