@@ -20,14 +20,8 @@ from flax.training.train_state import TrainState
 import manifold_optax as mo
 import manifold_optax.optimizers
 from conformance.case import Case, KERNELS, Tree, Tx, VECTOR
-from conformance.table import (
-    CASES,
-    each_case,
-    filled,
-    gradients,
-    parameters,
-    update_of,
-)
+from conformance.steps import filled, gradients, parameters, update_of
+from conformance.table import CASES, each_case
 from conformance.test_wrappers import injected
 from manifold_optax.diagnostics import COUNTS
 from manifold_optax.trees import leaves_by_path

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from conformance.case import Case, ROUNDING, Tree
-from conformance.table import each_case, gradients, parameters, steps_of, update_of
+from conformance.steps import gradients, parameters, steps_of, update_of
+from conformance.table import each_case
 
 
 def assert_close(found: Tree, expected: Tree) -> None:

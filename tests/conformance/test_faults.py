@@ -16,13 +16,8 @@ import pytest
 
 import manifold_optax as mo
 from conformance.case import Case, KERNELS, ROUNDING, Tree
-from conformance.table import (
-    CASES,
-    each_case,
-    gradients,
-    on_manifold,
-    parameters,
-)
+from conformance.steps import gradients, on_manifold, parameters
+from conformance.table import CASES, each_case
 from conformance.test_leaves import first_update
 
 LINKS = {

@@ -11,14 +11,8 @@ import numpy as np
 import pytest
 
 from conformance.case import Case, ROUNDING, Tree
-from conformance.table import (
-    each_case,
-    filled,
-    gradients,
-    on_manifold,
-    parameters,
-    update_of,
-)
+from conformance.steps import filled, gradients, on_manifold, parameters, update_of
+from conformance.table import each_case
 
 ODD = {
     "row": {"kernel": (1, 5)},

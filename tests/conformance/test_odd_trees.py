@@ -16,7 +16,8 @@ import pytest
 
 import manifold_optax as mo
 from conformance.case import Case, ROUNDING
-from conformance.table import each_case, gradients, parameters, update_of
+from conformance.steps import gradients, parameters, update_of
+from conformance.table import each_case
 from conformance.test_leaves import takes_any_tree
 
 

@@ -11,15 +11,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from conformance.case import Case, Tree
-from conformance.table import (
-    CASES,
-    each_case,
-    filled,
-    gradients,
-    parameters,
-    steps_of,
-    update_of,
-)
+from conformance.steps import filled, gradients, parameters, steps_of, update_of
+from conformance.table import CASES, each_case
 from manifold_optax.states import state_digest
 
 ABSTRACT = {

@@ -12,7 +12,8 @@ import pytest
 
 import manifold_optax as mo
 from conformance.case import Case, ROUNDING, Tree, Tx
-from conformance.table import each_case, gradients, parameters, update_of
+from conformance.steps import gradients, parameters, update_of
+from conformance.table import each_case
 
 
 def assert_close(found: Tree, expected: Tree) -> None:

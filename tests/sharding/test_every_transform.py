@@ -17,7 +17,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import manifold_optax as mo
 from conformance.case import Case
-from conformance.table import CASES, filled
+from conformance.steps import filled
+from conformance.table import CASES
 from sharding.layouts import mesh_of, points_on, TOLERANCE
 
 pytestmark = pytest.mark.devices

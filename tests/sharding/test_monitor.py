@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import manifold_optax as mo
-from conformance.table import filled
+from conformance.steps import filled
 from sharding.layouts import mesh_of, TOLERANCE
 
 pytestmark = [pytest.mark.devices, pytest.mark.slow]

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import manifold_optax as mo
-from conformance.table import CASES, gradients, parameters, update_of
+from conformance.steps import gradients, parameters, update_of
+from conformance.table import CASES
 from manifold_optax.diagnostics import COUNTS, MEASURES, MonitorInfo
 from manifold_optax.trees import leaves_by_path
 
