@@ -68,6 +68,8 @@ def _of_processes(run: Run) -> Iterator[str]:
     for name in ("new_programs", "new_arrays"):
         if run.worst(name) > 0:
             yield f"a warm process has {run.worst(name)} {name.replace('_', ' ')}"
+    if run.name == "whole" and "new_mib" not in run.end:
+        yield "it ended before it was warm: use more steps"
     if run.worst("new_mib") > MOST_NEW_MIB:
         yield f"a warm process grew by {run.worst('new_mib'):.0f} MiB"
 
@@ -149,7 +151,8 @@ def main() -> None:
         "--minutes",
         type=float,
         default=math.inf,
-        help="about how long all runs take; ends them before --steps",
+        help="about how long all runs take, beside 10 s for each kill; may end them "
+        "before --steps",
     )
     parser.add_argument("--kills", type=int, default=12, help="kills of each run")
     parser.add_argument("--save-every", type=int, default=200, help="steps")

@@ -39,6 +39,7 @@ def optimizer(case: Case, axes: Any = None) -> Any:
     return mo.hybrid(inner, others=optax.adamw(0.01), labels=roles)
 
 
+@functools.cache
 def start(case: Case) -> Any:
     """Kernel on the manifold, and bias."""
     drawn = filled({"only": SHAPES}, 0)

@@ -35,10 +35,6 @@ def nightly(
     return pytest.mark.parametrize("case", chosen)
 
 
-def has_state(case: Case) -> bool:
-    return bool(jax.tree.leaves(jax.eval_shape(case.make().init, parameters(case))))
-
-
 def assert_ends_alike(found: Tree, expected: Tree) -> None:
     chex.assert_trees_all_close(found, expected, rtol=REORDERED, atol=REORDERED)
 
@@ -128,7 +124,7 @@ def test_masked_passes_what_is_not_its_own(case: Case) -> None:
         chex.assert_trees_all_close(updates[name], wanted, rtol=ROUNDING, atol=ROUNDING)
 
 
-@nightly(has_state, gate=("muon", "hybrid"))
+@nightly(is_optimizer, gate=("muon", "hybrid"))
 def test_optax_gets_and_sets_every_field_of_a_state(case: Case) -> None:
     state = case.make().init(parameters(case))
     paths = [keys for keys, _ in jax.tree_util.tree_leaves_with_path(state)]
