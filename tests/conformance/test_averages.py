@@ -21,6 +21,9 @@ LANDED = 2e-6
 # Far above it: an average of three steps is off by 7e-4 at the least.
 OFF = 1e-4
 
+apply_updates: Any = optax.apply_updates
+"""Also of the pairs of weights that `lookahead` trains."""
+
 OPTIMIZERS = [pytest.param(c, id=c.name) for c in CASES if is_optimizer(c)]
 CONSTRAINED = [
     pytest.param(c, id=c.name) for c in CASES if is_optimizer(c) and c.retracts
@@ -51,7 +54,7 @@ def update_and_apply(tx: Any) -> Any:
 def test_an_average_is_off_the_manifold_until_it_is_projected(case: Case) -> None:
     tx = case.make()
     step, params = update_and_apply(tx), parameters(case)
-    state, averaged = tx.init(params), params
+    state, averaged, average = tx.init(params), params, params
     debiased = optax.ema(0.5)
     collected = debiased.init(params)
     for _ in range(3):
@@ -76,7 +79,7 @@ def test_lookahead_takes_the_steps_of_what_it_wraps(case: Case) -> None:
     state, state_alone, fast = both.init(pair), tx.init(start), start
     for _ in range(2):
         updates, state = update(gradient, state, pair)
-        pair = optax.apply_updates(pair, updates)
+        pair = apply_updates(pair, updates)
         updates, state_alone = alone(gradient, state_alone, fast)
         fast = optax.apply_updates(fast, updates)
     middle = jax.tree.map(lambda x, y: x + (y - x) / 2, start, fast)
@@ -90,7 +93,7 @@ def test_lookahead_takes_the_steps_of_what_it_wraps(case: Case) -> None:
         # The pair meets off the manifold; the next step lands on it again.
         assert distance(case, pair.slow) > OFF
         updates, state = update(gradient, state, pair)
-        assert distance(case, optax.apply_updates(pair, updates).fast) < LANDED
+        assert distance(case, apply_updates(pair, updates).fast) < LANDED
 
 
 @pytest.mark.slow
@@ -105,7 +108,7 @@ def test_lookahead_shrinks_a_kept_norm_and_a_number_comes_back() -> None:
         state, update = tx.init(pair), jax.jit(tx.update)
         for _ in range(3):
             updates, state = update(gradient, state, pair)
-            pair = optax.apply_updates(pair, updates)
+            pair = apply_updates(pair, updates)
         return float(jnp.linalg.norm(pair.fast["w"]))
 
     # The middle of two points of a sphere lies inside; a kept norm is read from there.
