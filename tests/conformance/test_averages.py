@@ -102,14 +102,15 @@ def test_lookahead_shrinks_a_kept_norm_and_a_number_comes_back() -> None:
     gradient = {"w": jnp.arange(16.0).reshape(4, 4)}
 
     def norm_of_third(manifold: mo.Sphere) -> float:
-        fast = mo.hyperball(0.5, manifold=manifold)
-        tx: Any = optax.lookahead(fast, sync_period=2, slow_step_size=0.5)
+        inner = mo.hyperball(0.5, manifold=manifold)
+        tx: Any = optax.lookahead(inner, sync_period=2, slow_step_size=0.5)
         pair = optax.LookaheadParams.init_synced(start)
         state, update = tx.init(pair), jax.jit(tx.update)
         for _ in range(3):
             updates, state = update(gradient, state, pair)
             pair = apply_updates(pair, updates)
-        return float(jnp.linalg.norm(pair.fast["w"]))
+        fast: Any = pair.fast
+        return float(jnp.linalg.norm(fast["w"]))
 
     # The middle of two points of a sphere lies inside; a kept norm is read from there.
     assert norm_of_third(mo.Sphere("kept")) < 3.9
