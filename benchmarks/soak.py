@@ -33,8 +33,9 @@ summed in another order; where a direction is ill-conditioned, it amplifies that
 4.5e-5. A wrong direction would differ by the learning rate: 5e-2."""
 
 END_ELSEWHERE = 0.1
-"""Largest relative difference of the final losses on different layouts. Roundings grow
-until the weights differ as those of two seeds; their losses stay close."""
+"""Largest difference of the final losses on different layouts, in nats; the first ones
+are 2.3 and 4.5. Roundings grow until the weights differ as those of two seeds; their
+losses stay close."""
 
 MOST_NEW_MIB = 32.0
 """Growth of a warm process. The allocator keeps some pages of every save. A state that
@@ -68,6 +69,8 @@ def _of_processes(run: Run) -> Iterator[str]:
     for name in ("new_programs", "new_arrays"):
         if run.worst(name) > 0:
             yield f"a warm process has {run.worst(name)} {name.replace('_', ' ')}"
+    if not run.end["programs"]:
+        yield "no compilation was counted: JAX must have renamed its event"
     if run.name == "whole" and "new_mib" not in run.end:
         yield "it ended before it was warm: use more steps"
     if run.worst("new_mib") > MOST_NEW_MIB:
@@ -77,6 +80,8 @@ def _of_processes(run: Run) -> Iterator[str]:
 def _of_restarts(run: Run) -> Iterator[str]:
     if run.name != "whole" and not sum(run.kills.values()):
         yield "no process was killed: use more steps or more kills"
+    if run.left:
+        yield f"{run.left} unfinished saves are left"
     if run.off["same"]:
         yield f"the step after a restart differs by {run.off['same']:.1e}, not 0"
     if not run.off["other"] <= OTHER_LAYOUT:
@@ -88,9 +93,9 @@ def _of_the_end(run: Run, whole: Run) -> Iterator[str]:
     if end["step"] != expected["step"]:
         yield f"it ends at step {end['step']}, not {expected['step']}"
     if run.name == "moved":
-        off = abs(end["loss"] / expected["loss"] - 1)
+        off = abs(end["loss"] - expected["loss"])
         if not off <= END_ELSEWHERE:
-            yield f"its final loss differs by {off:.0%}"
+            yield f"its final loss differs by {off:.3f}"
     elif end["digest"] != expected["digest"]:
         yield "its end differs from that of the whole run"
 

@@ -32,6 +32,7 @@ class Run:
         processes: How many it took.
         kills: How many of them were killed, in a step or in a save.
         torn: Saves that a kill left unfinished.
+        left: Those of them that are there at the end.
         off: Largest difference of the first step after a restart: on the same layout,
             and on another.
         events: Everything that its processes reported.
@@ -44,6 +45,7 @@ class Run:
         default_factory=lambda: {"step": 0, "save": 0}
     )
     torn: int = 0
+    left: int = 0
     off: dict[str, float] = dataclasses.field(
         default_factory=lambda: {"same": 0.0, "other": 0.0}
     )
@@ -87,6 +89,7 @@ class Soak:
             devices = LAYOUTS[run.processes % len(LAYOUTS)] if name == "moved" else 1
             fault = faults.pop(0) if faults else None
             self._process(run, devices, fault, [steps, seconds])
+        run.left = len(self._unfinished(run))
         return run
 
     def _faults(self, steps: int) -> list[Fault]:

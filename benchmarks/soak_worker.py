@@ -206,8 +206,9 @@ def train(options: argparse.Namespace) -> None:
         program.step(training)  # compiles, which is not counted in the seconds
         stop = time.monotonic() + options.seconds
         while number < options.until and time.monotonic() < stop:
-            if number == options.announce_step:
+            if number >= options.announce_step:
                 say("step", step=number, traces=program.traces, **meter.grown())
+                options.announce_step = sys.maxsize
             new = program.step(training)
             # Waits, so that no more than one step is ever under way.
             number = int(new.step)
@@ -232,6 +233,7 @@ def train(options: argparse.Namespace) -> None:
         worst=float(training.worst),
         bound=task.bound,
         traces=program.traces,
+        programs=meter.compiled,
         **grown,
     )
 
@@ -245,7 +247,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--every", type=int, required=True)
-    parser.add_argument("--announce-step", type=int, default=-1)
+    parser.add_argument("--announce-step", type=int, default=sys.maxsize)
     parser.add_argument("--announce-save", type=int, default=sys.maxsize)
     train(parser.parse_args())
 
