@@ -214,7 +214,7 @@ def train(options: argparse.Namespace) -> None:
             number = int(new.step)
             if number % options.every == 1 and number > first + 1:
                 if number > options.announce_save:
-                    say("save", step=number - 1, traces=program.traces, **meter.grown())
+                    say("save", step=number - 1, traces=program.traces)
                 saved = program.saved(training, new.params)
                 kept.save(number - 1, args=ocp.args.StandardSave(saved))
                 del saved
