@@ -93,8 +93,11 @@ class Soak:
         return run
 
     def _faults(self, steps: int) -> list[Fault]:
-        count = self._options.kills
-        moments = sorted(self._random.randrange(1, steps) for _ in range(count))
+        # None behind the last save, where a fault would wait in vain.
+        last = max(2, steps - 2 * self._options.save_every)
+        moments = sorted(
+            self._random.randrange(1, last) for _ in range(self._options.kills)
+        )
         return [Fault(self._random.choice(("step", "save")), step) for step in moments]
 
     def _process(
