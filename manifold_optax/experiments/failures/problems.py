@@ -57,7 +57,12 @@ def _norm(x: Float[Array, "..."]) -> Float[Array, ""]:
 
 def descends(measure: Measure) -> Loss:
     """Returns the loss that is itself what is judged."""
-    return lambda params, data, now: (measure(params, data), {})
+
+    def loss(params: Tree, data: Tree, now: Moment) -> tuple[Array, Tree]:
+        del now
+        return measure(params, data), {}
+
+    return loss
 
 
 # One matrix on its way from one frame to another.
@@ -360,9 +365,9 @@ def draw_attention(key: Key[Array, ""]) -> tuple[Tree, Tree]:
     """Draws attention with saturated logits, and the outputs of one with small ones."""
     keys = jax.random.split(key, 5)
     inputs = jax.random.normal(keys[0], (16, 8, ROWS))
-    names = ("query", "key")
-    params = {n: 8 * frame(k, ROWS, ROWS) for n, k in zip(names, keys[1:3])}
-    teacher = {n: frame(k, ROWS, ROWS) for n, k in zip(names, keys[3:])}
+    first, second, third, fourth = (frame(own, ROWS, ROWS) for own in keys[1:])
+    params = {"query": 8 * first, "key": 8 * second}
+    teacher = {"query": third, "key": fourth}
     outputs = _attend(teacher, inputs)[0]
     found = _attend(params, inputs)[0]
     start = jnp.mean(jnp.square(found - outputs))

@@ -14,10 +14,10 @@ from manifold_optax.experiments.harness.table import format_rows
 Cells: TypeAlias = Sequence[harness.Cell[Any]]
 
 _LEGEND = """\
-Seeds that pass, of {seeds}, at the rate that was best by the mean of the decades. Bold: \
-at least as many as the task asks for. Below: the median over the seeds of what is \
-judged. "-": the optimizer does not take the task, because its matrices cannot reach \
-the target, or have no heads to clip."""
+Seeds that pass, of {seeds}, at the rate that was best by the mean of the decades. \
+Bold: at least as many as the task asks for. Below: the median over the seeds of what \
+is judged. "-": the optimizer does not take the task, because its matrices cannot \
+reach the target, or have no heads to clip."""
 
 
 def passes(cell: harness.Cell[Any]) -> int:

@@ -92,7 +92,7 @@ TASKS = {
         problems.one_row,
         0.1,
         hard="one random row of 16 has a gradient at a time",
-        reason="each row has its gradient in 19 steps; one exact step of each is enough",
+        reason="each row is seen 19 times; one exact step of each is enough",
     ),
     "rare rows": _target(
         problems.rare_rows,
@@ -135,7 +135,7 @@ TASKS = {
         problems.noisy(jax.random.cauchy, 1.0),
         0.2,
         hard="Cauchy noise, which has no mean",
-        reason="about twice the error of the median of 300 gradients, (π/2)/√300 = 0.09",
+        reason="twice the error of the median of 300 gradients, (π/2)/√300 = 0.09",
         needed=8,
     ),
     "moving target": _target(
