@@ -78,7 +78,7 @@ def draw_target(key: Key[Array, ""]) -> tuple[Tree, Tree]:
         "start": start,
         "target": target,
         "other": other,
-        "hessian": (rotation * spectrum) @ rotation.T,
+        "hessian": (rotation * spectrum[None]) @ rotation.T,
         "curvatures": CONDITION ** jax.random.uniform(keys[4], start.shape),
     }
     return {"w": start}, data
@@ -343,7 +343,7 @@ def draw_neurons(key: Key[Array, ""]) -> tuple[Tree, Tree]:
 
 def neurons_error(params: Tree, data: Tree) -> Array:
     """Returns the mean squared error, over the variance of the outputs."""
-    units = jax.nn.relu(data["inputs"] @ params["w"] + params["bias"])
+    units = jax.nn.relu(data["inputs"] @ params["w"] + params["bias"][None])
     found = units @ params["readout"] + params["mean"]
     return jnp.mean(jnp.square(found - data["outputs"]))
 
