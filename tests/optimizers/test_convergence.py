@@ -20,11 +20,7 @@ from conformance.table import CASES, filled, on_manifold
 STEPS = 30_000
 PEAK = 0.1
 
-OPTIMIZERS = {
-    case.name: case
-    for case in CASES
-    if "learning_rate" in case.numbers or case.name == "sign_descent"
-}
+OPTIMIZERS = {case.name: case for case in CASES if "learning_rate" in case.numbers}
 
 # Least curvature of the problem of matrices over its largest; it is sheared, too.
 MIXING = np.array([[1.0, 0.5], [0.0, 0.5]])
@@ -110,3 +106,28 @@ def left(case, dtype, steps=STEPS):
 
 def _length(x):
     return jnp.sqrt(jnp.sum(jnp.square(x)))
+
+
+# At most, over the optimizers, after 30,000 steps: parabola 8e-5 in float32 (Hyperball;
+# all others 2e-7) and 3e-6 in float64; matrices 1.3e-4 and 3e-6. Ten times that.
+# Rosenbrock's valley, in which the curvature is 1000 times as small along it as across,
+# is the slowest: 0.07 beside AdamW and for the modular optimizer, 1e-7 to 0.04 for the
+# others. After 3,000 steps four of them have more than 0.1 left.
+LEFT = {"parabola": 1e-3, "rosenbrock": 0.1, "matrices": 1.3e-3}
+
+
+def beyond(found):
+    return {name: far for name, far in found.items() if not far < LEFT[name]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_reaches_the_minimum_in_float32(name):
+    assert not beyond(left(OPTIMIZERS[name], jnp.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_reaches_the_minimum_in_float64(name):
+    assert not beyond(left(OPTIMIZERS[name], jnp.float64))
