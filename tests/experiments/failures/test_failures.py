@@ -1,6 +1,7 @@
 """A small run by the harness, what counts as a pass, and that no task is idle."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,11 @@ from manifold_optax.experiments.failures.experiment import (
     Result,
     Settings,
 )
-from manifold_optax.experiments.failures.optimizers import applies, build
+from manifold_optax.experiments.failures.optimizers import (
+    applies,
+    build,
+    OptimizerName,
+)
 from manifold_optax.experiments.failures.problems import Moment
 from manifold_optax.experiments.failures.report import draw_passes, format_passes
 from manifold_optax.experiments.failures.tasks import TASKS
@@ -24,7 +29,7 @@ from manifold_optax.experiments.harness import Cell, run_experiment
 SEEDS = np.arange(10, dtype=np.uint32)
 
 
-def _result(left, optimizer="muon", task="easy", seed=0):
+def _result(left, optimizer: OptimizerName = "muon", task="easy", seed=0):
     return Result(Settings(optimizer, 0.1, seed, 300, task), left, 0.0)
 
 
@@ -78,9 +83,8 @@ def test_the_table_of_passes():
     assert "| easy         | -      | 2      |" in lines[3]
     assert "| noise        | 2      | **3**  |" in lines[3]
     assert "| tasks passed | 0 of 1 | 1 of 2 |" in lines[3]
-    shown = np.ma.filled(
-        draw_passes(cells, ("adamw", "muon")).axes[0].images[0].get_array(), np.nan
-    )
+    shown: Any = draw_passes(cells, ("adamw", "muon")).axes[0].images[0].get_array()
+    shown = shown.filled(np.nan)
     np.testing.assert_allclose(shown, [[np.nan, 2 / 3], [2 / 3, 1]])
 
 
@@ -129,6 +133,7 @@ def test_no_task_is_passed_at_the_start_or_without_a_step(name):
 @pytest.mark.parametrize("guarded", [True, False])
 def test_a_poisoned_batch_ends_a_run_without_its_guard(guarded):
     task = dataclasses.replace(TASKS["poisoned batch"], guarded=guarded)
+    params: Any
     params, data = task.draw(jax.random.key(0))
     tx = build("muon", task, jnp.float32(0.1), 300)
     state = tx.init(params)
