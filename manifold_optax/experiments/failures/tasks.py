@@ -105,7 +105,7 @@ TASKS = {
     "plateau": _target(
         problems.far_away,
         0.1,
-        hard="gradients of 1e-11 per entry at the start: a Gaussian well",
+        hard="gradients of 4e-11 per entry at the start: a Gaussian well",
         reason=_TENTH + ", which is inside the well",
     ),
     "saddle": _factors(
