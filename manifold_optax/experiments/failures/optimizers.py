@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float32
 
 import manifold_optax as mo
-from manifold_optax.experiments.failures.problems import HEADS
+from manifold_optax.experiments.failures.networks import HEADS
 from manifold_optax.experiments.failures.tasks import Task
 
 OptimizerName: TypeAlias = Literal[

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from manifold_optax.experiments.failures import problems
+from manifold_optax.experiments.failures import networks, problems
 from manifold_optax.experiments.failures.problems import ROWS
 
 _EVERYWHERE = ("sphere", "stiefel")
@@ -215,27 +215,27 @@ TASKS = {
         reason=_TENTH,
     ),
     "exploding logits": Task(
-        draw=problems.draw_classes,
-        loss=problems.descends(problems.cross_entropy),
-        measure=problems.cross_entropy,
+        draw=networks.draw_classes,
+        loss=problems.descends(networks.cross_entropy),
+        measure=networks.cross_entropy,
         threshold=0.1,
         manifolds=_EVERYWHERE,
         hard="a softmax of logits of size 50, most of them wrong",
         reason="a twentieth of a guess among 8 classes, log 8 = 2.08 nats",
     ),
     "dead neurons": Task(
-        draw=problems.draw_neurons,
-        loss=problems.descends(problems.neurons_error),
-        measure=problems.neurons_error,
+        draw=networks.draw_neurons,
+        loss=problems.descends(networks.neurons_error),
+        measure=networks.neurons_error,
         threshold=0.1,
         manifolds=_EVERYWHERE,
         hard="ReLU units of which each is silent on 98 % of the examples",
         reason="the best linear function leaves 0.27 of the variance",
     ),
     "attention logits": Task(
-        draw=problems.draw_attention,
-        loss=problems.attention_loss,
-        measure=problems.attention_error,
+        draw=networks.draw_attention,
+        loss=networks.attention_loss,
+        measure=networks.attention_error,
         threshold=0.1,
         hard="attention with logits 64 times too large, so that the softmax saturates",
         reason="a tenth of the first error is left",
