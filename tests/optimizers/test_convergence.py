@@ -16,7 +16,8 @@ import numpy as np
 import optax
 import pytest
 
-from conformance.table import CASES, filled, on_manifold
+from conformance.steps import filled, on_manifold
+from conformance.table import CASES
 
 STEPS = 30_000
 PEAK = 0.1
@@ -122,12 +123,22 @@ def beyond(found):
     return {name: far for name, far in found.items() if not far < LEFT[name]}
 
 
+@pytest.mark.promise(
+    "Numbers",
+    "Every optimizer reaches the minimum of a parabola, a curved valley and a regression",
+    on="float32, float64; 30,000 steps at a rate that falls to zero",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_reaches_the_minimum_in_float32(name):
     assert not beyond(left(OPTIMIZERS[name], jnp.float32))
 
 
+@pytest.mark.promise(
+    "Numbers",
+    "Every optimizer reaches the minimum of a parabola, a curved valley and a regression",
+    on="float32, float64; 30,000 steps at a rate that falls to zero",
+)
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", OPTIMIZERS)
