@@ -125,7 +125,7 @@ def beyond(found):
 
 @pytest.mark.promise(
     "Numbers",
-    "Every optimizer reaches the minimum of a parabola, a curved valley and a regression",
+    "Every optimizer reaches the minimum of a parabola, a valley and a regression",
     on="float32, float64; 30,000 steps at a rate that falls to zero",
 )
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_reaches_the_minimum_in_float32(name):
 
 @pytest.mark.promise(
     "Numbers",
-    "Every optimizer reaches the minimum of a parabola, a curved valley and a regression",
+    "Every optimizer reaches the minimum of a parabola, a valley and a regression",
     on="float32, float64; 30,000 steps at a rate that falls to zero",
 )
 @pytest.mark.slow
