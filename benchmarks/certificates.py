@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/certificates.py            # both tables
     .venv/bin/python benchmarks/certificates.py --tightness
+    .venv/bin/python benchmarks/certificates.py --tightness --only "4 heads"
     .venv/bin/python benchmarks/certificates.py --cost
 
 The first table compares the certified Lipschitz constant with the largest ratio that an
@@ -47,14 +48,16 @@ WIDTHS = (3072, 128, 64, 10)
 """The published MLP: Thinking Machines, "Modular manifolds" (2025)."""
 
 
-def tightness(figure: pathlib.Path | None) -> Iterator[str]:
-    """Lines of the first table, and then its figure."""
+def tightness(figure: pathlib.Path | None, only: str) -> Iterator[str]:
+    """Lines of the first table with `only` in their names, and then its figure."""
     found: dict[str, list[float]] = {}
     yield from head(
         *("networks", "number", "bound / attacked: least", "median", "largest"),
         *("bound, median", "attacked, median"),
     )
     for name, cases in CASES.items():
+        if only not in name:
+            continue
         pairs = [bound_and_attacked(case) for case in cases]
         factors = sorted(bound / found for bound, found in pairs)
         middle = [statistics.median(numbers) for numbers in zip(*pairs, strict=True)]
@@ -217,13 +220,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Tightness and cost of certificates.")
     parser.add_argument("--tightness", action="store_true", help="the first table only")
     parser.add_argument("--cost", action="store_true", help="the second table only")
+    parser.add_argument("--only", default="", help="rows of the first table: a part")
     parser.add_argument("--pairs", type=int, default=20, help="pairs per ratio, ≥ 2")
     parser.add_argument("--figure", type=pathlib.Path, help="PNG of the first table")
     parser.add_argument("--layers", type=int, default=12, help="of GPT-2")
     options = parser.parse_args()
     print(f"jax {jax.__version__}, CPU, {os.cpu_count()} cores\n", flush=True)
     if not options.cost:
-        for line in tightness(options.figure):
+        for line in tightness(options.figure, options.only):
             print(line, flush=True)
         print()
     if not options.tightness:

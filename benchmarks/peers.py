@@ -44,7 +44,7 @@ def whole_model(
     """`hybrid` with the vectors treated as `optax.contrib.muon` treats them."""
     others = optax.adamw(RATE, weight_decay=0.0, nesterov=True)
     # The rank does not tell a stack of experts from a convolution: names do.
-    labels = mo.roles({r"(^|/)w\w*$": "matrix"}, default="other")
+    labels = mo.roles({r"w\w*": "matrix"}, default="other")
     return mo.hybrid(matrices, others=others, labels=labels)
 
 

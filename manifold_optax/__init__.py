@@ -18,6 +18,7 @@ from manifold_optax import (
     modular,
     programs,
     sharding,
+    states,
     trees,
 )
 from manifold_optax.attention import Attention, HeadPart
@@ -77,6 +78,8 @@ from manifold_optax.transforms import (
     DualAscentState,
     momentum,
     MomentumState,
+    monitor,
+    MonitorState,
     orthogonalize_via_newton_schulz,
     project,
     qk_clip,
@@ -164,6 +167,7 @@ __all__ += [
 __all__ += [
     "DualAscentState",
     "MomentumState",
+    "MonitorState",
     "RetractState",
     "RowRmsState",
     "ShrinkState",
@@ -184,7 +188,14 @@ __all__ += [
 ]
 
 # Several devices, what a compiled program does, what the last step was like.
-__all__ += ["diagnostics", "plan_matrices", "programs", "sharding"]
+__all__ += [
+    "diagnostics",
+    "monitor",
+    "plan_matrices",
+    "programs",
+    "sharding",
+    "states",
+]
 
 # To build more: functions of arrays, of matrices in trees, of trees.
 __all__ += ["geometry", "linalg", "map_matrices", "steepest_direction", "trees"]

@@ -62,7 +62,7 @@ def require_rank(leaf: Any, rank: int, path: str) -> None:
             f"The leaf {path!r} of shape {tuple(leaf.shape)} cannot be viewed as "
             f"matrices: at least {rank} axes are needed. Give vectors and scalars "
             "another optimizer: mo.hybrid(matrices, others=optax.adamw(...)). "
-            "mo.project leaves them alone with axes=mo.roles()."
+            "mo.project and mo.monitor leave them alone with axes=mo.roles()."
         ) from None
 
 

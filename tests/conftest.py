@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jaxtyping
@@ -38,3 +38,18 @@ def unhooked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Records how well a promise is held, and fails where it is not.
+
+    The figure stands in docs/guarantees.md: see `promises.py`.
+    """
+
+    def record(value: float, *, at_most: float) -> None:
+        text = f"{float(value):.2g} (at most {at_most:.3g})"
+        record_property("measured", text)
+        assert value <= at_most, text
+
+    return record

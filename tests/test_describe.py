@@ -92,6 +92,11 @@ def test_several_labels_of_matrices_have_a_plan_each() -> None:
     assert "up/kernel" in str(matrix)
 
 
+@pytest.mark.promise(
+    "What is applied",
+    "`describe` shows each leaf as the optimizer treats it",
+    on="hybrid, partition, presets",
+)
 def test_an_optimizer_is_described_as_it_was_built() -> None:
     tx = mo.hybrid(
         {

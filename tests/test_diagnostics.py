@@ -91,6 +91,11 @@ def expected_residual(manifold, x):
     return np.abs(np.linalg.norm(x / size, axis=(-2, -1)) - 1)
 
 
+@pytest.mark.promise(
+    "Manifolds",
+    "`diagnostics.residual` is the distance of each matrix from its manifold",
+    on="Stiefel, Sphere",
+)
 @pytest.mark.parametrize(
     "manifold", [mo.Stiefel(2.0), mo.Stiefel("rms"), mo.Sphere(3.0)], ids=str
 )

@@ -36,7 +36,7 @@ def test_examples_run(name: str, unhooked: None) -> None:
 
 
 def public_functions() -> list[object]:
-    packages: list[types.ModuleType] = [mo, mo.sharding, mo.initializers]
+    packages: list[types.ModuleType] = [mo, mo.sharding, mo.initializers, mo.states]
     found = [getattr(p, name) for p in packages for name in p.__all__]
     named = ("newton_schulz", "polar", "polar_svd", "spectral_norm", "solve_lyapunov")
     found += [getattr(mo.linalg, name) for name in named]

@@ -25,6 +25,7 @@ PACKAGES = [
     "manifold_optax.programs",
     "manifold_optax.roles",
     "manifold_optax.sharding",
+    "manifold_optax.states",
     "manifold_optax.transforms",
     "manifold_optax.trees",
 ]

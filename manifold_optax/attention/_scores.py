@@ -57,11 +57,16 @@ class Scores:
         require_in_range("chunk", self.chunk, "[1, inf)")
         require_flag("is_causal", self.is_causal)
         require_flag("absolute", self.absolute)
-        if self.scale is not None and jnp.shape(self.scale) != ():
+        if isinstance(self.scale, jax.Array) and self.scale.shape != ():
             raise TypeError(f"scale must be one number, got {self.scale!r}.")
         require_in_range("scale", self.scale, "(-inf, inf)", optional=True)
         if self.bias is not None and not hasattr(self.bias, "dtype"):
             raise TypeError(f"bias must be an array, got {self.bias!r}.")
+        if self.bias is not None and not jnp.issubdtype(self.bias.dtype, jnp.floating):
+            raise TypeError(
+                "bias must be a real floating array, which is added to the logits, got "
+                f"{self.bias.dtype}; give a boolean array as the mask."
+            )
         if self.mask is not None and getattr(self.mask, "dtype", None) != jnp.bool_:
             raise TypeError(
                 "mask must be a boolean array (True: takes part), got "

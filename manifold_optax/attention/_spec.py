@@ -165,7 +165,7 @@ def _check(part: HeadPart) -> None:
 def _require_ints(name: str, value: Any, *, optional: bool = False) -> None:
     if optional and value is None:
         return
-    several = isinstance(value, Sequence) and not isinstance(value, str)
+    several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
     items = value if several else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in items):
         raise TypeError(f"{name} must be an int or several, got {value!r}.")

@@ -11,6 +11,7 @@ from manifold_optax.transforms._dual_ascent import (
     DualAscentState,
 )
 from manifold_optax.transforms._momentum import momentum, MomentumState
+from manifold_optax.transforms._monitor import monitor, MonitorState
 from manifold_optax.transforms._orthogonalize import orthogonalize_via_newton_schulz
 from manifold_optax.transforms._project import project
 from manifold_optax.transforms._qk_clip import apply_qk_clip, qk_clip
@@ -30,6 +31,7 @@ __all__ = (
     "SHAPE_RULES",
     "DualAscentState",
     "MomentumState",
+    "MonitorState",
     "RetractState",
     "RowRmsState",
     "ShapeRule",
@@ -41,6 +43,7 @@ __all__ = (
     "balance_router_bias",
     "dual_ascent_spectral",
     "momentum",
+    "monitor",
     "orthogonalize_via_newton_schulz",
     "project",
     "qk_clip",

@@ -12,11 +12,12 @@ from manifold_optax._typing import ArrayTree, Kernel
 from manifold_optax.geometry import Manifold
 from manifold_optax.linalg._scaling import divide
 from manifold_optax.matrices import AxesLike, Orientation, Placement, Result
+from manifold_optax.matrices._axes import axes_at
 from manifold_optax.matrices._blocks import view_leaves, Views
 from manifold_optax.matrices._map import map_views
 from manifold_optax.matrices._plan import check_placement
 from manifold_optax.matrices._view import joined, View
-from manifold_optax.trees import is_absent, map_leaves
+from manifold_optax.trees import is_absent, leaf_path, map_leaves
 
 UnitMap: TypeAlias = Callable[..., Any]
 """`(plain, scaled, *, like, factor=None) -> results`; see `unit_map`."""
@@ -149,3 +150,15 @@ def multiply_leaves(tree: ArrayTree, sizes: ArrayTree, like: ArrayTree) -> Array
         return (leaf * size).astype(other.dtype)
 
     return map_leaves(multiply, tree, sizes, like)
+
+
+def matrices_of(tree: ArrayTree, axes: AxesLike) -> ArrayTree:
+    """The leaves that are matrices, `None` in place of those that are not by `axes`."""
+
+    def keep(keys: Any, leaf: Any) -> Any:
+        if is_absent(leaf):
+            return leaf
+        own = axes_at(axes, leaf_path(keys), tuple(getattr(leaf, "shape", ())))
+        return None if own is None else leaf
+
+    return jax.tree_util.tree_map_with_path(keep, tree, is_leaf=is_absent)

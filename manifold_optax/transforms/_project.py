@@ -1,17 +1,12 @@
 """The projection of whole trees onto a manifold."""
 
-from typing import Any
-
-import jax
-
 from manifold_optax._checks import require_instance
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike, Placement
-from manifold_optax.matrices._axes import axes_at
-from manifold_optax.transforms._leaves import unit_map
+from manifold_optax.transforms._leaves import matrices_of, unit_map
 from manifold_optax.transforms._start import check_layout
-from manifold_optax.trees import fill_absent, is_absent, leaf_path
+from manifold_optax.trees import fill_absent
 
 
 def project(
@@ -55,19 +50,7 @@ def project(
         return unit.project(point, axis_name=axis_name)
 
     project_all = unit_map(kernel, manifold, axes=axes, placement=placement)
-    matrices = _matrices(params, axes)
+    matrices = matrices_of(params, axes)
     projected = project_all((), (matrices,), like=matrices)
     # What is no matrix stays, and so does what was absent from the start.
     return fill_absent(projected, params)
-
-
-def _matrices(params: ArrayTree, axes: AxesLike) -> ArrayTree:
-    """The leaves that are matrices, `None` in place of those that are not by `axes`."""
-
-    def keep(keys: Any, leaf: Any) -> Any:
-        if is_absent(leaf):
-            return leaf
-        own = axes_at(axes, leaf_path(keys), tuple(jax.numpy.shape(leaf)))
-        return None if own is None else leaf
-
-    return jax.tree_util.tree_map_with_path(keep, params, is_leaf=is_absent)

@@ -4,9 +4,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 from conformance.case import Case, ROUNDING, Tree
-from conformance.table import each_case, gradients, parameters, steps_of, update_of
+from conformance.steps import gradients, parameters, steps_of, update_of
+from conformance.table import each_case
 
 
 def assert_close(found: Tree, expected: Tree) -> None:
@@ -17,6 +19,11 @@ def stacked(*trees: Tree) -> Tree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`jit`, `vmap`, `pmap`, and `scan` with donation, give the eager numbers",
+    on="every transformation",
+)
 @each_case(compiles=True)
 def test_jit_gives_the_eager_numbers(case: Case) -> None:
     tx, params, gradient = case.make(), parameters(case), gradients(case)
@@ -25,12 +32,20 @@ def test_jit_gives_the_eager_numbers(case: Case) -> None:
     assert_close(update_of(case)(gradient, state, params), eager)
 
 
+@pytest.mark.promise(
+    "Programs", "A second step compiles nothing", on="every transformation"
+)
 @each_case()
 def test_two_steps_trace_once(case: Case) -> None:
     steps_of(case, 2)
     assert update_of(case).traces == 1
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`jit`, `vmap`, `pmap`, and `scan` with donation, give the eager numbers",
+    on="every transformation",
+)
 @each_case(compiles=True)
 def test_vmap_gives_the_numbers_of_a_loop(case: Case) -> None:
     tx = case.make()
@@ -48,6 +63,11 @@ def test_vmap_gives_the_numbers_of_a_loop(case: Case) -> None:
     assert_close(found, stacked(*loop))
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`jit`, `vmap`, `pmap`, and `scan` with donation, give the eager numbers",
+    on="every transformation",
+)
 @each_case(compiles=True)
 def test_pmap_gives_the_numbers_of_jit(case: Case) -> None:
     tx, params, gradient = case.make(), parameters(case), gradients(case)
@@ -56,6 +76,11 @@ def test_pmap_gives_the_numbers_of_jit(case: Case) -> None:
     assert_close(found, stacked(update_of(case)(*arguments)))
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`jit`, `vmap`, `pmap`, and `scan` with donation, give the eager numbers",
+    on="every transformation",
+)
 @each_case(compiles=True)
 def test_scan_over_donated_buffers_gives_the_numbers_of_a_loop(case: Case) -> None:
     tx = case.make()

@@ -48,6 +48,11 @@ class LinenModel(linen.Module):
         return linen.Dense(3)(jnp.tanh(linen.Dense(6)(x)))
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`nnx.Optimizer` and linen's `TrainState` train with `hybrid`",
+    on="Muon, manifold Muon",
+)
 @pytest.mark.parametrize(
     "name", ["muon", pytest.param("manifold_muon", marks=pytest.mark.slow)]
 )
@@ -75,6 +80,11 @@ def test_an_nnx_optimizer_trains_with_hybrid(name: str, key: jax.Array) -> None:
     assert not any("bias" in path for path in paths)
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`nnx.Optimizer` and linen's `TrainState` train with `hybrid`",
+    on="Muon, manifold Muon",
+)
 @pytest.mark.parametrize(
     "name", ["muon", pytest.param("manifold_muon", marks=pytest.mark.slow)]
 )
@@ -103,6 +113,11 @@ def test_a_linen_train_state_trains_with_hybrid(name: str, key: jax.Array) -> No
     chex.assert_trees_all_equal_shapes_and_dtypes(state.opt_state, start.opt_state)
 
 
+@pytest.mark.promise(
+    "What is applied",
+    "Each leaf gets the update of its own optimizer alone",
+    on="hybrid; Muon and SGD",
+)
 def test_hybrid_gives_each_leaf_to_its_own_optimizer(key: jax.Array) -> None:
     model = LinenModel()
     params = model.init(key, jnp.ones((1, 6)))["params"]

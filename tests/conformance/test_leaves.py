@@ -1,6 +1,7 @@
 """Odd leaves: zero, not finite, thin, empty, absent, and those that are refused."""
 
 import functools
+import re
 from typing import Any
 
 import chex
@@ -10,19 +11,14 @@ import numpy as np
 import pytest
 
 from conformance.case import Case, ROUNDING, Tree
-from conformance.table import (
-    each_case,
-    filled,
-    gradients,
-    on_manifold,
-    parameters,
-    update_of,
-)
+from conformance.steps import filled, gradients, on_manifold, parameters, update_of
+from conformance.table import each_case
 
 ODD = {
     "row": {"kernel": (1, 5)},
     "column": {"kernel": (5, 1)},
     "empty": {"kernel": (0, 3)},
+    "flat": {"kernel": (3, 0)},
     "frozen": {"kernel": (5, 1)},
 }
 
@@ -38,6 +34,12 @@ def first_update(case: Case, gradient: Tree) -> tuple[Tree, Tree]:
     return update_of(case)(gradient, case.make().init(params), params)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A zero gradient moves a parameter by its weight decay alone; a point "
+    "stays on its manifold",
+    on="every transformation, float32",
+)
 @each_case()
 def test_a_zero_gradient_moves_nothing_but_what_decays(case: Case) -> None:
     params = parameters(case)
@@ -56,6 +58,11 @@ def test_a_zero_gradient_moves_nothing_but_what_decays(case: Case) -> None:
         )
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A NaN or infinite entry shows in the update of its own matrix and in no other",
+    on="every transformation",
+)
 @each_case()
 def test_a_nan_stays_in_its_own_matrix(case: Case) -> None:
     good = gradients(case)
@@ -70,6 +77,7 @@ def test_a_nan_stays_in_its_own_matrix(case: Case) -> None:
         )
     stacks = found[0]["third"]["kernel"], expected[0]["third"]["kernel"]
     np.testing.assert_array_equal(stacks[0][0], stacks[1][0])
+    assert not np.isfinite(stacks[0][1]).all()
 
 
 @functools.cache
@@ -96,6 +104,11 @@ def takes_any_tree(case: Case) -> bool:
     return not case.names_leaves
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Single rows and columns are matrices; empty and absent leaves pass through",
+    on="every transformation of matrices",
+)
 @each_case(takes_any_tree, compiles=True)
 def test_single_rows_and_columns_are_matrices(case: Case) -> None:
     params, updates, _, _ = odd_step(case)
@@ -111,14 +124,24 @@ def test_single_rows_and_columns_are_matrices(case: Case) -> None:
             np.testing.assert_allclose(moved, landed, rtol=0, atol=1e-6)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Single rows and columns are matrices; empty and absent leaves pass through",
+    on="every transformation of matrices",
+)
 @each_case(takes_any_tree, compiles=True)
 def test_empty_and_absent_leaves_pass_through(case: Case) -> None:
     params, updates, _, _ = odd_step(case)
     assert updates["nothing"]["kernel"] is None
-    assert updates["empty"]["kernel"].shape == (0, 3)
-    assert updates["empty"]["kernel"].dtype == params["empty"]["kernel"].dtype
+    for name in ("empty", "flat"):
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates[name], params[name])
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A frozen leaf, without a gradient, keeps its parameter and its state",
+    on="every transformation of matrices",
+)
 @each_case(lambda case: takes_any_tree(case) and not case.whole_model, compiles=True)
 def test_a_leaf_without_update_keeps_its_state(case: Case) -> None:
     _, updates, state, new = odd_step(case)
@@ -127,6 +150,12 @@ def test_a_leaf_without_update_keeps_its_state(case: Case) -> None:
     chex.assert_trees_all_equal(after, before)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Integers, float0, numbers of Python, vectors and scalars are errors "
+    "that name the leaf",
+    on="every transformation of matrices",
+)
 @each_case(takes_any_tree)
 def test_an_integer_leaf_is_refused_by_name(case: Case, unhooked: None) -> None:
     tx, params = case.make(), parameters(case)
@@ -135,6 +164,12 @@ def test_an_integer_leaf_is_refused_by_name(case: Case, unhooked: None) -> None:
         tx.update(params, tx.init(params), params)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Integers, float0, numbers of Python, vectors and scalars are errors "
+    "that name the leaf",
+    on="every transformation of matrices",
+)
 @each_case(takes_any_tree)
 def test_a_float0_gradient_is_refused_by_name(case: Case, unhooked: None) -> None:
     tx, params, gradient = case.make(), parameters(case), gradients(case)
@@ -143,15 +178,28 @@ def test_a_float0_gradient_is_refused_by_name(case: Case, unhooked: None) -> Non
         tx.update(gradient, tx.init(params), params)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Integers, float0, numbers of Python, vectors and scalars are errors "
+    "that name the leaf",
+    on="every transformation of matrices",
+)
 @each_case(lambda case: takes_any_tree(case) and not case.any_shape)
 def test_a_vector_is_refused_by_name(case: Case, unhooked: None) -> None:
     tx, params = case.make(), parameters(case)
-    params["first"]["kernel"] = jnp.ones(8)
-    message = r"'first/kernel' of shape \(8,\).*mo\.hybrid"
-    with pytest.raises(ValueError, match=message):
-        tx.update(params, tx.init(params), params)
+    for leaf in (jnp.ones(8), jnp.ones(())):
+        params["first"]["kernel"] = leaf
+        message = rf"'first/kernel' of shape {re.escape(str(leaf.shape))}.*mo\.hybrid"
+        with pytest.raises(ValueError, match=message):
+            tx.update(params, tx.init(params), params)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Integers, float0, numbers of Python, vectors and scalars are errors "
+    "that name the leaf",
+    on="every transformation of matrices",
+)
 @each_case(takes_any_tree)
 def test_a_python_number_is_refused_by_name(case: Case, unhooked: None) -> None:
     tx, params = case.make(), parameters(case)

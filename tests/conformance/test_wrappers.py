@@ -12,7 +12,8 @@ import pytest
 
 import manifold_optax as mo
 from conformance.case import Case, ROUNDING, Tree, Tx
-from conformance.table import each_case, gradients, parameters, update_of
+from conformance.steps import gradients, parameters, update_of
+from conformance.table import each_case
 
 
 def assert_close(found: Tree, expected: Tree) -> None:
@@ -40,6 +41,11 @@ def test_all_numbers_may_be_injected(case: Case) -> None:
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, gradient)
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`inject_hyperparams` gives the same update",
+    on="every transformation",
+)
 @each_case(lambda case: bool(case.numbers), compiles=True)
 def test_injected_numbers_give_the_same_update(case: Case) -> None:
     tx, params, gradient = injected(case), parameters(case), gradients(case)
@@ -58,6 +64,11 @@ def test_injected_steps_are_an_error_that_says_what_to_do(
         tx.init({"w": jnp.ones((8, 2))})
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`partition` leaves the leaves of others alone",
+    on="every transformation of matrices",
+)
 @each_case(lambda case: not case.names_leaves, compiles=True)
 def test_partition_leaves_the_masked_leaves_alone(case: Case) -> None:
     rules = {"first|second": "ours"}
@@ -74,6 +85,11 @@ def test_partition_leaves_the_masked_leaves_alone(case: Case) -> None:
         assert_close(updates[name], wanted)
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`MultiSteps` takes the step of the mean gradient",
+    on="every transformation",
+)
 @each_case(compiles=True)
 def test_multi_steps_emit_nothing_and_then_the_mean(case: Case) -> None:
     tx = optax.MultiSteps(case.make(), every_k_schedule=2).gradient_transformation()
@@ -87,23 +103,43 @@ def test_multi_steps_emit_nothing_and_then_the_mean(case: Case) -> None:
     assert_close((emitted, state.inner_opt_state), alone(case, mean))
 
 
+@pytest.mark.promise(
+    "Faults",
+    "`optax.apply_if_finite` skips a step with NaN or infinity whole, "
+    "counts it, and momentum keeps its bits",
+    on="every transformation",
+)
 @each_case(compiles=True)
 def test_apply_if_finite_protects_the_state(case: Case) -> None:
     tx: Any = optax.apply_if_finite(case.make(), max_consecutive_errors=3)
     update = jax.jit(tx.update)
     params, good = parameters(case), gradients(case)
-    bad = good | {"first": {"kernel": good["first"]["kernel"].at[1, 1].set(jnp.nan)}}
-    start = tx.init(params)
-    updates, state = update(bad, start, params)
-    moved = optax.apply_updates(params, updates)
-    chex.assert_trees_all_equal(moved, params)
-    chex.assert_trees_all_equal(state.inner_state, start.inner_state)
-    assert (int(state.notfinite_count), int(state.total_notfinite)) == (1, 1)
+    kernel = good["first"]["kernel"]
+    state = start = tx.init(params)
+    for count, bad in enumerate(
+        (
+            kernel.at[1, 1].set(jnp.nan),
+            kernel.at[0, 1].set(jnp.inf),
+            jnp.full_like(kernel, -jnp.inf),
+        ),
+        start=1,
+    ):
+        updates, state = update(good | {"first": {"kernel": bad}}, state, params)
+        moved = optax.apply_updates(params, updates)
+        chex.assert_trees_all_equal(moved, params)
+        chex.assert_trees_all_equal(state.inner_state, start.inner_state)
+        seen = int(state.notfinite_count), int(state.total_notfinite)
+        assert seen == (count, count)
     updates, state = update(good, state, params)
     assert_close((updates, state.inner_state), alone(case, good))
-    assert (int(state.notfinite_count), int(state.total_notfinite)) == (0, 1)
+    assert (int(state.notfinite_count), int(state.total_notfinite)) == (0, 3)
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "Extra arguments for other links are ignored",
+    on="every transformation",
+)
 @each_case()
 def test_unknown_extra_arguments_are_ignored(case: Case) -> None:
     tx, params, gradient = case.make(), parameters(case), gradients(case)
@@ -118,6 +154,11 @@ def test_unknown_extra_arguments_are_ignored(case: Case) -> None:
     assert program(value=1.0, max_logits={"attention": params}) == program()
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Missing parameters are an error that says what to pass",
+    on="every transformation",
+)
 @each_case(lambda case: case.needs_params)
 def test_missing_parameters_are_an_error_that_says_so(
     case: Case, unhooked: None
@@ -134,3 +175,22 @@ def test_parameters_may_be_missing(case: Case) -> None:
     state = tx.init(parameters(case))
     shapes, _ = jax.eval_shape(lambda: tx.update(gradient, state))
     chex.assert_trees_all_equal_shapes_and_dtypes(shapes, gradient)
+
+
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`optax.contrib.schedule_free` takes the steps of what it wraps",
+    on="Muon, sign descent",
+)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [mo.muon, mo.sign_descent])
+def test_schedule_free_takes_the_steps_of_what_it_wraps(
+    make: Callable[..., Tx],
+) -> None:
+    params = {"w": jnp.eye(6, 3) + 0.1}
+    gradient = {"w": jnp.arange(18.0).reshape(6, 3) - 7}
+    inner = make(0.1, momentum=None)
+    tx: Any = optax.contrib.schedule_free(inner, learning_rate=0.1)
+    _, state = jax.jit(tx.update)(gradient, tx.init(params), params)
+    expected, _ = jax.jit(inner.update)(gradient, inner.init(params), params)
+    assert_close(jax.tree.map(jnp.subtract, state.z, params), expected)

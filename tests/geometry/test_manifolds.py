@@ -129,6 +129,11 @@ def tangent_part(manifold, point, v, size):
     return v
 
 
+@pytest.mark.promise(
+    "Manifolds",
+    "A projection lands on the manifold and is the nearest point",
+    on="every manifold",
+)
 @everywhere
 @law
 @given(seed=seeds)
@@ -164,6 +169,11 @@ def test_tangent_projection(x64, manifold, shape, seed):
         assert np.sum(tangent * v) == pytest.approx(np.sum(u * other), abs=ROUNDING)
 
 
+@pytest.mark.promise(
+    "Manifolds",
+    "A retraction lands on the manifold and agrees with the step to first order",
+    on="every manifold",
+)
 @everywhere
 @law
 @given(seed=seeds)

@@ -85,6 +85,9 @@ def inner(x, y):
     return (x * y).sum(axis=(-2, -1))
 
 
+@pytest.mark.promise(
+    "Numbers", "A direction has unit norm and attains the dual norm", on="every norm"
+)
 @everywhere
 @law
 @given(seed=seeds)
@@ -104,6 +107,11 @@ def test_laws(norm, shape, seed):
     assert np.all(inner(x, g) <= value * dual_value * (1 + 32 * EPS))
 
 
+@pytest.mark.promise(
+    "Faults",
+    "The scale of a gradient does not change its direction",
+    on="norms, Newton–Schulz, polar factor; float32, 1e-30 to 1e30",
+)
 @everywhere
 def test_any_scale(norm, shape):
     x = np.random.default_rng(0).standard_normal(shape)
@@ -170,6 +178,11 @@ def test_bfloat16(norm):
     np.testing.assert_allclose(dual_value, exact[1], rtol=16 * EPS)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Low rank gives a partial isometry",
+    on="polar factor, spectral norm; float32",
+)
 @pytest.mark.parametrize("rank", [1, 3])
 def test_spectral_direction_of_low_rank_is_a_partial_isometry(rank):
     rng = np.random.default_rng(rank)

@@ -42,6 +42,11 @@ def on(manifold, shape=(8, 5)):
     return manifold.project(x), jnp.roll(x, 1, axis=0)
 
 
+@pytest.mark.promise(
+    "Numbers",
+    "A certified gap belongs to the direction that is returned",
+    on="every pair with a certificate",
+)
 @pytest.mark.parametrize("manifold", CERTIFIED, ids=str)
 @pytest.mark.slow
 def test_the_certificate_belongs_to_the_direction(manifold):
@@ -149,6 +154,11 @@ def test_a_new_norm_needs_no_row():
         steepest_direction(mo.Stiefel(), Half())
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "Inside `shard_map` directions pass `check_vma`",
+    on="every manifold × spectral, p- and Frobenius norms; whole and split rows",
+)
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("norm", [mo.Spectral(), mo.PNorm(3.0), mo.Frobenius()])
 def test_shard_map_sees_what_varies(norm, split):

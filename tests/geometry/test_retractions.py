@@ -191,12 +191,17 @@ def test_the_cubic_step_does_not_drift(learning_rate):
     assert found.max() <= LARGEST[learning_rate]
 
 
+@pytest.mark.promise(
+    "Manifolds",
+    "10,000 steps of the cheap retraction do not drift",
+    on="Stiefel, cubic retraction, float32",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("learning_rate", LARGEST)
 @pytest.mark.parametrize("slope", [0.0, 1.0])
-def test_no_drift_in_ten_thousand_steps(learning_rate, slope):
+def test_no_drift_in_ten_thousand_steps(learning_rate, slope, measured):
     found = walk("cubic", learning_rate, slope, steps=10_000)
-    assert found.max() <= LARGEST[learning_rate]
+    measured(found.max(), at_most=LARGEST[learning_rate])
     # With the learning rate the residual falls to rounding (seen: 2e-7).
     assert found[-1] <= (2e-6 if slope else LARGEST[learning_rate])
 

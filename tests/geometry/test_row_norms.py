@@ -46,6 +46,11 @@ def test_every_line_has_root_mean_square_one():
     np.testing.assert_allclose(np.mean(columns**2, axis=0), 1, atol=4 * EPS)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Rows of zeros stay zero",
+    on="`scale_by_row_rms`, `RowRms`",
+)
 def test_zero_lines_stay_zero_and_scales_of_lines_do_not_matter():
     x = np.array(gaussian((6, 4)))
     x[2] = 0
@@ -73,6 +78,11 @@ def test_l1_shows_entries_that_are_not_finite(bad):
     assert np.isfinite(np.delete(found.ravel(), 9)).all()
 
 
+@pytest.mark.promise(
+    "Faults",
+    "What is not finite stays in its own row or column",
+    on="constraints of rows or columns",
+)
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 @pytest.mark.parametrize(
     ("manifold", "norm", "place"),

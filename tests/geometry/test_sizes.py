@@ -102,6 +102,11 @@ def test_kept_norms_of_any_magnitude(scale):
     np.testing.assert_allclose(found, norms, rtol=1e-6)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A zero matrix stays zero where its own norm is kept",
+    on='`Sphere("kept")`',
+)
 def test_a_zero_matrix_stays_zero_on_its_own_sphere():
     sphere = Sphere("kept")
     points = gaussian((2, 6, 4)).at[1].set(0)

@@ -89,6 +89,11 @@ def test_stiefel_with_the_spectral_norm(shape):
     assert np.sum(found * gradient) >= 0.999 * optimum.upper
 
 
+@pytest.mark.promise(
+    "Numbers",
+    "A steepest direction is tangent, of unit norm, and ascends",
+    on="every pair of the table",
+)
 @pytest.mark.parametrize(
     ("manifold", "norm", "shape"),
     # Searches for a direction know no square case of their own.

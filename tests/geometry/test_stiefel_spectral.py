@@ -136,8 +136,13 @@ def test_promises_when_the_normal_part_is_large(shape):
     assert_promises(w, g + normal, share=0.99)
 
 
+@pytest.mark.promise(
+    "Numbers",
+    "The certified gap is never negative, but for rounding",
+    on="Stiefel × spectral norm, float32",
+)
 @pytest.mark.parametrize("shape", [(64, 10), (64, 64)])
-def test_the_gap_is_never_negative(shape):
+def test_the_gap_is_never_negative(shape, measured):
     for kind in oracles.GRADIENT_KINDS:
         for seed in range(4):
             w, g = problem(kind, *shape, seed=seed)
@@ -145,4 +150,5 @@ def test_the_gap_is_never_negative(shape):
                 jnp.asarray(w, jnp.float32), jnp.asarray(g, jnp.float32), certify=True
             )
             # Closed forms have the gap 0 up to rounding of sums (seen: -3.5e-7).
-            assert -1e-6 <= float(found.gap) <= 2e-2
+            assert float(found.gap) <= 2e-2
+            measured(max(0.0, -float(found.gap)), at_most=1e-6)

@@ -117,6 +117,11 @@ def test_the_signature_is_that_of_flax() -> None:
         assert ours[name].kind == parameter.kind
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`attention_fn` gives what Flax's own attention gives",
+    on="`nnx.MultiHeadAttention`; float32, bfloat16",
+)
 @pytest.mark.parametrize(
     "kind",
     ["mask", *(pytest.param(k, marks=pytest.mark.slow) for k in ("plain", "bfloat16"))],

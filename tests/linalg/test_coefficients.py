@@ -50,6 +50,11 @@ SLOPES_AND_IMAGES = """
 """
 
 
+@pytest.mark.promise(
+    "Numbers",
+    "Published schedules have their published images",
+    on="JORDAN, DION, CANS and others",
+)
 @pytest.mark.parametrize("row", SLOPES_AND_IMAGES.strip().splitlines())
 def test_published_slopes_and_images(row):
     name, *numbers = row.split()

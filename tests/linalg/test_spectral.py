@@ -171,6 +171,9 @@ def test_nuclear_norm_of_nothing_zero_and_nan():
     assert nuclear_norm(jnp.ones((5, 3), jnp.bfloat16)).dtype == jnp.float32
 
 
+@pytest.mark.promise(
+    "Numbers", "`spectral_norm_bound` is never below the spectral norm", on="float32"
+)
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -200,6 +203,11 @@ def test_the_bound_tightens_with_every_doubling():
         assert bound <= values_of(x)[0] * 64 ** (1 / 2 ** (doublings + 2))
 
 
+@pytest.mark.promise(
+    "Numbers",
+    "`spectral_norm_bound` is near for equal singular values",
+    on="orthogonal matrices",
+)
 @pytest.mark.parametrize(
     "shape", [(24, 8), pytest.param((128, 64), marks=pytest.mark.slow)]
 )

@@ -152,6 +152,14 @@ def by_matrix(layout, function, *leaves):
     return joined
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "A fused leaf is updated as its parts would be",
+    on=(
+        "`Split` and axes: QKV of equal and grouped heads, gate and up, latent "
+        "and rope, heads, experts"
+    ),
+)
 @pytest.mark.parametrize("name", EACH)
 def test_muon_of_a_fused_leaf_is_that_of_its_matrices(name):
     layout = LAYOUTS[name]

@@ -110,6 +110,11 @@ def test_per_matrix_has_one_entry_per_matrix(name):
     assert found["absent"] is None
 
 
+@pytest.mark.promise(
+    "Numbers",
+    "Half precision is computed in float32 and comes back as it was",
+    on="`map_matrices`, on which all matrix links stand; bfloat16, float16",
+)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_computed_in_float32_and_comes_back_as_it_was(dtype):
     tree = {"a": jnp.ones((6, 4), dtype), "b": jnp.ones((6, 4))}

@@ -39,6 +39,11 @@ def test_vmap_is_a_loop(rng):
             np.testing.assert_allclose(found[name][index], leaf, rtol=1e-6)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A NaN or infinite entry shows in the update of its own matrix and in no other",
+    on="every transformation",
+)
 def test_a_nan_stays_in_its_own_matrix(rng):
     good = model(rng)
     bad = good | {"c": good["c"].at[1, 2, 3].set(jnp.nan)}
@@ -49,6 +54,11 @@ def test_a_nan_stays_in_its_own_matrix(rng):
     np.testing.assert_array_equal(found["c"][::2], expected["c"][::2])
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "Derivatives go through where the function of a matrix has one",
+    on="`map_matrices`, reverse mode",
+)
 def test_derivatives_go_through(rng):
     tree = {"a": jnp.asarray(rng.standard_normal((2, 3, 2)), jnp.float32)}
 
@@ -61,6 +71,11 @@ def test_derivatives_go_through(rng):
     np.testing.assert_array_equal(jax.grad(total)(tree)["a"], 2 * tree["a"])
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "Inside `shard_map` leaves are local, and nothing is sent",
+    on="`map_matrices`",
+)
 def test_inside_shard_map_everything_is_local(rng):
     mesh = jax.make_mesh((1,), ("data",))
     tree = model(rng)
@@ -122,8 +137,13 @@ def instructions(make, matrices):
     return sum(" = " in line for line in compiled.as_text().splitlines())
 
 
+@pytest.mark.promise(
+    "Programs",
+    "The compiled program grows with depth no faster than AdamW's",
+    on="Muon, 4 to 16 layers",
+)
 @pytest.mark.slow
-def test_a_program_grows_with_depth_no_faster_than_that_of_adamw():
+def test_a_program_grows_with_depth_no_faster_than_that_of_adamw(measured):
     ours, theirs = mo.muon, optax.adamw
     for fewer, more in ((4, 8), (8, 16)):
         ours_more = instructions(ours, more) - instructions(ours, fewer)
@@ -131,4 +151,4 @@ def test_a_program_grows_with_depth_no_faster_than_that_of_adamw():
         # Measured: 34 and 51 instructions per matrix, and 51 of AdamW. An unrolled
         # Newton–Schulz would be 250 and more (`optax.contrib.muon`: 416). jax 0.8.0
         # reaches 1.105; the benchmark has the bound of 1.1 on a real tree (0.91).
-        assert ours_more <= 1.15 * theirs_more
+        measured(ours_more / theirs_more, at_most=1.15)

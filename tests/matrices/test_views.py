@@ -29,6 +29,11 @@ def mapped(kernel, leaf, axes, **options):
     return np.asarray(jax.jit(run)(leaf))
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "Axes, stacks and blocks are views: the way there and back changes no bit",
+    on="3 and 4 axes, scans, experts, heads, convolutions",
+)
 @each_example
 @pytest.mark.parametrize("orientation", ["tall", "fixed"])
 def test_the_way_there_and_back_changes_no_bit(rng, example: Example, orientation):

@@ -16,24 +16,29 @@ def norm_of(shape: Sequence[int], text: str) -> MixedNorm:
     """A norm from a text: for each axis a mark, or factors such as `2b3o`."""
     axes = []
     for size, marks in zip(shape, text.split(), strict=True):
-        pairs = [(int(n or size), m) for n, m in re.findall(r"(\d*)([bois])", marks)]
+        pairs = [(int(n or size), m) for n, m in re.findall(r"(\d*)([boims])", marks)]
         assert np.prod([n for n, _ in pairs]) == size, (shape, text)
         axes.append(joined(pairs))
     return MixedNorm(tuple(axes))
 
 
+_ORDER = "bioms"
+"""Marks from the norm that is taken last; `m` and `s` are not in one norm."""
+
+
 class _Laid:
-    """An array with its factors in the order: maxima, input, output, sums."""
+    """An array with its factors in the order of `_ORDER`."""
 
     def __init__(self, norm: MixedNorm) -> None:
         marks = [mark for _, mark in norm.factors]
-        self.order = [k for mark in "bios" for k in _places(marks, mark)]
-        self.flat = tuple(norm.count(mark) for mark in "bios")
+        self.order = [k for mark in _ORDER for k in _places(marks, mark)]
+        self.flat = tuple(norm.count(mark) for mark in _ORDER[:-2])
+        self.flat += (norm.count("ms"),)
         self.split = tuple(size for size, _ in norm.factors)
         self.shape = norm.shape
 
     def out(self, array: Floats) -> Floats:
-        """`[maxima, input, output, sums]`."""
+        """`[maxima, input, output, sums or maxima of each]`."""
         return array.reshape(self.split).transpose(self.order).reshape(self.flat)
 
     def back(self, flat: Floats) -> Floats:
@@ -54,8 +59,12 @@ def _places(marks: Sequence[str], mark: str) -> list[int]:
 
 def _each(norm: MixedNorm, array: Floats) -> Floats:
     """The norm of each block of which the norm is the largest."""
-    sums = np.abs(_laid(norm).out(array)).sum(3) if norm.has("s") else None
-    matrices = _laid(norm).out(array)[..., 0] if sums is None else sums
+    matrices = _laid(norm).out(array)
+    if norm.has("ms"):
+        sizes = np.abs(matrices)
+        matrices = sizes.sum(3) if norm.has("s") else sizes.max(3)
+    else:
+        matrices = matrices[..., 0]
     if norm.has("i"):
         return np.linalg.norm(matrices, 2, (1, 2))
     return np.sqrt(np.square(matrices).sum((1, 2)))
@@ -73,6 +82,10 @@ def steepest(norm: MixedNorm, gradient: Floats) -> Floats:
     if norm.has("i"):
         left, _, right = np.linalg.svd(blocks[..., 0], full_matrices=False)
         return laid.back(left @ right)
+    if norm.has("m"):
+        length = np.abs(blocks).sum(3, keepdims=True)
+        whole = np.sqrt(np.square(length).sum((1, 2), keepdims=True))
+        return laid.back(np.sign(blocks) * length / np.maximum(whole, 1e-300))
     largest = np.abs(blocks).argmax(3)[..., None]
     values = np.take_along_axis(blocks, largest, 3)
     length = np.sqrt(np.square(values).sum((1, 2), keepdims=True))
@@ -90,6 +103,11 @@ def normal(norm: MixedNorm, array: Floats) -> Floats:
     if norm.has("i"):
         left, _, right = np.linalg.svd(blocks[k, ..., 0], full_matrices=False)
         chosen[k, ..., 0] = np.outer(left[:, 0], right[0])
+    elif norm.has("m"):
+        largest = np.abs(blocks[k]).argmax(2)[..., None]
+        values = np.take_along_axis(blocks[k], largest, 2)
+        length = max(float(np.sqrt(np.square(values).sum())), 1e-300)
+        np.put_along_axis(chosen[k], largest, values / length, 2)
     else:
         sums = np.abs(blocks[k]).sum(2, keepdims=True)
         length = max(float(np.sqrt(np.square(sums).sum())), 1e-300)

@@ -26,13 +26,16 @@ from modular.measured_norms import (
 # Rounding of float64 in sums of a few dozen terms and in small SVDs.
 ROUNDING = 1 + 1e-9
 
+# Marks of the given norm, by the last one of the wanted norm.
+_GIVEN = {"s": "bos", "m": "bom"}
+
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (6, 4), (2, 2, 2), (2, 3, 4)])
-@pytest.mark.parametrize("marks", ["bo", "bs", "boi", "bos"])
+@pytest.mark.parametrize("marks", ["bo", "bs", "boi", "bos", "bom"])
 def test_a_ratio_is_never_exceeded(shape, marks, rng):
     for _ in range(12):
         wanted = some_norm(shape, rng, marks)
-        given = some_norm(shape, rng, "bos" if "s" in marks else "boi")
+        given = some_norm(shape, rng, _GIVEN.get(marks[-1], "boi"))
         found = largest_ratio(wanted, given, starts_of(shape, rng), rounds=3)
         assert found <= ratio(wanted, given) * ROUNDING, (wanted, given)
 
@@ -45,6 +48,12 @@ def test_a_ratio_is_never_exceeded(shape, marks, rng):
         ("o o", "b o", np.sqrt(6)),
         ("b s", "b o", 2.0),
         ("b s", "b b", 4.0),
+        # The largest of each row of four, before and after the six rows are joined.
+        ("o m", "o b", 2.0),
+        ("o b", "o m", 1.0),
+        ("o o", "o m", 2.0),
+        ("o m", "o o", 1.0),
+        ("o s", "o m", 4.0),
         # The Frobenius norm of a 6 × 4 matrix of norm 1, and the reverse.
         ("o o", "i o", 2.0),
         ("i o", "o o", 1.0),

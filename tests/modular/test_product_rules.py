@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from manifold_optax.modular._bounds._gains import Gains
+from manifold_optax.modular._bounds._number import reference
+from manifold_optax.modular._bounds._sizes import Fact
+from modular.measured_norms import norm_of
 from modular.rule_attacks import attacked
-from modular.rule_cases import case, data, weight
+from modular.rule_cases import case, data, read, weight
 
 _einsum = jnp.einsum
 
@@ -60,11 +64,19 @@ CASES = [
     case("grouped scores",
          lambda q, k: _einsum("qhgd,khd->hgqk", q.reshape(2, 2, 2, 2), k),
          data(2, 8, marks="b 4b2o"), data(3, 2, 2), given=("b 4b2o",)),
+    case("scores, each head", lambda q, k: _einsum("qhd,khd->hqk", q, k),
+         data(2, 2, 3), data(3, 2, 3), wanted=("o b m", "o o m"),
+         given=("o o o", "b o o", "b o m")),
     case("weighed", lambda a, v: a @ v, data(3, 4, marks="b s"), data(4, 2)),
     case("weighed, blocks", lambda a, v: a @ v, data(3, 4, marks="b s"),
          data(4, 4, marks="b 2b2o"), wanted=("b 2b2o", "o o")),
     case("weighed per head", lambda a, v: _einsum("hqk,khd->qhd", a, v),
          data(2, 2, 3, marks="b b s"), data(3, 2, 2), wanted=("b b o", "b o o")),
+    case("weighed, each head", lambda a, v: _einsum("hqk,khd->qhd", a, v),
+         data(2, 2, 3, marks="b b s"), data(3, 2, 2), wanted=("b o o",),
+         given=("o b s", "o o s", "o b m", "o o m")),
+    case("attention of heads", _attend, data(2, 2, 2), data(3, 2, 2), data(3, 2, 2),
+         wanted=("b o o", "o o o"), given=("o o o", "b o o")),
     case("attention", _attend, data(2, 2, 2), data(3, 2, 2), data(3, 2, 2),
          wanted=("b b o",)),
     case("masked weights", lambda x, w: x @ (w * jnp.tril(jnp.ones((4, 4), w.dtype))),
@@ -136,3 +148,20 @@ def test_the_bounds_are_nearly_attained():
     closest = {x.name: y.closest["gain"] for x, y in attacked(tuple(CASES)).items()}
     # Below 1, as a search of a few steps may miss the largest change.
     assert {name for name, gain in closest.items() if gain < 0.7} == set()
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("position", "expected"), [(0, 1.0), (1, 0.5**0.5), (2, 1.0)])
+def test_heads_are_joined_without_their_number(position, expected):
+    """Queries, keys and values of 16 heads, each of norm 1 at most.
+
+    Before, with a maximum over keys outside of the norm over heads, the first two were
+    2 and 1.
+    """
+    given = [data(n, 16, 3, marks="b b o") for n in (2, 4, 4)]
+    graph, sizes = read(case("attention", _attend, *given))
+    out = graph.outputs[0]
+    gains = Gains(graph, sizes, {out: [Fact(norm_of(out.shape, "b o o"), 1.0)]})
+    value = graph.inputs[position]
+    found = reference(gains.gain(value, norm_of(value.shape, "o o o")))
+    assert found == pytest.approx(expected)  # exact up to rounding

@@ -1,5 +1,7 @@
 """Every rule has a test: a rule without one fails here."""
 
+import pytest
+
 from manifold_optax.modular._bounds._sizes import RULES
 from modular import (
     test_entry_rules,
@@ -23,6 +25,11 @@ ATTACKED = (
 REGISTERED = {"my_identity"}
 
 
+@pytest.mark.promise(
+    "Certificates",
+    "Every rule for an operation is attacked by tests, or refuses by name",
+    on="all rules",
+)
 def test_every_rule_is_attacked_or_refused():
     attacked = set().union(*(names_in(read(the)[0]) for the in ATTACKED))
     tested = attacked | set(test_refused_rules.JUMPS)

@@ -90,6 +90,8 @@ CASES = [
     # Softmax.
     case("softmax", _softmax(-1), data(2, 4, size=3.0), wanted=("b s", "o s", "s b")),
     case("softmax of two", _softmax(-1), data(3, 2), wanted=("b s",), given=("b b",)),
+    case("softmax of heads", _softmax(-1), data(2, 3, size=3.0),
+         wanted=("o s", "o m"), given=("o m", "o o")),
     case("softmax of two axes", _softmax(1, 2), data(2, 2, 2, size=3.0),
          given=("o b b",)),
     case("softmax, axis 0", _softmax(0), data(3, 2, size=3.0),

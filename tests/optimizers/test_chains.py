@@ -79,6 +79,11 @@ def leaf_paths(state):
     return [jax.tree_util.keystr(path) for path, _ in leaves]
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "Names of the links of a chain are pinned",
+    on="every preset",
+)
 @presets
 def test_golden_names(name):
     without = PRESETS[name](0.1, momentum=None).init(point())

@@ -42,6 +42,11 @@ def trajectory(tx, params, grads):
     return updates
 
 
+@pytest.mark.promise(
+    "Numbers",
+    "`mo.muon` equals `optax.contrib.muon` where both are defined",
+    on="float32",
+)
 @pytest.mark.parametrize(
     ("names", "ours", "theirs"),
     [
@@ -63,7 +68,7 @@ def trajectory(tx, params, grads):
     ],
     ids=["default", "plain", "decays", "you_rms"],
 )
-def test_equals_optax(names, ours, theirs):
+def test_equals_optax(names, ours, theirs, measured):
     axes = {name: LEAVES[name][1] for name in names}
     expected = optax.contrib.muon(1.0, muon_weight_dimension_numbers=axes, **theirs)
     tx = mo.muon(1.0, axes=mo.roles(axes), **ours)
@@ -76,9 +81,7 @@ def test_equals_optax(names, ours, theirs):
         for name in names:
             # The 1e-5: entries are below 2, and two roundings of products of
             # steep polynomials part them (seen: 1.4e-6).
-            np.testing.assert_allclose(
-                found[name], wanted[name], rtol=0, atol=1e-5, err_msg=name
-            )
+            measured(np.abs(found[name] - wanted[name]).max(), at_most=1e-5)
 
 
 @pytest.mark.parametrize(

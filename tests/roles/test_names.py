@@ -64,11 +64,18 @@ UNKNOWN = {
     "scaling/weight": (12, 4),
     "gate_scores/w": (12, 4),
     "conv/kernel": (3, 3, 2, 8),
+    "depthwise/kernel": (3, 3, 1, 8),
     "experts/kernel": (8, 4, 6),
     "layers/w1": (12, 4, 6),
 }
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Embeddings, readouts, norm scales of stacked layers and single rows "
+    "are no matrices",
+    on="roles by name",
+)
 @pytest.mark.parametrize("path", KNOWN)
 def test_what_a_name_and_a_rank_tell(path):
     shape, label = KNOWN[path]
@@ -80,6 +87,12 @@ def test_what_a_name_and_a_rank_tell(path):
     assert role.axes == (wanted if label == "matrix" else None)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "What a name does not say, such as of a convolution, depthwise or not, "
+    "of experts or of a stack, is no matrix in silence",
+    on="roles by name",
+)
 @pytest.mark.parametrize("path", UNKNOWN)
 def test_what_they_do_not_tell(path):
     assert role_by_name(path, UNKNOWN[path]) is None
@@ -96,9 +109,15 @@ def nested(shapes):
     return tree
 
 
+@pytest.mark.promise(
+    "Faults",
+    "All leaves whose names do not say what they are stand in one error, as "
+    "rules to paste",
+    on="roles by name",
+)
 def test_one_error_lists_all_that_is_unknown_as_rules_to_paste():
     tree = nested({**UNKNOWN, "fine/kernel": (4, 6)})
-    with pytest.raises(ValueError, match="of 9 parameters do not tell") as caught:
+    with pytest.raises(ValueError, match="of 10 parameters do not tell") as caught:
         mo.roles()(tree)
     message = str(caught.value)
     pasted = eval(message[message.index("mo.roles(") :], {"mo": mo})

@@ -101,6 +101,11 @@ def test_other_roles_are_asked_for_what_no_rule_matches():
     assert second.axes_of("up/kernel", (4, 8)) == mo.STACKED
 
 
+@pytest.mark.promise(
+    "What is applied",
+    "A rule that matches nothing is an error that lists the paths",
+    on="roles",
+)
 def test_a_rule_that_matches_nothing_is_an_error_that_lists_the_paths():
     known = mo.roles({"kernel": "matrix", "kernle$": "typo"}, default="rest")
     message = r"\['kernle\$'\] of mo.roles match no parameter"

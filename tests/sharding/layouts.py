@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import manifold_optax as mo
-from conformance.table import on_manifold
+from conformance.steps import on_manifold
 
 TOLERANCE = 1e-5
 """The issue's bound; sums over eight parts differ from whole sums by about 1e-6."""

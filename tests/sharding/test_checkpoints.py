@@ -55,6 +55,9 @@ def layout_of(name: str) -> Layout:
     if name == "four by two":
         mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
         return Layout(mesh, P("tensor", "fsdp"), P())
+    if name == "four devices":
+        mesh = jax.make_mesh((4,), ("x",), devices=jax.devices()[:4])
+        return Layout(mesh, P(None, "x"), P("x"))
     return Layout(jax.make_mesh((1,), ("x",)), P(), P())
 
 
@@ -118,7 +121,19 @@ def restore(manager: Any, name: str) -> Any:
     return manager.restore(2, args=ocp.args.StandardRestore((laid_out, state)))
 
 
-@pytest.mark.parametrize("name", ["four by two", "one device"])
+OTHERS = (
+    "four by two",
+    pytest.param("four devices", marks=pytest.mark.slow),
+    "one device",
+)
+
+
+@pytest.mark.promise(
+    "State and checkpoints",
+    "A checkpoint restores on another mesh, to the bit",
+    on="8 devices to 4 × 2, to 4 and to one",
+)
+@pytest.mark.parametrize("name", OTHERS)
 def test_another_mesh_restores_bitwise_and_steps_alike(name: str, written: Any) -> None:
     params, state, manager = written
     restored = restore(manager, name)
@@ -129,6 +144,11 @@ def test_another_mesh_restores_bitwise_and_steps_alike(name: str, written: Any) 
     assert_close(step_on(name)(*restored), step_on("eight devices")(params, state))
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "A checkpoint of a sharded state resumes to the bit on the same mesh",
+    on="8 devices",
+)
 def test_the_same_mesh_resumes_bitwise(written: Any) -> None:
     params, state, manager = written
     resumed = restore(manager, "eight devices")

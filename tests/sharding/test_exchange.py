@@ -1,5 +1,6 @@
 """What the owner exchange sends and computes, and the recipes beside it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -75,6 +76,14 @@ def one_device() -> tuple[Any, Any, int]:
 NIGHTLY = ("columns", "two-dimensional", "hybrid")
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "A step of Muon sends the bytes of the lower bound of one exchange, and no more",
+    on=(
+        "owned, 8 devices; rows, columns, both, replicated, hybrid replicas "
+        "(HSDP), part of the mesh"
+    ),
+)
 @pytest.mark.parametrize(
     "layout",
     [
@@ -83,7 +92,7 @@ NIGHTLY = ("columns", "two-dimensional", "hybrid")
     ],
 )
 def test_a_step_of_muon_sends_what_the_bound_asks_for(
-    layout: str, one_device: tuple[Any, Any, int]
+    layout: str, one_device: tuple[Any, Any, int], measured: Callable[..., None]
 ) -> None:
     params, expected, total = one_device
     put, placement = placed(params, layout)
@@ -101,7 +110,9 @@ def test_a_step_of_muon_sends_what_the_bound_asks_for(
     }
     # One input, one output: the bound of the exchange, in bytes.
     bound = 2 * (devices - 1) / devices / replicas + (replicas - 1) / replicas
-    assert found.wire() == pytest.approx(bound * shard, rel=1e-6)
+    assert found.wire() >= bound * shard * (1 - 1e-6)
+    # The bound itself is rounded.
+    measured(found.wire() / (bound * shard), at_most=1 + 1e-6)
     assert mo.programs.dot_flops(sharded) <= 1.05 * total / (devices * replicas)
 
 
@@ -190,6 +201,12 @@ UNEVEN = {
 }
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "Stacks that do not divide by the devices, or are fewer, give the "
+    "numbers of one device",
+    on="owned, 8 devices",
+)
 # Three are fewer matrices than devices as well as one is.
 @pytest.mark.parametrize(
     "shapes",

@@ -131,6 +131,11 @@ def on_one_device(name: str) -> tuple[Any, ...]:
     return kernel, inputs, numbers, jax.device_get(expected)
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "Each matrix whole on one owner: the numbers of one device",
+    on="owned, 8 devices; rows, columns, both, replicated; Auto and Explicit axes",
+)
 @each_on_one_kind(CASES)
 def test_owned_equals_one_device(name: str, layout: str, kind: AxisType) -> None:
     kernel, inputs, numbers, expected = on_one_device(name)
@@ -147,6 +152,11 @@ def test_owned_equals_one_device(name: str, layout: str, kind: AxisType) -> None
         assert counts_outside_loops(compiled) == {"all-gather": 1}
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "An exchange is two all-to-alls for the whole tree",
+    on="owned, 8 devices",
+)
 @pytest.mark.parametrize(
     "name",
     [
@@ -205,6 +215,11 @@ def test_sliced_equals_one_device_and_reduces_small_arrays_only(
         assert all(size in short or size == 1 for size in shape[1:]), shape
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "Stacks sharded along their batch, such as experts, send nothing",
+    on="8 devices",
+)
 @pytest.mark.parametrize(
     ("kernel", "kind"),
     [

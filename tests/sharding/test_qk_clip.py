@@ -58,6 +58,7 @@ def forward(params: Any, x: jax.Array) -> tuple[jax.Array, Any]:
 TX = optax.chain(optax.sgd(1.0), mo.qk_clip(SPEC, threshold=THRESHOLD))
 
 
+@pytest.mark.promise("Attention", "Replicas stay equal to the bit", on="8 devices")
 def test_replicas_stay_equal_bit_by_bit_and_one_trace_serves_all_steps() -> None:
     """Each replica sees other data; one all-reduce makes their statistics equal."""
     params, batch = draw()

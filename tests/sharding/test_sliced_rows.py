@@ -80,6 +80,12 @@ def test_one_all_reduce_is_as_accurate_as_one_device(name: str, bound: float) ->
     np.testing.assert_allclose(compiled(x), whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A matrix with split rows takes any scale, zero and bad entries as a "
+    "whole one does",
+    on="Newton–Schulz, 8 devices; 1e-30 and 1e30, NaN, −∞",
+)
 @pytest.mark.parametrize(
     ("preconditioner", "stacked"),
     [

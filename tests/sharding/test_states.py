@@ -94,6 +94,11 @@ def assert_laid_out(state: Any, shardings: Any) -> None:
         assert leaf.sharding == wanted, leaf_path(keys)
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "The state is sharded like its parameters",
+    on="`sharding.state_shardings`, Auto and Explicit",
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_averages_lie_as_their_parameters(name: str, kind: AxisType) -> None:

@@ -12,7 +12,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import manifold_optax as mo
-from conformance.table import CASES, on_manifold
+from conformance.steps import on_manifold
+from conformance.table import CASES
 from manifold_optax.integrations.flax import module_list
 from sharding.layouts import assert_close, points_on
 
@@ -263,6 +264,11 @@ UPDATES = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.promise(
+    "Layouts and devices",
+    "Stacks sharded along their batch, such as experts, send nothing",
+    on="8 devices",
+)
 @KINDS
 @UPDATES
 def test_experts_sharded_by_expert_communicate_nothing(

@@ -1,8 +1,9 @@
 """A few sharded steps in one process, or one of several.
 
-`worker.py ID COUNT PORT OUT NAME`: each process has its own CPU devices; together they
-make one mesh of eight. They write the parameters that the optimizer `NAME` gives as one
-checkpoint to the directory `OUT`.
+`worker.py ID COUNT PORT OUT NAME [START]`: each process has its own CPU devices;
+together they make one mesh of eight. They write the parameters that the optimizer
+`NAME` gives, and its state, as one checkpoint to the directory `OUT`. With `START` they
+go on from the checkpoint in that directory.
 """
 
 import functools
@@ -54,8 +55,8 @@ def random_tree(mesh: jax.sharding.Mesh, seed: int) -> Any:
     return jax.tree.map(leaf, SPECS, SHAPES)
 
 
-def train(name: str) -> Any:
-    """Parameters after three steps towards a target."""
+def train(name: str, start: pathlib.Path | None = None) -> Any:
+    """Parameters and state after three steps towards a target."""
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     tx = optimizers(mo.sharding.owned(mesh, SPECS))[name]
     target = random_tree(mesh, 1)
@@ -72,9 +73,23 @@ def train(name: str) -> Any:
         return jax.tree.map(jnp.add, params, updates), state
 
     state = jax.jit(tx.init, out_shardings=state_layout)(params)
+    if start is not None:
+        params, state = restore(start, (params, state))
     for _ in range(3):
         params, state = step(params, state, target)
-    return params
+    return params, state
+
+
+def restore(directory: pathlib.Path, like: Any) -> Any:
+    """The checkpoint in the layout of `like`, whoever wrote it."""
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    with open_checkpoint(directory) as manager:
+        return manager.restore(0, args=ocp.args.StandardRestore(shapes))
+
+
+def save(directory: pathlib.Path, tree: Any) -> None:
+    with open_checkpoint(directory) as manager:
+        manager.save(0, args=ocp.args.StandardSave(tree))
 
 
 def open_checkpoint(directory: pathlib.Path) -> ocp.CheckpointManager:
@@ -83,7 +98,7 @@ def open_checkpoint(directory: pathlib.Path) -> ocp.CheckpointManager:
 
 
 def main() -> None:
-    identity, count, port, out, name = sys.argv[1:]
+    identity, count, port, out, name, *start = sys.argv[1:]
     # XLA's own collectives of the CPU stay inside one process.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
@@ -95,8 +110,7 @@ def main() -> None:
         coordinator_bind_address=f"127.0.0.1:{port}",
         initialization_timeout=60,
     )
-    with open_checkpoint(pathlib.Path(out)) as manager:
-        manager.save(0, args=ocp.args.StandardSave(train(name)))
+    save(pathlib.Path(out), train(name, *map(pathlib.Path, start)))
 
 
 if __name__ == "__main__":

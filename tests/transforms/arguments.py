@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import manifold_optax as mo
@@ -62,7 +63,7 @@ WRONG: Mapping[str, tuple[Any, ...]] = {
     "decay": NOT_DECAYS,
     "default": (1, ("matrix",), mo.Roles),
     "dropout": (0.5, "0.5"),
-    "bias": ("x", 1),
+    "bias": ("x", 1, jnp.ones((3, 3), bool), jnp.ones((3, 3), jnp.complex64)),
     "dtype": NOT_DTYPES,
     "precision": ("fine", 3),
     "eps": (*NOT_NUMBERS, 0.0, -1e-8, NAN),
@@ -125,6 +126,24 @@ WRONG: Mapping[str, tuple[Any, ...]] = {
     "wire": NOT_DTYPES,
 }
 """What is no value of an argument of this name, anywhere."""
+
+
+class Odd:
+    """What is an argument of nothing, whatever its name."""
+
+    def __repr__(self) -> str:
+        return "Odd()"
+
+
+ODD = (
+    Odd(),
+    Ellipsis,
+    b"x",
+    frozenset({1}),
+    1 + 2j,
+    np.datetime64("2020-01-01"),
+    float("-inf"),
+)
 
 
 class Call(NamedTuple):
@@ -231,6 +250,7 @@ CALLS = (*TRANSFORMS, *OPTIMIZERS, *FUNCTIONS)
 
 NAMED: Mapping[tuple[str, str], str] = {
     ("apply_qk_clip", "params"): "query|key|no layer|paths",
+    ("map_matrices", "trees"): "trees|leaf",
     ("plan_matrices", "tree"): "leaf",
     ("project", "params"): "leaf",
     ("roles", "rules"): "rules?",
@@ -244,6 +264,8 @@ OPEN: frozenset[tuple[str, str]] = frozenset(
         ("describe", "params"),
         ("residual", "params"),
         ("map_matrices", "numbers_in"),
+        # No more than part of an error's text.
+        ("on_manifold", "path"),
         # JAX reads it where it multiplies.
         ("Scores", "precision"),
     }

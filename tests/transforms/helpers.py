@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import manifold_optax as mo
-from conformance.table import on_manifold
+from conformance.steps import on_manifold
 
 
 @functools.cache

@@ -2,11 +2,12 @@
 
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from transforms.arguments import Call, CALLS, NAMED, OPEN, WRONG
+from transforms.arguments import Call, CALLS, NAMED, ODD, OPEN, WRONG
 
 
 def rows() -> list[Any]:
@@ -24,17 +25,39 @@ def test_right_arguments_pass(call: Call, unhooked: None) -> None:
     call.function(**call.right)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A wrong argument is an error that names it",
+    on="every argument of every public factory; wrong kinds and values",
+)
 @pytest.mark.parametrize(("call", "argument"), rows())
 def test_a_wrong_argument_is_an_error_that_names_it(
     call: Call, argument: str, unhooked: None
 ) -> None:
+    assert_refused(call, argument, call.wrong.get(argument, WRONG.get(argument, ())))
+
+
+@pytest.mark.promise(
+    "Faults",
+    "A wrong argument is an error that names it",
+    on="every argument of every public factory; wrong kinds and values",
+)
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
+def test_odd_objects_are_arguments_of_nothing(call: Call, unhooked: None) -> None:
+    for argument in inspect.signature(call.function).parameters:
+        if (call.name, argument) not in OPEN:
+            assert_refused(call, argument, ODD)
+
+
+def assert_refused(call: Call, argument: str, values: Sequence[Any]) -> None:
+    """Each value is a `TypeError` or `ValueError` with the name of the argument."""
     name = NAMED.get((call.name, argument), argument)
     silent, nameless = [], []
-    for value in call.wrong.get(argument, WRONG.get(argument, ())):
+    for value in values:
         try:
             call.function(**{**call.right, argument: value})
         except (TypeError, ValueError) as error:
-            if not re.search(rf"\b{name}\b", str(error)):
+            if not re.search(rf"\b({name})\b", str(error)):
                 nameless.append(f"{value!r}: {error}")
         else:
             silent.append(value)

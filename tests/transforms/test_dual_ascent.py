@@ -39,8 +39,14 @@ def solve(point, gradient, **options):
     return solver(**options)(point, gradient)
 
 
+@pytest.mark.promise(
+    "Numbers",
+    "The direction of manifold Muon is tangent, in the ball, and loses no "
+    "more than its gap says",
+    on="Stiefel × spectral norm; wide, square, a column",
+)
 @pytest.mark.parametrize("shape", [(3, 8), (4, 4), (5, 1)])
-def test_the_direction_is_tangent_bounded_and_nearly_optimal(rng, shape):
+def test_the_direction_is_tangent_bounded_and_nearly_optimal(rng, shape, measured):
     point, gradient = draw_pair(rng, mo.Stiefel(), shape)
     found, _, state = solve(point, gradient, certify=True)
     w, g, a = tall(point), tall(gradient), tall(found)
@@ -50,7 +56,8 @@ def test_the_direction_is_tangent_bounded_and_nearly_optimal(rng, shape):
     value, gap = np.sum(a * g), float(state.gap["w"])
     # The certificate bounds what was lost, and what was lost is small.
     assert value >= (1 - gap - ROUNDING) * best.lower
-    assert -ROUNDING < gap < 2e-2
+    assert gap > -ROUNDING
+    measured(gap, at_most=2e-2)
     assert float(state.tangency["w"]) < ROUNDING
 
 

@@ -87,6 +87,11 @@ def test_kept_keeps_the_norm_of_each_matrix(rng, axes):
         np.testing.assert_allclose(norm(after), norm(before), rtol=1e-5)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A zero matrix stays zero where its own norm is kept",
+    on='`Sphere("kept")`',
+)
 def test_kept_leaves_a_zero_matrix_at_zero(rng):
     point = jnp.zeros((4, 2))
     found = retracted(mo.Sphere("kept"), point, draw(rng, 4, 2))
@@ -138,7 +143,12 @@ def test_double_precision_parameters_stay_to_double_precision(rng, x64, updates_
     assert mo.Stiefel().residual(point + found) < 1e-14
 
 
-def test_a_thousand_steps_do_not_drift(rng):
+@pytest.mark.promise(
+    "Manifolds",
+    "Parameters stay on their manifold while they train",
+    on="retractions; float32, 1,000 steps",
+)
+def test_a_thousand_steps_do_not_drift(rng, measured):
     tx: Any = mo.retract_polar()
     point, _ = draw_pair(rng, mo.Stiefel(), (6, 3))
     taken = 0.1 * draw(rng, 1000, 6, 3)
@@ -149,9 +159,14 @@ def test_a_thousand_steps_do_not_drift(rng):
 
     last, _ = jax.jit(functools.partial(jax.lax.scan, step))(point, taken)
     # The floor of one step: every step starts from the stored point.
-    assert mo.Stiefel().residual(last) < FLOOR
+    measured(mo.Stiefel().residual(last), at_most=FLOOR)
 
 
+@pytest.mark.promise(
+    "Manifolds",
+    "The retraction has the last word on where a parameter lands",
+    on="retract",
+)
 @pytest.mark.parametrize(
     "later",
     [optax.scale(0.5), optax.clip_by_global_norm(0.1), optax.add_decayed_weights(0.1)],

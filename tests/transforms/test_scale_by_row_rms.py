@@ -77,6 +77,11 @@ def test_rows_are_outputs_whatever_the_array_order(rng):
     np.testing.assert_allclose(jnp.stack(turned).mT, jnp.stack(plain), atol=1e-6)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Rows of zeros stay zero",
+    on="`scale_by_row_rms`, `RowRms`",
+)
 def test_zero_rows_and_matrices_stay_zero(rng):
     tx = mo.scale_by_row_rms()
     update = {"w": draw(rng, 4, 3).at[:, 1].set(0), "z": jnp.zeros((4, 3))}

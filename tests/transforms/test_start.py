@@ -51,6 +51,11 @@ ANYWHERE: dict[str, Make] = {
 STACK = {"up": {"kernel": jnp.stack([jnp.eye(5, 1)] * 3)}}
 
 
+@pytest.mark.promise(
+    "What is applied",
+    "Leaves of three and more axes are never guessed",
+    on="every transformation",
+)
 @pytest.mark.parametrize("name", [*ON_STIEFEL, *ANYWHERE])
 def test_three_axes_without_a_word_about_them_are_an_error(name: str) -> None:
     def make(**options: Any) -> optax.GradientTransformation:
@@ -65,6 +70,11 @@ def test_three_axes_without_a_word_about_them_are_an_error(name: str) -> None:
     make(axes=mo.STACKED).init(STACK)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A start off the manifold is an error with its residual",
+    on="links on Stiefel, concrete weights",
+)
 @pytest.mark.parametrize("name", ON_STIEFEL)
 def test_a_weight_off_its_manifold_is_an_error_with_its_residual(name: str) -> None:
     params = {"on": jnp.eye(4, 2), "off": {"kernel": 2 * jnp.eye(4, 2)}}
@@ -85,6 +95,11 @@ def test_one_matrix_of_a_stack_is_enough_for_the_error(name: str) -> None:
         tx.init(off)
 
 
+@pytest.mark.promise(
+    "Faults",
+    "A start off the manifold is an error with its residual",
+    on="every preset on a manifold, concrete weights",
+)
 def test_every_preset_on_a_manifold_says_it() -> None:
     off = {"w": 5 * jnp.eye(4, 2)}
     for tx in (
@@ -181,3 +196,20 @@ def test_project_without_roles_refuses_a_bias_and_names_the_remedy() -> None:
     params = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
     with pytest.raises(ValueError, match=r"'bias' of shape \(2,\).*axes=mo\.roles\(\)"):
         mo.project(params, mo.Sphere())
+
+
+@pytest.mark.promise(
+    "Faults",
+    "A reflection is projected to a reflection; a zero matrix cannot be projected, and "
+    "`init` says so",
+    on="Stiefel",
+)
+@pytest.mark.slow
+def test_a_reflection_stays_one_and_a_zero_matrix_is_an_error() -> None:
+    reflection = jnp.diag(jnp.asarray([1.0, 1.0, -1.0]))
+    found = mo.project({"w": 2 * reflection}, mo.Stiefel())
+    # Some float32 units.
+    np.testing.assert_allclose(found["w"], reflection, rtol=0, atol=1e-6)
+    zero = mo.project({"w": jnp.zeros((4, 2))}, mo.Stiefel())
+    with pytest.raises(ValueError, match=r"A zero matrix .* cannot be projected"):
+        mo.retract(mo.Stiefel()).init(zero)

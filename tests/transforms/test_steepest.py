@@ -8,7 +8,7 @@ import pytest
 
 import manifold_optax as mo
 import oracles
-from conformance.table import on_manifold
+from conformance.steps import on_manifold
 from transforms.helpers import apply, draw, draw_pair
 
 # Float32 rounding of matrices with singular values near 1.

@@ -16,6 +16,7 @@ from manifold_optax.experiments.harness.cells import (
 from manifold_optax.experiments.harness.checks import (
     LARGEST_STEPS,
     require_at_least,
+    require_distinct,
     require_positive,
 )
 from manifold_optax.experiments.harness.command_line import Command
@@ -67,6 +68,7 @@ __all__ = (
     "group_by_condition",
     "panels",
     "require_at_least",
+    "require_distinct",
     "require_positive",
     "run_experiment",
     "run_inputs",

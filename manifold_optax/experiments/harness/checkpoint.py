@@ -1,15 +1,29 @@
-"""Checkpoints of a run: the latest state of one directory, through Orbax."""
+"""Checkpoints of a run: the latest state of one directory, through Orbax.
+
+Beside each state stand its format and its digest. Orbax compares neither in words that
+help, and it keeps no checksum: a flipped bit would be restored as another number.
+"""
 
 import contextlib
 import pathlib
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import jax
 import orbax.checkpoint as ocp
 
 from manifold_optax.experiments.harness.output import UnusableOutputError
+from manifold_optax.experiments.harness.signals import postponed
 from manifold_optax.experiments.harness.state import RunState
+from manifold_optax.states import (
+    check_state_format,
+    state_digest,
+    state_format,
+    StateFormat,
+)
+
+_LONGEST_REASON = 400
+"""TensorStore says two kilobytes about every array that it cannot read."""
 
 
 class Checkpoints:
@@ -23,17 +37,25 @@ class Checkpoints:
         self._directory = directory
 
     def save(self, state: RunState) -> None:
-        """Saves a state under its round; the write is atomic.
+        """Saves a state under its round; the write is atomic, also for Ctrl-C.
 
         Raises:
             UnusableOutputError: if it cannot be written; the one before is kept.
         """
+        beside = {
+            "format": state_format(state).to_json(),
+            "digest": state_digest(state),
+        }
+        arguments = ocp.args.StandardSave(state)
         try:
-            self._manager.save(int(state.round), args=ocp.args.StandardSave(state))
+            with postponed():
+                self._manager.save(
+                    int(state.round), args=arguments, custom_metadata=beside
+                )
         except (OSError, ValueError) as error:
             raise UnusableOutputError(
-                f"The checkpoint in {self._directory} cannot be written ({error}). "
-                f"Nothing is lost; continue with --resume."
+                f"The checkpoint in {self._directory} cannot be written "
+                f"({_reason(error)}). Nothing is lost; continue with --resume."
             ) from error
 
     def restore_latest(self, like: RunState) -> RunState:
@@ -51,17 +73,32 @@ class Checkpoints:
         latest = self._manager.latest_step()
         if latest is None:
             return like
+        try:
+            return self._restore(latest, like)
+        # Whatever the damage is: for some, Orbax raises a bare `Exception`.
+        except Exception as error:
+            raise UnusableOutputError(
+                f"The checkpoint in {self._directory} cannot be restored "
+                f"({_reason(error)}). Delete that directory to start its run again, or "
+                f"choose another --output-dir."
+            ) from error
+
+    def _restore(self, step: int, like: RunState) -> RunState:
+        beside: Any = self._manager.metadata(step).custom_metadata or {}
+        if not {"format", "digest"} <= set(beside):
+            raise ValueError("its format and digest are missing")
+        check_state_format(StateFormat.from_json(beside["format"]), like)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         arguments = ocp.args.StandardRestore(abstract)
-        try:
-            restored = self._manager.restore(latest, args=arguments)
-        except (ValueError, KeyError, OSError) as error:
-            raise UnusableOutputError(
-                f"The checkpoint in {self._directory} cannot be restored ({error!r}). "
-                f"Delete that directory to start its run again, or choose another "
-                f"--output-dir."
-            ) from error
+        restored = self._manager.restore(step, args=arguments)
+        if state_digest(restored) != beside["digest"]:
+            raise ValueError("its numbers are not those that were saved")
         return cast("RunState", restored)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join((str(error) or repr(error)).split())[:_LONGEST_REASON]
 
 
 @contextlib.contextmanager
@@ -94,5 +131,9 @@ def open_checkpoints(directory: pathlib.Path) -> Iterator[Checkpoints]:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
-    with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
+    # Named beforehand, without which Orbax warns when what stands beside is read.
+    handler = ocp.StandardCheckpointHandler()
+    with ocp.CheckpointManager(
+        directory.absolute(), item_handlers=handler, options=options
+    ) as manager:
         yield Checkpoints(manager, directory)

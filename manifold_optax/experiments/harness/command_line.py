@@ -14,11 +14,14 @@ from manifold_optax.experiments.harness.config_file import read_overrides
 from manifold_optax.experiments.harness.experiment import GridExperiment
 from manifold_optax.experiments.harness.output import UnusableOutputError
 from manifold_optax.experiments.harness.runs import run_experiment
+from manifold_optax.experiments.harness.signals import terminable, Terminated
 from manifold_optax.experiments.harness.typed import replace_typed
 
 _PROGRAM = "python -m manifold_optax.experiments"
 _INTERRUPTED = 130
 """Exit code of a program that Ctrl-C ended: 128 and the number of the signal."""
+_TERMINATED = 143
+"""Exit code of a program that SIGTERM ended, which schedulers send before they kill."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +61,22 @@ def main(
 
     Raises:
         SystemExit: with 2 for wrong usage, 1 where something cannot be read or
-            written, 130 after Ctrl-C.
+            written, 130 after Ctrl-C, 143 after SIGTERM.
     """
     parser, subparsers = _parsers(commands)
     known, options = parser.parse_known_args(arguments)
     subparser = subparsers[known.experiment]
     try:
-        experiment = _prepare(commands[known.experiment], known, options)
+        with terminable():
+            experiment = _prepare(commands[known.experiment], known, options)
     except (ValueError, OSError) as error:
         subparser.error(str(error))
-    except KeyboardInterrupt:
-        _stop("interrupted before the first run", code=_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        _stop("interrupted before the first run", code=_code(error))
     output = experiment.config.output_dir
     try:
-        report = run_experiment(experiment)
+        with terminable():
+            report = run_experiment(experiment)
     except FileExistsError as error:
         subparser.error(str(error))
     except UnusableOutputError as error:
@@ -83,13 +88,17 @@ def main(
             f"continue with --resume.",
             code=1,
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _stop(
             f"interrupted. What is finished is kept in {output}; continue with "
             f"--resume.",
-            code=_INTERRUPTED,
+            code=_code(error),
         )
     sys.stdout.write(f"{report}\nWritten to {output}.\n")
+
+
+def _code(interrupt: KeyboardInterrupt) -> int:
+    return _TERMINATED if isinstance(interrupt, Terminated) else _INTERRUPTED
 
 
 def _parsers(

@@ -62,6 +62,9 @@ class GridConfig:
         if self.final_seeds:
             require_seeds("final_seeds", self.final_seeds)
             require_fresh(self.final_seeds, self.seeds)
+        if not self.output_dir:
+            # It would be the directory of the program itself.
+            raise ValueError("output_dir must name a directory, got ''.")
         require_distinct("optimizers", self.optimizers)
         for optimizer in self.optimizers:
             require_distinct(

@@ -8,6 +8,7 @@ from manifold_optax.experiments.harness import (
     GridConfig,
     LearningRates as LearningRatesBase,
     require_at_least,
+    require_distinct,
 )
 from manifold_optax.experiments.transfer.networks import FamilyName, HEAD_SIZE
 from manifold_optax.experiments.transfer.optimizers import OptimizerName
@@ -98,6 +99,7 @@ class Config(GridConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_distinct("families", self.families)
         for name in ("steps", "batch_size", "validation_examples", "context"):
             require_at_least(name, getattr(self, name), 1)
         for size in (*self.sizes, self.other_size):

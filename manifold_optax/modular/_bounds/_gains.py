@@ -8,6 +8,7 @@ from typing import NamedTuple
 from manifold_optax.modular._bounds._mixed_norm import (
     MixedNorm,
     natural_norm,
+    outermost,
     ratio,
     remarked,
 )
@@ -23,6 +24,12 @@ from manifold_optax.modular._bounds._sizes import (
     Unreadable,
 )
 from manifold_optax.modular._computation._graph import Graph, Operation, Value
+
+_ORDERED = frozenset({
+    "add", "add_any", "convert_element_type", "dot_general", "entrywise", "select_n",
+    "softmax", "sub", "transpose",
+})  # fmt: skip
+"""Operations whose rules follow maxima and sums inside Euclidean norms."""
 
 
 class Link(NamedTuple):
@@ -99,7 +106,7 @@ class Gains:
     def _ways(self, value: Value, norm: MixedNorm) -> Iterator[tuple[Size, list[Link]]]:
         """For each use: what it passes on, and by which moves."""
         for wanted, weight in self._wanted.get(value, ()):
-            move = Move(0, ratio(wanted, norm), wanted, "the output")
+            move = Move(0, ratio(wanted, outermost(norm)), wanted, "the output")
             yield move.factor * weight, [Link(None, move, weight)]
         if not value.is_float:
             return
@@ -116,8 +123,10 @@ class Gains:
         """The least of the ways that the rule of one use offers."""
         best: tuple[Size, list[Link]] | None = None
         rule, given = rule_of(operation), norm
+        if operation.name not in _ORDERED:
+            given = outermost(norm)
         if not rule.operators:
-            given = remarked(norm, "i", "o")
+            given = remarked(given, "i", "o")
         factor = ratio(given, norm)
         for moves in rule.moves(operation, position, given, self.sizes):
             scaled = [move._replace(factor=factor * move.factor) for move in moves]

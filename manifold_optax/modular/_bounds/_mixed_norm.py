@@ -7,10 +7,14 @@ numbers that are 12 heads of 64 has the factors 12 and 64):
     `"o"`: the Euclidean norm over the axis;
     `"i"`: the axis is the input of a linear map whose output are the axes `"o"`: the
         operator norm of that map;
-    `"s"`: the sum over the axis; only beside axes `"b"`.
+    `"s"`: the sum over the axis, taken before the norms over the others;
+    `"m"`: the maximum over the axis, taken before the Euclidean norm over others; not
+        beside `"s"` or `"i"`.
 
 `[tokens, features]` under `"bo"` is the largest Euclidean norm of a token; a matrix
-`[in, out]` under `"io"` is its spectral norm, under `"bo"` its longest row.
+`[in, out]` under `"io"` is its spectral norm, under `"bo"` its longest row. Logits
+`[heads, keys]` have under `"ob"` the largest over keys of the Euclidean norm over
+heads, under `"om"` the Euclidean norm over heads of the largest over keys.
 """
 
 import functools
@@ -56,7 +60,7 @@ class MixedNorm(NamedTuple):
         return any(mark in marks for _, mark in self.factors)
 
     def __str__(self) -> str:
-        names = {"b": "max", "o": "2", "i": "in", "s": "1"}
+        names = {"b": "max", "o": "2", "i": "in", "s": "1", "m": "max each"}
         axes = ("·".join(f"{n}:{names[m]}" for n, m in axis) for axis in self.axes)
         return f"[{', '.join(axis or '1' for axis in axes)}]"
 
@@ -146,16 +150,26 @@ def remarked(norm: MixedNorm, old: str, new: str) -> MixedNorm:
     )
 
 
+def outermost(norm: MixedNorm) -> MixedNorm:
+    """A norm that is no larger, without maxima and sums inside Euclidean norms."""
+    norm = remarked(norm, "m", "b")
+    return remarked(norm, "s", "o") if norm.has("o") else norm
+
+
 _RATIOS = {
     ("b", "b"): 0.0, ("b", "o"): 0.0, ("b", "i"): 0.0, ("b", "s"): 0.0,
     ("o", "b"): 0.5, ("o", "o"): 0.0, ("o", "i"): 0.0, ("o", "s"): 0.0,
     ("i", "b"): 0.5, ("i", "o"): 0.0, ("i", "i"): 0.0, ("i", "s"): 0.0,
     ("s", "b"): 1.0, ("s", "o"): 0.5, ("s", "i"): 0.5, ("s", "s"): 0.0,
+    ("b", "m"): 0.0, ("o", "m"): 0.5, ("i", "m"): 0.5, ("s", "m"): 1.0,
+    ("m", "b"): 0.5, ("m", "o"): 0.0, ("m", "i"): 0.5, ("m", "s"): 0.0,
+    ("m", "m"): 0.0,
 }  # fmt: skip
 """(wanted, given) → k: the wanted norm over n entries is at most n^k times the given.
 
 An entry is no more than the Euclidean norm, that no more than the sum; n entries below
-1 have a sum below n and a Euclidean norm below √n; and Cauchy-Schwarz for the rest.
+1 have a sum below n and a Euclidean norm below √n; and Cauchy-Schwarz for the rest. A
+maximum before a Euclidean norm is at least the same after it, and at most this norm.
 What inputs and outputs of operators add is in `_turned`."""
 
 _EVEN_RATIOS = {**_RATIOS, ("b", "o"): -0.5, ("b", "s"): -1.0, ("o", "s"): -0.5}

@@ -49,25 +49,17 @@ def change_along(
         arrays: all weights that matter, which must be finite.
     """
     time = jnp.linspace(0.0, 1.0, _PIECES + 1)
-    lines = {
-        name: (1 - time) * before + time * after
-        for name, (before, after) in ends.items()
-    }
-
-    def evaluated(norms: Mapping[Any, Array], count: int) -> Array:
-        known = {**steps, **norms}
-        evaluation = Evaluation(lambda names: [known[name] for name in names], arrays)
-        return jnp.broadcast_to(evaluation.value(rate), (count,))
-
-    pieces = evaluated(
-        {name: jnp.maximum(line[:-1], line[1:]) for name, line in lines.items()},
-        _PIECES,
-    )
+    norms = dict(steps)
+    for name, (before, after) in ends.items():
+        line = (1 - time) * before + time * after
+        pieces, held = jnp.maximum(line[:-1], line[1:]), jnp.maximum(line, before)
+        norms[name] = jnp.concatenate([pieces, held])
+    evaluation = Evaluation(lambda names: [norms[name] for name in names], arrays)
+    rates = jnp.broadcast_to(evaluation.value(rate), (2 * _PIECES + 1,))
+    pieces, held = rates[:_PIECES], rates[_PIECES:]
     result = jnp.mean(pieces)
     if not any(number.kind == "steps" for number in numbers_of(rate)):
-        held = {name: jnp.maximum(line, ends[name][0]) for name, line in lines.items()}
-        values = evaluated(held, _PIECES + 1)
-        trapezoids = jnp.mean((values[:-1] + values[1:]) / 2)
+        trapezoids = jnp.mean((held[:-1] + held[1:]) / 2)
         result = jnp.minimum(result, trapezoids)
     return result * (1 + _ROUNDING)
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from manifold_optax.linalg import spectral_norm_bound
 from manifold_optax.linalg._device import on_cpu
@@ -32,8 +32,6 @@ of 768 × 768 are 2.1, 0.5 and 0.1 % high, of 768 × 3072 3.1, 0.9 and 0.4 %, an
 3.6, 4.5 and 5.4 GFLOP, 6.3, 7.2 and 8.2. (Printed by `benchmarks/live_norms.py`; on a
 matrix that is orthogonal up to noise of norm 0.1: 3.5, 1.4 and 0.7 %.)"""
 
-_MARKS = "bios"
-
 
 def live_norm(x: Array, norm: MixedNorm) -> Float[Array, ""]:
     """An upper bound of a mixed norm of an array, whose entries may be traced.
@@ -50,8 +48,8 @@ def live_norm(x: Array, norm: MixedNorm) -> Float[Array, ""]:
     Returns:
         A float32 scalar: 0 if `x` is zero or empty, infinity if an entry is not finite
         or the bound overflows. Euclidean norms and sums of n terms are at most
-        4·√n·eps too large, apart from subnormal entries, which are taken for the
-        smallest normal number.
+        4·√n·eps too large, and as much as if every entry were larger by the smallest
+        normal number, for subnormal ones.
 
     Raises:
         TypeError: if `x` is not real floating.
@@ -70,15 +68,21 @@ def live_norm(x: Array, norm: MixedNorm) -> Float[Array, ""]:
 
 @functools.partial(jax.jit, static_argnames="norm")
 def _bounded(x: Array, norm: MixedNorm) -> Float[Array, ""]:
-    values, subnormal = _normal(x)
-    # The norm of an array whose entries are as large as those left out can be.
-    left_out = norm.of_ones * float(jnp.finfo(values.dtype).tiny)
-    left_out = jnp.where(subnormal, left_out, 0.0).astype(values.dtype)
+    values = _widened(x)
+    largest = _largest(values)
+    bound = largest
     if norm.has("ois"):
-        bound = _largest(values, norm)
-    else:
-        bound = jnp.max(jnp.abs(values))
-    return _float32(bound + left_out * (1 + float(jnp.finfo(values.dtype).eps)))
+        bound = _measured(values, largest, norm)
+    # Whether arithmetic sees subnormal numbers or zeros depends on the machine: the
+    # norm of an array whose entries are as large as those left out can be.
+    tiny = float(jnp.finfo(values.dtype).tiny)
+    left_out = jnp.where(_is_nonzero(values, largest >= tiny), norm.of_ones * tiny, 0)
+    return _float32(bound + left_out.astype(values.dtype))
+
+
+def is_finite(x: Array) -> Bool[Array, ""]:
+    """Whether all entries are finite, in the pass over them that a bound takes too."""
+    return jnp.isfinite(_largest(_widened(x)))
 
 
 def live_norms(
@@ -112,54 +116,75 @@ def _of_each(
     if len(arrays) == 1:
         return [live_norm(arrays[0], norm)]
 
+    return list(_of_equal(list(arrays), norm))
+
+
+# Compiled as one program also outside `jit`, where each call of `map` compiles anew.
+@functools.partial(jax.jit, static_argnames="norm")
+def _of_equal(arrays: list[Array], norm: MixedNorm) -> Float[Array, " arrays"]:
+    """The bounds of arrays of one shape, by one compiled body."""
+    stack = jnp.stack(arrays)
+
     def bound(x: Array) -> Array:
         return live_norm(x, norm)
 
-    stack = jnp.stack(arrays)
-    # One compiled body for all. A CPU takes a batched product 12 % longer (six of
-    # 768 × 768) than one after the other.
-    return list(jax.lax.map(bound, stack) if on_cpu() else jax.vmap(bound)(stack))
+    # A CPU takes a batched product 12 % longer (six of 768 × 768) than one after the
+    # other.
+    return jax.lax.map(bound, stack) if on_cpu() else jax.vmap(bound)(stack)
 
 
-def _largest(values: Array, norm: MixedNorm) -> Array:
+def _measured(values: Array, largest: Array, norm: MixedNorm) -> Array:
     """The bound of a norm that has sums, lengths or operators."""
-    dtype = values.dtype
-    scale = divisor(jnp.max(jnp.abs(values)))
-    blocks = _laid_out(values / scale, norm)
-    if norm.has("s"):
-        blocks = jnp.sum(jnp.abs(blocks), axis=3) * _allowance(norm.count("s"), dtype)
-    else:
-        blocks = blocks[..., 0]
     if norm.count("i") > 1 and norm.count("o") > 1:
-        return scale * jnp.max(spectral_norm_bound(blocks, doublings=_DOUBLINGS))
+        # It divides each matrix by its largest entry itself.
+        matrices = _summed(values, norm)
+        return jnp.max(spectral_norm_bound(matrices, doublings=_DOUBLINGS))
+    scale = divisor(largest)
+    blocks = _summed(values / scale, norm)
     squares = jnp.sum(blocks * blocks, axis=(1, 2))
-    lengths = jnp.sqrt(squares) * _allowance(norm.count("io"), dtype)
+    lengths = jnp.sqrt(squares) * _allowance(norm.count("io"), values.dtype)
     return scale * jnp.max(lengths)
+
+
+def _summed(values: Array, norm: MixedNorm) -> Float[Array, "maxima rows columns"]:
+    """The matrices that are left after the sums."""
+    blocks = _laid_out(values, norm)
+    if not norm.has("s"):
+        return blocks[..., 0]
+    allowance = _allowance(norm.count("s"), values.dtype)
+    return jnp.sum(jnp.abs(blocks), axis=3) * allowance
 
 
 def _laid_out(
     values: Array, norm: MixedNorm
-) -> Float[Array, "maxima input output sums"]:
-    """The factors in the order: maxima, inputs, outputs, sums."""
-    marks = [mark for _, mark in norm.factors]
-    order = [k for mark in _MARKS for k, have in enumerate(marks) if have == mark]
-    split = jnp.reshape(values, [size for size, _ in norm.factors])
-    return jnp.transpose(split, order).reshape([norm.count(mark) for mark in _MARKS])
+) -> Float[Array, "maxima rows columns sums"]:
+    """The factors in the order: maxima, inputs and outputs, sums.
 
-
-def _normal(x: Array) -> tuple[Array, Array]:
-    """The array with zeros for subnormal entries, and whether there were any.
-
-    Whether arithmetic sees subnormal numbers or zeros depends on the machine, so they
-    are found by their bits.
+    Inputs and outputs stay in their order, as a matrix has the norm of its transpose:
+    to transpose the table of a vocabulary took longer than its Gram matrix.
     """
+    marks = [mark for _, mark in norm.factors]
+    between = dict.fromkeys([*(mark for mark in marks if mark in "io"), "i", "o"])
+    groups = ["b", *between, "s"]
+    order = [k for mark in groups for k, have in enumerate(marks) if have == mark]
+    split = jnp.reshape(values, [size for size, _ in norm.factors])
+    return jnp.transpose(split, order).reshape([norm.count(mark) for mark in groups])
+
+
+def _widened(x: Array) -> Array:
     # `promote_types` refuses floats of 8 bits.
-    values = widen(x.astype(jnp.float32) if x.dtype.itemsize < 4 else x)
+    return widen(x.astype(jnp.float32) if x.dtype.itemsize < 4 else x)
+
+
+def _largest(values: Array) -> Array:
+    return jnp.max(jnp.abs(values))
+
+
+def _is_nonzero(values: Array, certainly: Array) -> Bool[Array, ""]:
+    """Whether some bits are set: the other pass is taken only if it has to be."""
     bits = jax.lax.bitcast_convert_type(values, f"uint{8 * values.dtype.itemsize}")
-    magnitude = bits & ~np.asarray(-0.0, values.dtype).view(bits.dtype)
-    smallest = np.asarray(jnp.finfo(values.dtype).tiny, values.dtype).view(bits.dtype)
-    below = magnitude < smallest
-    return jnp.where(below, 0, values), jnp.any(below & (magnitude > 0))
+    sign = np.asarray(-0.0, values.dtype).view(bits.dtype)
+    return jax.lax.cond(certainly, lambda: True, lambda: jnp.any(bits & ~sign))
 
 
 def _allowance(terms: int, dtype: np.dtype) -> float:

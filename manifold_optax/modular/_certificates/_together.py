@@ -75,9 +75,11 @@ def pairs_together(
     sources = [term.source for term in skeleton.terms]
     maps = distances(skeleton.region(output), sources, arrays)
     bounds = jnp.zeros((classes, classes))
-    for term, found in zip(skeleton.terms, maps, strict=True):
-        error = math.sqrt(2) * term.error * evaluation.value(term.product)
-        radius = evaluation.value(term.radius)
+    terms = skeleton.terms
+    sizes_of = [size for term in terms for size in (term.product, term.radius)]
+    values = evaluation.values(sizes_of).reshape(-1, 2)
+    for term, found, (product, radius) in zip(terms, maps, values, strict=True):
+        error = math.sqrt(2) * term.error * product
         norms = found + jnp.where(term.error > 0, error, 0.0)
         bounds += norms * radius
     bounds = bounds * (1 + (len(sizes) + 8) * EPS)

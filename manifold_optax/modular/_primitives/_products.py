@@ -4,7 +4,9 @@ All are one inequality, for the product over contracted axes C of x and y, whose
 axes are X and Y: a Euclidean norm over C of one times the operator norm C → Y of the
 other; or, where x is weights that are summed over C, the sum of their sizes times the
 largest of what they weigh. A norm over C of both is Cauchy-Schwarz: the case of an
-operator with one output.
+operator with one output. It holds with one factor for all of Y, so that the maximum
+over Y is inside the Euclidean norm over X and batches (mark `"m"`): a change of the
+queries of each head changes all logits of that head by no more.
 """
 
 import dataclasses
@@ -138,31 +140,43 @@ def _dot_moves(
     sides = _sides(operation)
     x, y = sides[position], sides[1 - position]
     ways = []
+    given, norm = norm, remarked(norm, "m", "b")
     batch, _, free = x.parts(norm)
     for marks in _over_contracted(x, norm):
         inner = x.norm([_kept(axis, marks) for axis in batch], marks, free)
-        factor = ratio(inner, norm)
+        factor = ratio(inner, given)
         for y_norm in _partners(y, marks, sizes):
             size = meeting(y.value, x.value, y_norm, sizes)
+            if marks == "o" and y_norm == y.norm("b", "o", "b"):
+                y_norm = _inside(x, inner, y, sizes)
             outer = _product_norm(operation, x, inner, y, y_norm)
             ways.append([Move(0, factor * size, outer, _reason(y, sizes))])
     return ways
 
 
+def _inside(x: _Side, inner: MixedNorm, y: _Side, sizes: Sizes) -> MixedNorm:
+    """The norm of y by which its free axes are marked after Cauchy-Schwarz over C."""
+    others = {m for k in (*x.batch, *x.free) for _, m in inner.axes[k]}
+    alone = others <= {"b", "o"} and "o" in others
+    live = not (sizes.is_weight(y.value) or sizes.assumptions.nominal)
+    return y.norm("b", "o", "m" if alone and live else "b")
+
+
 def _kept(batch: Factors, marks: str) -> Factors:
     """How a batch axis goes on, by the marks over C: its members differ in y.
 
-    A maximum or a sum over C goes with maxima. An operator from the batch to C passes y
-    with one member of the batch at a time, and so does one from C to the batch.
+    A maximum over C goes with maxima; a sum over C is taken first. An operator from the
+    batch to C passes y with one member of the batch at a time, and so does one from C
+    to the batch.
     """
-    gone = {"b": "ois", "s": "ois", "i": "os", "o": "is"}[marks]
+    gone = {"b": "ois", "s": "is", "i": "os", "o": "is"}[marks]
     return joined((n, "b" if mark in gone else mark) for n, mark in batch)
 
 
 def _over_contracted(x: _Side, norm: MixedNorm) -> list[str]:
     """The marks over C to go on with: those of the norm, and the Euclidean norm."""
     _, marks, free = x.parts(norm)
-    pure = not any(m in "oi" for axis in free for _, m in axis)
+    pure = not any(m == "i" for axis in free for _, m in axis)
     if marks == {"i"}:
         return ["i"]
     if marks == {"b"} or not marks:

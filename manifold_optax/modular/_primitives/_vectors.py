@@ -7,6 +7,7 @@ from manifold_optax.modular._bounds._mixed_norm import (
     euclidean,
     joined,
     MixedNorm,
+    outermost,
     ratio,
     remarked,
 )
@@ -40,7 +41,9 @@ def _softmax_moves(
     times, norm = _each_by_itself(norm, axes)
     marks = {m for k in axes for _, m in norm.axes[k]}
     rest = without(norm, axes)
-    ways = []
+    ways = _softmax_inside(norm, axes, times) if marks <= {"m", "o"} else []
+    norm = outermost(norm)
+    marks = {m for k in axes for _, m in norm.axes[k]}
     for given, wanted, factor in _SOFTMAX:
         if given == "b" and ((marks and "b" not in marks) or rest.has("ois")):
             continue
@@ -53,11 +56,32 @@ def _softmax_moves(
     return ways
 
 
+def _softmax_inside(
+    norm: MixedNorm, axes: Sequence[int], times: float
+) -> list[list[Move]]:
+    """Each vector by itself, then the norm over the others: of the heads together."""
+    outer = outermost(norm)
+    if not without(outer, axes).has("o") or without(outer, axes).has("is"):
+        return []
+    ways = []
+    for given, wanted, factor in _SOFTMAX_INSIDE:
+        inner = _marked(outer, axes, given)
+        total = times * ratio(inner, norm) * factor
+        ways.append([Move(0, total, _marked(outer, axes, wanted), "softmax")])
+    return ways
+
+
 _SOFTMAX = (
     ("b", "s", 1.0), ("b", "o", math.sqrt(0.5)), ("b", "b", 0.5),
     ("o", "s", math.sqrt(0.5)), ("o", "o", 0.5),
 )  # fmt: skip
 """(norm of the change, norm of the result, constant) of a softmax."""
+
+_SOFTMAX_INSIDE = (
+    ("m", "s", 1.0), ("m", "o", math.sqrt(0.5)), ("m", "m", 0.5),
+    ("o", "s", math.sqrt(0.5)),
+)  # fmt: skip
+"""The same before the Euclidean norm over other axes is taken."""
 
 
 def _each_by_itself(norm: MixedNorm, axes: Sequence[int]) -> tuple[float, MixedNorm]:

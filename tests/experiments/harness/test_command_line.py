@@ -36,8 +36,8 @@ def commands():
 
 
 def test_every_folder_is_an_experiment():
-    names = ["lm", "mlp", "modulewise", "precision", "robustness", "transfer"]
-    assert list(program.commands()) == names
+    names = ["failures", "lm", "mlp", "modulewise", "precision"]
+    assert list(program.commands()) == [*names, "robustness", "transfer"]
 
 
 def test_the_data_set_decides_the_defaults(calls, commands, tmp_path):
@@ -66,7 +66,7 @@ def test_the_command_line_overrides_the_file(calls, commands, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cnn"], "invalid choice: 'cnn' (choose from 'lm', 'mlp'"),
+        (["cnn"], "invalid choice: 'cnn' (choose from 'failures', 'lm'"),
         ([], "the following arguments are required: experiment"),
         (["mlp", "--data", "mnist"], "choose from 'digits', 'cifar10'"),
         (["mlp", "--epochs", "0"], "epochs must be at least 1, got 0"),

@@ -23,6 +23,11 @@ with output.claim_directory(pathlib.Path(sys.argv[2]), resume=False):
 """
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "A directory of results belongs to one process",
+    on="experiments",
+)
 def test_a_directory_belongs_to_one_process_until_it_is_killed(tmp_path):
     command = [sys.executable, "-c", _HOLD, str(output.__file__), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -45,6 +50,9 @@ def test_a_directory_is_free_again_after_the_run(tmp_path):
             pass
 
 
+@pytest.mark.promise(
+    "Experiments", "Earlier results are never overwritten", on="harness"
+)
 @pytest.mark.parametrize("name", ["results.jsonl", "checkpoints"])
 def test_earlier_results_are_never_overwritten(tmp_path, name):
     (tmp_path / name).mkdir() if name == "checkpoints" else (tmp_path / name).touch()

@@ -1,9 +1,11 @@
+import asyncio
 import dataclasses
 import errno
 import json
 import os
 import pathlib
 import re
+import signal
 
 import jax.numpy as jnp
 import pytest
@@ -88,6 +90,11 @@ def test_resuming_skips_finished_runs_and_adds_new_ones(config):
     assert len(_numbers(config.output_dir)) == 2
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "An interrupted experiment ends in one sentence and loses nothing",
+    on="Ctrl-C, full disk",
+)
 def test_ctrl_c_ends_in_one_sentence_and_nothing_is_lost(config, monkeypatch, capsys):
     run_experiment(Quadratic(config))
     directory = f"{config.output_dir}-interrupted"
@@ -118,10 +125,28 @@ def test_ctrl_c_ends_in_one_sentence_and_nothing_is_lost(config, monkeypatch, ca
     assert _numbers(directory) == _numbers(config.output_dir)
 
 
+def test_sigterm_ends_in_one_sentence(config, monkeypatch, capsys):
+    async def write():
+        # Orbax writes in coroutines, too.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "save", lambda *_: asyncio.run(write()))
+    before = signal.getsignal(signal.SIGTERM)
+    options = ["--optimizers", "slow", "--seeds", "0"]
+    assert _stop([*options, "--output-dir", config.output_dir]) == 143
+    assert "continue with --resume" in _one_line(capsys)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def _refuse(*_args, **_kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "An interrupted experiment ends in one sentence and loses nothing",
+    on="Ctrl-C, full disk",
+)
 @pytest.mark.parametrize("where", ["results.jsonl", "report.md", "checkpoints"])
 def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(
     config, monkeypatch, capsys, where
@@ -178,6 +203,11 @@ def test_a_diverged_run_is_reported_and_read_again(config):
     assert "| not finite |" in run_experiment(Quadratic(resumed))
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "Checkpoints with symbolic links are refused",
+    on="experiments",
+)
 @pytest.mark.parametrize("below", ["", "run", "run/1"])
 def test_checkpoints_with_a_symbolic_link_are_refused(tmp_path, below):
     (tmp_path / "real").mkdir()

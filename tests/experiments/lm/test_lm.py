@@ -158,6 +158,11 @@ def test_a_run_writes_table_sample_results_events_figures_and_checkpoints(stress
     assert len(list((output / "tensorboard").glob("*/events.out.*"))) == 2
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "A resumed experiment ends as an uninterrupted one",
+    on="mlp, lm",
+)
 def test_an_interrupted_run_learns_the_same_as_a_whole_one(
     stress, config, text, monkeypatch
 ):

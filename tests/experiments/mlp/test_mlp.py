@@ -103,6 +103,11 @@ def test_the_test_set_has_no_say_in_the_best_rate(config, dataset, whole_dataset
     assert not without.ranks_rows
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "A resumed experiment ends as an uninterrupted one",
+    on="mlp, lm",
+)
 @pytest.mark.parametrize(
     ("optimizer", "rate"),
     [

@@ -35,6 +35,12 @@ SMALL = 0.01
 COLLAPSED = 1e-3
 
 
+# At given starts differences are as short as rounding of float64 allows (it changes
+# such a ratio by 1e-10), so that no kink lies between the two, and steps are this part
+# of those from drawn ones, so that the start is not lost.
+SHORTEST, NEAR = 1e-6, 0.05
+
+
 class Pair(NamedTuple):
     """An input and the direction to a second one."""
 
@@ -112,6 +118,7 @@ def attacked_ratios(
     seed: int = 0,
     starts: int = 16,
     steps: int = 60,
+    further: Pair | None = None,
 ) -> np.ndarray:
     """The largest ratios of differences of outputs to differences of inputs found.
 
@@ -124,22 +131,31 @@ def attacked_ratios(
         seed: of the starts.
         starts: starts for every reader.
         steps: steps from every start.
+        further: starts beside the drawn ones, for every reader: [starts, examples, …],
+            where the function is known to be steep.
 
     Returns:
         One number for each reader: the L2 norm over the last axis of what is read, the
         largest over other axes, over the L2 norm of the difference of that example.
     """
     rng = np.random.default_rng(seed)
-    distances = domain.scale * np.resize(DISTANCES, starts)
+    pairs = _pairs_drawn(domain, rng, starts)
+    distances, reach = np.resize(DISTANCES, starts), np.ones(starts)
+    if further is not None:
+        pairs = jax.tree.map(lambda *x: np.concatenate(x), pairs, further)
+        distances = np.append(distances, np.full(len(further.x), SHORTEST))
+        reach = np.append(reach, np.full(len(further.x), NEAR))
 
-    def search(params: Any, reader: Array | None, distance: Array, start: Pair) -> Any:
+    def search(
+        params: Any, reader: Array | None, distance: Array, reach: Array, start: Pair
+    ) -> Any:
         inside = partial(domain.nearest, margin=_margin(domain, distance))
 
         def values(pair: Pair) -> Array:
             return _ratios(forward, params, domain, reader, distance, pair)
 
         def moved(pair: Pair, slope: Pair, ratios: Array, rate: Array) -> Pair:
-            x = inside(pair.x + rate * domain.scale * unit(slope.x))
+            x = inside(pair.x + rate * reach * domain.scale * unit(slope.x))
             # The slope of a ratio has no part along the direction. With this part it
             # is Jᵀ(change of the output): a step of the power iteration.
             wide = ratios.reshape(-1, *[1] * (x.ndim - 1))
@@ -150,13 +166,13 @@ def attacked_ratios(
         return ascended(values, moved, first, rates_of(steps, steps // 3))
 
     with double_precision():
-        over_starts = jax.vmap(search, in_axes=(None, None, 0, 0))
+        over_starts = jax.vmap(search, in_axes=(None, None, 0, 0, 0))
         axis = None if readers is None else 0
         count = 1 if readers is None else len(readers)
-        axes = (None, axis, None, None)
+        axes = (None, axis, None, None, None)
         both = jax.vmap(over_starts, in_axes=axes, axis_size=count)
         found = jax.jit(both, compiler_options=COMPILER_OPTIONS)(
-            doubled(params), readers, distances, _pairs_drawn(domain, rng, starts)
+            doubled(params), readers, domain.scale * distances, reach, pairs
         )
         return _finite(np.asarray(found)).max(axis=(1, 2))
 

@@ -11,6 +11,7 @@ LIMITS = {
     "orthogonal residual blocks, mixed": 3.0,
     "orthogonal residual blocks, x + f(x)": 3.0,
     "one attention block, 1 or 2 heads": 3.0,
+    "one attention block, 4 heads": 3.0,
     "ConvNet, two convolutions": 6.0,
 }
 

@@ -11,6 +11,7 @@ from manifold_optax import modular
 from modular.certificates.ascent import attacked_ratios
 from modular.certificates.domains import Ball, Domain, EntryBox, Tokens
 from modular.certificates.drawn_networks import WeightDraw
+from modular.certificates.steepest import steep_pairs
 from modular.layers import (
     attention,
     AxesByPath,
@@ -29,6 +30,9 @@ from modular.networks import assembled, RandomNetwork
 ACTIVATIONS = ("relu", "gelu_exact", "silu", "tanh")
 SEEDS = (0, 1)
 
+STEEP = 16
+"""Starts of the attack that a search by a population finds."""
+
 Builder = Callable[[WeightDraw], list[Layer]]
 """Makes layers, from what draws the weights."""
 
@@ -43,8 +47,10 @@ class Case:
         activation: of all layers.
         weights: kind of the weights, as `WeightDraw.weights`.
         seed: of the weights.
-        starts: starts of the attack.
+        starts: drawn starts of the attack.
         steps: steps from every start.
+        points: of the search for `STEEP` further starts.
+        trials: of every such point.
     """
 
     build: Builder
@@ -54,6 +60,8 @@ class Case:
     seed: int = 0
     starts: int = 48
     steps: int = 300
+    points: int = 256
+    trials: int = 500
 
     @property
     def network(self) -> RandomNetwork:
@@ -81,12 +89,21 @@ def bound_and_attacked(case: Case) -> tuple[float, float]:
     bound = modular.lipschitz_bound(
         network.forward, network.params, case.domain.declared()
     )
+    steep = steep_pairs(
+        network.forward,
+        network.params,
+        case.domain,
+        points=case.points,
+        trials=case.trials,
+        count=STEEP,
+    )
     (found,) = attacked_ratios(
         network.forward,
         network.params,
         case.domain,
         starts=case.starts,
         steps=case.steps,
+        further=steep,
     )
     return float(bound), float(found)
 
@@ -198,20 +215,18 @@ RESIDUAL = Ball(_shaped(1, 8), 8.0)
 SEQUENCE = Tokens(_shaped(1, 4, 8), 1.0)
 IMAGES = EntryBox(_shaped(1, 6, 6, 3), -1.0, 1.0)
 
-# Convolutions in float64 are slow on a CPU.
-SHORT = {"starts": 32, "steps": 300}
+# Convolutions are slow on a CPU, most of all in float64.
+SHORT = {"starts": 32, "steps": 300, "points": 96, "trials": 300}
 
 
 def _over(
     builds: Sequence[Builder],
     domain: Domain,
     weights: str = "orthogonal",
-    *,
-    starts: int = 48,
-    steps: int = 300,
+    **effort: int,
 ) -> tuple[Case, ...]:
     return tuple(
-        Case(build, domain, activation, weights, seed, starts, steps)
+        Case(build, domain, activation, weights, seed, **effort)
         for build in builds
         for activation in ACTIVATIONS
         for seed in SEEDS
