@@ -101,7 +101,7 @@ class Covered:
 
 
 def coverage(runners: Sequence[Runner], saved: pathlib.Path) -> dict[str, Covered]:
-    """What every file of tests runs; read from `saved` where an earlier call wrote it."""
+    """What every file of tests runs; read from `saved` if an earlier call wrote it."""
     if not saved.exists():
         found = {}
         for file, item in spread(runners, _test_files(), _covered_by):
@@ -150,8 +150,10 @@ def _first_line_of_statement(source: str, line: int) -> int:
     return max(inside, default=line)
 
 
-def survives(runner: Runner, path: str, code: str, tests: Sequence[str], limit: float):
-    """Whether all `tests` pass with `code` in place of a file, and what they printed."""
+def survives(
+    runner: Runner, path: str, code: str, tests: Sequence[str], limit: float
+) -> tuple[bool, str]:
+    """Whether all tests pass with `code` in place of a file, and what they printed."""
     target = runner.tree / path
     source = target.read_text()
     target.write_text(code)

@@ -1,6 +1,6 @@
 """Would the tests notice? A mutation score of the numerics.
 
-    .venv/bin/python -m pip install cosmic-ray
+    .venv/bin/python -m pip install --group lint
     .venv/bin/python benchmarks/mutants.py --work runs/mutants   # starts, or goes on
     .venv/bin/python benchmarks/mutants.py --work runs/mutants --report
 
@@ -189,7 +189,7 @@ def verdicts(work: pathlib.Path) -> dict[str, str]:
 
 
 def report(mutants: Sequence[Mutant], found: Mapping[str, str]) -> Iterator[str]:
-    """The score as lines of Markdown, by package, and the survivors with their class."""
+    """The score by package as lines of Markdown, and every survivor with its class."""
     classes: dict[str, str] = tomllib.loads(CLASSES.read_text())
     head = ("package", "mutants", "killed", "equivalent", "holes", "score")
     yield f"| {' | '.join(head)} |"
