@@ -4,7 +4,8 @@ A test makes a promise by a mark of literals:
 
     @pytest.mark.promise("Numbers", "A direction ignores scale", on="1e-30 to 1e30")
 
-Several tests may hold one promise. A test may also record how well, by the fixture
+Several tests may hold one promise; those of a file share a mark that has a name there,
+`LANDS = pytest.mark.promise(...)`. A test may also record how well, by the fixture
 `measured`; the largest figure of all of them is the one that counts.
 `benchmarks/guarantees.py` runs these tests and writes docs/guarantees.md.
 """
@@ -78,12 +79,16 @@ def promises() -> dict[Promise, list[Holder]]:
 
 
 def _promises_of(text: str, path: pathlib.Path) -> Iterator[tuple[Promise, Holder]]:
+    named: dict[str, ast.expr] = {}
     for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            named[node.targets[0].id] = node.value
         if isinstance(node, ast.FunctionDef):
             marks = [ast.unparse(mark) for mark in node.decorator_list]
             slow = any(mark.startswith("pytest.mark.slow") for mark in marks)
             holder = Holder(path.as_posix(), node.name, slow)
-            for mark in node.decorator_list:
+            for decorator in node.decorator_list:
+                mark = named.get(ast.unparse(decorator), decorator)
                 if isinstance(mark, ast.Call) and _is_promise(mark):
                     yield _promise(mark, f"{path}:{mark.lineno}"), holder
 

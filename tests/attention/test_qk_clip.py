@@ -47,11 +47,14 @@ def median_threshold(largest: np.ndarray) -> float:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.promise(
+LANDS = pytest.mark.promise(
     "Attention",
     "A head above the threshold lands on it; all others keep their bits",
     on="MHA, GQA, MLA; float64 oracle",
 )
+
+
+@LANDS
 @pytest.mark.parametrize(
     "balance", [0.5, pytest.param(0.0, marks=SLOW), pytest.param(1.0, marks=SLOW)]
 )
@@ -161,11 +164,7 @@ def grouped(rng: np.random.Generator) -> tuple[Layout, Any, np.ndarray, np.ndarr
     return layout, params, x, largest
 
 
-@pytest.mark.promise(
-    "Attention",
-    "A head above the threshold lands on it; all others keep their bits",
-    on="MHA, GQA, MLA; float64 oracle",
-)
+@LANDS
 @pytest.mark.parametrize("balance", [0.5, 1.0])
 def test_what_no_clip_needs_stays_bit_by_bit(
     rng: np.random.Generator, balance: float
@@ -201,11 +200,14 @@ def test_what_no_clip_needs_stays_bit_by_bit(
         )
 
 
-@pytest.mark.promise(
+CLIPS_NOTHING = pytest.mark.promise(
     "Faults",
     "A largest logit that is negative, zero or not finite clips nothing",
     on="qk_clip",
 )
+
+
+@CLIPS_NOTHING
 @pytest.mark.parametrize(
     "value", [-5.0, 0.0, 10.0, -np.inf, np.inf, np.nan], ids=lambda value: str(value)
 )
@@ -218,11 +220,7 @@ def test_no_factor_without_a_finite_logit_above_the_threshold(
         np.testing.assert_array_equal(clipped[name], leaf)
 
 
-@pytest.mark.promise(
-    "Faults",
-    "A largest logit that is negative, zero or not finite clips nothing",
-    on="qk_clip",
-)
+@CLIPS_NOTHING
 def test_a_bad_statistic_of_one_head_leaves_the_rule_of_the_others(
     rng: np.random.Generator,
 ) -> None:

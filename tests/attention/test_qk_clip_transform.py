@@ -189,11 +189,14 @@ FLAX = {
 }
 
 
-@pytest.mark.promise(
+PASSES_STATISTICS = pytest.mark.promise(
     "Wrappers and frameworks",
     "`nnx.Optimizer` and `TrainState` pass the statistics of attention on",
     on="qk_clip",
 )
+
+
+@PASSES_STATISTICS
 def test_nnx_optimizer() -> None:
     model = Model(nnx.Rngs(0))
     before: Any = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
@@ -212,11 +215,7 @@ def test_nnx_optimizer() -> None:
     )
 
 
-@pytest.mark.promise(
-    "Wrappers and frameworks",
-    "`nnx.Optimizer` and `TrainState` pass the statistics of attention on",
-    on="qk_clip",
-)
+@PASSES_STATISTICS
 def test_train_state_by_four_lines(params: Any, grads: Any) -> None:
     """`apply_gradients` has no way for extra arguments; this is it by hand."""
     tx = optax.chain(optax.sgd(0.1), mo.qk_clip(SPEC, threshold=10.0))

@@ -65,12 +65,15 @@ def test_specs_that_make_no_sense(
         make()
 
 
-@pytest.mark.promise(
+SPECS_FIT = pytest.mark.promise(
     "Faults",
     "Specs and statistics of attention that do not fit the model are errors "
     "that say where",
     on="qk_clip: heads, groups, layers, shapes, names",
 )
+
+
+@SPECS_FIT
 @pytest.mark.parametrize(
     ("attention", "message"),
     [
@@ -119,12 +122,7 @@ def test_specs_that_do_not_fit_the_model(attention: Any, message: str) -> None:
         mo.qk_clip(attention).init(PARAMS)
 
 
-@pytest.mark.promise(
-    "Faults",
-    "Specs and statistics of attention that do not fit the model are errors "
-    "that say where",
-    on="qk_clip: heads, groups, layers, shapes, names",
-)
+@SPECS_FIT
 @pytest.mark.usefixtures("unhooked")
 @pytest.mark.parametrize(
     ("largest", "error"),

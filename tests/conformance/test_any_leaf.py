@@ -190,7 +190,7 @@ law = functools.partial(
 )
 
 
-@pytest.mark.promise(
+RIGHT_OR_REFUSED = pytest.mark.promise(
     "Faults",
     "Any leaf gets the direction that NumPy computes in float64, shows what is not "
     "finite, or is refused by its name",
@@ -200,6 +200,9 @@ law = functools.partial(
         "shapes that do not fit"
     ),
 )
+
+
+@RIGHT_OR_REFUSED
 @law(max_examples=6)
 @given(leaf=leaves(sizes=(2,)), rule=st.sampled_from(CHEAP))
 def test_a_few_leaves_are_right_or_refused(
@@ -208,16 +211,7 @@ def test_a_few_leaves_are_right_or_refused(
     check(RULES[rule], leaf)
 
 
-@pytest.mark.promise(
-    "Faults",
-    "Any leaf gets the direction that NumPy computes in float64, shows what is not "
-    "finite, or is refused by its name",
-    on=(
-        "11 layouts (axes, batches, heads, convolutions, splits); bfloat16, float16, "
-        "float32; scales 1e-30 to 1e30; zero, rank one, NaN, infinity; dtypes and "
-        "shapes that do not fit"
-    ),
-)
+@RIGHT_OR_REFUSED
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @law(max_examples=60)

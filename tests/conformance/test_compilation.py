@@ -19,11 +19,14 @@ def stacked(*trees: Tree) -> Tree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-@pytest.mark.promise(
+EAGER_NUMBERS = pytest.mark.promise(
     "Wrappers and frameworks",
     "`jit`, `vmap`, `pmap`, and `scan` with donation, give the eager numbers",
     on="every transformation",
 )
+
+
+@EAGER_NUMBERS
 @each_case(compiles=True)
 def test_jit_gives_the_eager_numbers(case: Case) -> None:
     tx, params, gradient = case.make(), parameters(case), gradients(case)
@@ -41,11 +44,7 @@ def test_two_steps_trace_once(case: Case) -> None:
     assert update_of(case).traces == 1
 
 
-@pytest.mark.promise(
-    "Wrappers and frameworks",
-    "`jit`, `vmap`, `pmap`, and `scan` with donation, give the eager numbers",
-    on="every transformation",
-)
+@EAGER_NUMBERS
 @each_case(compiles=True)
 def test_vmap_gives_the_numbers_of_a_loop(case: Case) -> None:
     tx = case.make()
@@ -63,11 +62,7 @@ def test_vmap_gives_the_numbers_of_a_loop(case: Case) -> None:
     assert_close(found, stacked(*loop))
 
 
-@pytest.mark.promise(
-    "Wrappers and frameworks",
-    "`jit`, `vmap`, `pmap`, and `scan` with donation, give the eager numbers",
-    on="every transformation",
-)
+@EAGER_NUMBERS
 @each_case(compiles=True)
 def test_pmap_gives_the_numbers_of_jit(case: Case) -> None:
     tx, params, gradient = case.make(), parameters(case), gradients(case)
@@ -76,11 +71,7 @@ def test_pmap_gives_the_numbers_of_jit(case: Case) -> None:
     assert_close(found, stacked(update_of(case)(*arguments)))
 
 
-@pytest.mark.promise(
-    "Wrappers and frameworks",
-    "`jit`, `vmap`, `pmap`, and `scan` with donation, give the eager numbers",
-    on="every transformation",
-)
+@EAGER_NUMBERS
 @each_case(compiles=True)
 def test_scan_over_donated_buffers_gives_the_numbers_of_a_loop(case: Case) -> None:
     tx = case.make()

@@ -48,11 +48,14 @@ class LinenModel(linen.Module):
         return linen.Dense(3)(jnp.tanh(linen.Dense(6)(x)))
 
 
-@pytest.mark.promise(
+TRAINS = pytest.mark.promise(
     "Wrappers and frameworks",
     "`nnx.Optimizer` and linen's `TrainState` train with `hybrid`",
     on="Muon, manifold Muon",
 )
+
+
+@TRAINS
 @pytest.mark.parametrize(
     "name", ["muon", pytest.param("manifold_muon", marks=pytest.mark.slow)]
 )
@@ -80,11 +83,7 @@ def test_an_nnx_optimizer_trains_with_hybrid(name: str, key: jax.Array) -> None:
     assert not any("bias" in path for path in paths)
 
 
-@pytest.mark.promise(
-    "Wrappers and frameworks",
-    "`nnx.Optimizer` and linen's `TrainState` train with `hybrid`",
-    on="Muon, manifold Muon",
-)
+@TRAINS
 @pytest.mark.parametrize(
     "name", ["muon", pytest.param("manifold_muon", marks=pytest.mark.slow)]
 )

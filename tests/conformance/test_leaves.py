@@ -104,11 +104,14 @@ def takes_any_tree(case: Case) -> bool:
     return not case.names_leaves
 
 
-@pytest.mark.promise(
+ROWS_AND_EMPTY = pytest.mark.promise(
     "Faults",
     "Single rows and columns are matrices; empty and absent leaves pass through",
     on="every transformation of matrices",
 )
+
+
+@ROWS_AND_EMPTY
 @each_case(takes_any_tree, compiles=True)
 def test_single_rows_and_columns_are_matrices(case: Case) -> None:
     params, updates, _, _ = odd_step(case)
@@ -124,11 +127,7 @@ def test_single_rows_and_columns_are_matrices(case: Case) -> None:
             np.testing.assert_allclose(moved, landed, rtol=0, atol=1e-6)
 
 
-@pytest.mark.promise(
-    "Faults",
-    "Single rows and columns are matrices; empty and absent leaves pass through",
-    on="every transformation of matrices",
-)
+@ROWS_AND_EMPTY
 @each_case(takes_any_tree, compiles=True)
 def test_empty_and_absent_leaves_pass_through(case: Case) -> None:
     params, updates, _, _ = odd_step(case)
@@ -150,12 +149,15 @@ def test_a_leaf_without_update_keeps_its_state(case: Case) -> None:
     chex.assert_trees_all_equal(after, before)
 
 
-@pytest.mark.promise(
+REFUSED_BY_NAME = pytest.mark.promise(
     "Faults",
     "Integers, float0, numbers of Python, vectors and scalars are errors "
     "that name the leaf",
     on="every transformation of matrices",
 )
+
+
+@REFUSED_BY_NAME
 @each_case(takes_any_tree)
 def test_an_integer_leaf_is_refused_by_name(case: Case, unhooked: None) -> None:
     tx, params = case.make(), parameters(case)
@@ -164,12 +166,7 @@ def test_an_integer_leaf_is_refused_by_name(case: Case, unhooked: None) -> None:
         tx.update(params, tx.init(params), params)
 
 
-@pytest.mark.promise(
-    "Faults",
-    "Integers, float0, numbers of Python, vectors and scalars are errors "
-    "that name the leaf",
-    on="every transformation of matrices",
-)
+@REFUSED_BY_NAME
 @each_case(takes_any_tree)
 def test_a_float0_gradient_is_refused_by_name(case: Case, unhooked: None) -> None:
     tx, params, gradient = case.make(), parameters(case), gradients(case)
@@ -178,12 +175,7 @@ def test_a_float0_gradient_is_refused_by_name(case: Case, unhooked: None) -> Non
         tx.update(gradient, tx.init(params), params)
 
 
-@pytest.mark.promise(
-    "Faults",
-    "Integers, float0, numbers of Python, vectors and scalars are errors "
-    "that name the leaf",
-    on="every transformation of matrices",
-)
+@REFUSED_BY_NAME
 @each_case(lambda case: takes_any_tree(case) and not case.any_shape)
 def test_a_vector_is_refused_by_name(case: Case, unhooked: None) -> None:
     tx, params = case.make(), parameters(case)
@@ -194,12 +186,7 @@ def test_a_vector_is_refused_by_name(case: Case, unhooked: None) -> None:
             tx.update(params, tx.init(params), params)
 
 
-@pytest.mark.promise(
-    "Faults",
-    "Integers, float0, numbers of Python, vectors and scalars are errors "
-    "that name the leaf",
-    on="every transformation of matrices",
-)
+@REFUSED_BY_NAME
 @each_case(takes_any_tree)
 def test_a_python_number_is_refused_by_name(case: Case, unhooked: None) -> None:
     tx, params = case.make(), parameters(case)

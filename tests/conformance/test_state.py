@@ -38,11 +38,14 @@ def has_state(case: Case) -> bool:
     return bool(jax.tree.leaves(jax.eval_shape(case.make().init, ABSTRACT[case.name])))
 
 
-@pytest.mark.promise(
+FIXED_FROM_INIT = pytest.mark.promise(
     "State and checkpoints",
     "Structure, shapes and dtypes of a state are fixed from `init`",
     on="every transformation",
 )
+
+
+@FIXED_FROM_INIT
 @each_case()
 def test_an_abstract_init_tells_the_state(case: Case) -> None:
     tx = case.make()
@@ -50,11 +53,7 @@ def test_an_abstract_init_tells_the_state(case: Case) -> None:
     assert facts(abstract) == facts(tx.init(parameters(case)))
 
 
-@pytest.mark.promise(
-    "State and checkpoints",
-    "Structure, shapes and dtypes of a state are fixed from `init`",
-    on="every transformation",
-)
+@FIXED_FROM_INIT
 @each_case()
 def test_an_update_keeps_the_facts_of_the_state(case: Case) -> None:
     tx = case.make()

@@ -123,22 +123,21 @@ def beyond(found):
     return {name: far for name, far in found.items() if not far < LEFT[name]}
 
 
-@pytest.mark.promise(
+REACHES_THE_MINIMUM = pytest.mark.promise(
     "Numbers",
     "Every optimizer reaches the minimum of a parabola, a valley and a regression",
     on="float32, float64; 30,000 steps at a rate that falls to zero",
 )
+
+
+@REACHES_THE_MINIMUM
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_reaches_the_minimum_in_float32(name):
     assert not beyond(left(OPTIMIZERS[name], jnp.float32))
 
 
-@pytest.mark.promise(
-    "Numbers",
-    "Every optimizer reaches the minimum of a parabola, a valley and a regression",
-    on="float32, float64; 30,000 steps at a rate that falls to zero",
-)
+@REACHES_THE_MINIMUM
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", OPTIMIZERS)

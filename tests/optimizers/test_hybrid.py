@@ -110,11 +110,14 @@ def test_an_unknown_leaf_is_an_error_that_names_it():
         mo.hybrid(mo.muon(0.02)).init(params)
 
 
-@pytest.mark.promise(
+LABELS_ARE_KNOWN = pytest.mark.promise(
     "What is applied",
     "A label that nobody knows, or that nothing has, is an error",
     on="hybrid",
 )
+
+
+@LABELS_ARE_KNOWN
 def test_an_unknown_label_is_an_error_that_names_the_leaves():
     labels = mo.roles({"0/kernel": "matrices", "kernel": "matrix"}, default="other")
     message = r"no transformation .*'layers/0/kernel': 'matrices'.*\['matrix'\]"
@@ -122,11 +125,7 @@ def test_an_unknown_label_is_an_error_that_names_the_leaves():
         mo.hybrid(mo.muon(0.02), labels=labels).init(gaussian(0))
 
 
-@pytest.mark.promise(
-    "What is applied",
-    "A label that nobody knows, or that nothing has, is an error",
-    on="hybrid",
-)
+@LABELS_ARE_KNOWN
 def test_a_transformation_whose_label_nothing_has_is_an_error():
     tx = mo.hybrid({"matrix": mo.muon(0.02), "heads": mo.muon(0.02)})
     with pytest.raises(ValueError, match=r"No parameter has the label 'heads'"):

@@ -25,11 +25,14 @@ def test_right_arguments_pass(call: Call, unhooked: None) -> None:
     call.function(**call.right)
 
 
-@pytest.mark.promise(
+NAMES_THE_ARGUMENT = pytest.mark.promise(
     "Faults",
     "A wrong argument is an error that names it",
     on="every argument of every public factory; wrong kinds and values",
 )
+
+
+@NAMES_THE_ARGUMENT
 @pytest.mark.parametrize(("call", "argument"), rows())
 def test_a_wrong_argument_is_an_error_that_names_it(
     call: Call, argument: str, unhooked: None
@@ -37,11 +40,7 @@ def test_a_wrong_argument_is_an_error_that_names_it(
     assert_refused(call, argument, call.wrong.get(argument, WRONG.get(argument, ())))
 
 
-@pytest.mark.promise(
-    "Faults",
-    "A wrong argument is an error that names it",
-    on="every argument of every public factory; wrong kinds and values",
-)
+@NAMES_THE_ARGUMENT
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
 def test_odd_objects_are_arguments_of_nothing(call: Call, unhooked: None) -> None:
     for argument in inspect.signature(call.function).parameters:

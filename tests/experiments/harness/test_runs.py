@@ -90,11 +90,14 @@ def test_resuming_skips_finished_runs_and_adds_new_ones(config):
     assert len(_numbers(config.output_dir)) == 2
 
 
-@pytest.mark.promise(
+LOSES_NOTHING = pytest.mark.promise(
     "State and checkpoints",
     "An interrupted experiment ends in one sentence and loses nothing",
     on="Ctrl-C, full disk",
 )
+
+
+@LOSES_NOTHING
 def test_ctrl_c_ends_in_one_sentence_and_nothing_is_lost(config, monkeypatch, capsys):
     run_experiment(Quadratic(config))
     directory = f"{config.output_dir}-interrupted"
@@ -142,11 +145,7 @@ def _refuse(*_args, **_kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.promise(
-    "State and checkpoints",
-    "An interrupted experiment ends in one sentence and loses nothing",
-    on="Ctrl-C, full disk",
-)
+@LOSES_NOTHING
 @pytest.mark.parametrize("where", ["results.jsonl", "report.md", "checkpoints"])
 def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(
     config, monkeypatch, capsys, where

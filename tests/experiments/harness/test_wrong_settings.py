@@ -79,11 +79,14 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
-@pytest.mark.promise(
+NAMES_THE_SETTING = pytest.mark.promise(
     "Faults",
     "A wrong setting is an error with its name and exit code 2, before any run",
     on="every setting of every experiment; wrong kinds and values",
 )
+
+
+@NAMES_THE_SETTING
 @pytest.mark.parametrize(
     "name",
     [
@@ -110,11 +113,7 @@ def test_a_wrong_value_in_a_file_is_an_error_that_names_it(
             assert "Traceback" not in said
 
 
-@pytest.mark.promise(
-    "Faults",
-    "A wrong setting is an error with its name and exit code 2, before any run",
-    on="every setting of every experiment; wrong kinds and values",
-)
+@NAMES_THE_SETTING
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_wrong_option_is_an_error_that_names_it(

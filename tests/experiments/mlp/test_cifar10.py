@@ -83,11 +83,14 @@ def _alter(content):
     return bytes([content[0] ^ 1]) + content[1:]
 
 
-@pytest.mark.promise(
+HASHED = pytest.mark.promise(
     "Experiments",
     "Data whose hash differs is not read",
     on="CIFAR-10: SHA-256 of files, MD5 of the archive",
 )
+
+
+@HASHED
 @pytest.mark.parametrize("damage", [_truncate, _alter])
 def test_damaged_file_is_an_error_and_stays(tmp_path, published, contents, damage):
     damaged = damage(contents["data_batch_3.bin"])
@@ -136,11 +139,7 @@ def test_without_network_the_error_says_what_to_fetch(tmp_path, contents):
     assert not list((tmp_path / "data" / FOLDER).iterdir())
 
 
-@pytest.mark.promise(
-    "Experiments",
-    "Data whose hash differs is not read",
-    on="CIFAR-10: SHA-256 of files, MD5 of the archive",
-)
+@HASHED
 def test_altered_archive_is_refused(tmp_path, published):
     wrong = dataclasses.replace(published.archive, md5="f" * 32)
     release = dataclasses.replace(published, archive=wrong)
