@@ -1,6 +1,6 @@
 """What the steps of an optimizer are like, kept in its state."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -155,27 +155,25 @@ def monitor(
         steps, inside = watched.update(updates, state.inner, params, **extra_args)
         seen = matrices_of(steps, axes)
 
+        def merged(merge: Any, found: Any, old: MonitorInfo) -> MonitorInfo:
+            kept = reduced(found, seen, groups)
+            return old._replace(
+                **{name: merge(kept[name], getattr(old, name)) for name in kept}
+            )
+
         def now(old: MonitorInfo) -> MonitorInfo:
             points = None
             if weighed:
                 weights = matrices_of(params, axes)
                 points = map_leaves(_came if inner is None else _moved, seen, weights)
-            found = reduced(measure(seen, gradients, points), seen, groups)
-            return old._replace(
-                **{name: filled(found[name], getattr(old, name)) for name in found}
-            )
+            return merged(filled, measure(seen, gradients, points), old)
 
-        info, count = state.info, state.count
-        if sampled and every == 1:
-            info = now(info)
-        elif sampled:
-            # A branch, not a `where`: between two measured updates nothing is computed.
-            info = jax.lax.cond(count % every == 0, now, lambda old: old, info)
+        info = state.info
+        if sampled:
+            info = _now_and_then(now, state.count, every, info)
         marks = marks_of(names, seen, None if inner is None else gradients, axes)
-        marks = reduced(marks, seen, groups)
-        counts = {name: added(marks[name], getattr(info, name)) for name in marks}
-        count = jnp.asarray(optax.safe_increment(count))
-        return steps, MonitorState(inside, count, info._replace(**counts))
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return steps, MonitorState(inside, count, merged(added, marks, info))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -206,6 +204,19 @@ def _names(measures: Any, inner: Any, manifold: Any) -> tuple[str, ...]:
     if not names:
         raise ValueError(f"measures must name at least one of {MEASURES}; got none.")
     return names
+
+
+def _now_and_then(
+    now: Callable[[MonitorInfo], MonitorInfo],
+    count: Array,
+    every: int,
+    info: MonitorInfo,
+) -> MonitorInfo:
+    """What is measured now, if it is time to measure, else `info`."""
+    if every == 1:
+        return now(info)
+    # A branch, not a `where`: between two measured updates nothing is computed.
+    return jax.lax.cond(count % every == 0, now, lambda old: old, info)
 
 
 def _check_every(every: Any) -> None:
