@@ -10,8 +10,8 @@ survived. The places are drawn with a fixed seed, each at most once, from `linal
 `geometry`, `matrices` and `transforms`. Annotations and docstrings have no places.
 
 First every file of tests runs alone under coverage. A mutant meets the files that run
-its statement, the quickest first, until one fails. `mutants.toml` says of each survivor
-what it is: `equivalent` (no test could fail, and why) or `hole`.
+its statement, those of its own package first, until one fails. `mutants.toml` says of
+each survivor what it is: `equivalent` (no test could fail, and why) or `hole`.
 """
 
 import argparse
