@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from manifold_optax import experiments
 from manifold_optax.experiments.harness import Command
+from manifold_optax.experiments.harness.backend import run_in_order
 from manifold_optax.experiments.harness.command_line import main as run_command
 
 
@@ -32,4 +33,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    run_in_order()
     main()
