@@ -22,11 +22,11 @@ def hyperball(
 ) -> optax.GradientTransformationExtraArgs:
     """Hyperball for a group of matrices: another optimizer's direction on a sphere.
 
-    The chain is `momentum → inner → direction → size → learning_rate → retraction`:
-    `W ← R·norm(W − η·R·norm(u))`, with `norm(x) = x/‖x‖_F`, `u` the update of `inner`
-    and `R` the norm of `W`. A step turns a matrix by about `η`, whatever the size of
-    gradients and weights; there is no weight decay to balance it. The default, with
-    Muon's direction as `inner`, is known as MuonH.
+    The chain is `momentum → inner → direction → size → scale_by_learning_rate →
+    retraction`: `W ← R·norm(W − η·R·norm(u))`, with `norm(x) = x/‖x‖_F`, `u` the update
+    of `inner` and `R` the norm of `W`. A step turns a matrix by about `η`, whatever the
+    size of gradients and weights; there is no weight decay to balance it. The default,
+    with Muon's direction as `inner`, is known as MuonH.
 
     `Sphere("kept")` holds the norm that each matrix has at initialisation. A matrix
     that is zero there has no direction and stays zero: initialise it otherwise, or give

@@ -20,9 +20,9 @@ def hyperspherical_descent(
 ) -> optax.GradientTransformationExtraArgs:
     """Hyperspherical descent for a group of matrices: each keeps its Frobenius norm.
 
-    The chain is `momentum → direction → learning_rate → retraction`: the gradient
-    without its radial part, normalised, a step, and the way back to the sphere. A step
-    of learning rate `η` turns a matrix by the angle `atan(η)`.
+    The chain is `momentum → direction → scale_by_learning_rate → retraction`: the
+    gradient without its radial part, normalised, a step, and the way back to the
+    sphere. A step of learning rate `η` turns a matrix by the angle `atan(η)`.
 
     Args:
         learning_rate: number ≥ 0 or schedule; the step in units of the radius.

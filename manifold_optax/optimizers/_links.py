@@ -53,7 +53,7 @@ def free_chain(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: Scalar | None,
 ) -> optax.GradientTransformationExtraArgs:
-    """`links → weight_decay → learning_rate`: the chain without a constraint."""
+    """The chain without a constraint: links, weight decay, learning rate."""
     decay: tuple[Link, ...] = ()
     if weight_decay is not None:
         require_in_range("weight_decay", weight_decay, "[0, inf)")
@@ -69,7 +69,7 @@ def manifold_chain(
     weight_decay: None,
     **places: Unpack[Places],
 ) -> optax.GradientTransformationExtraArgs:
-    """`links → learning_rate → retraction`: the chain that stays on a manifold.
+    """The chain that stays on a manifold: links, learning rate, retraction.
 
     Raises:
         ValueError: for a weight decay, which does nothing good on a manifold.
@@ -87,6 +87,9 @@ def manifold_chain(
 
 
 def _learning_rate(learning_rate: optax.ScalarOrSchedule) -> Link:
-    """The link `"learning_rate"`, which turns the sign."""
+    """The link that turns the sign.
+
+    Not `"learning_rate"`: `optax.tree.get` looks for an injected rate by that name.
+    """
     require_in_range("learning_rate", learning_rate, "[0, inf)", schedule=True)
-    return ("learning_rate", optax.scale_by_learning_rate(learning_rate))
+    return ("scale_by_learning_rate", optax.scale_by_learning_rate(learning_rate))

@@ -23,7 +23,7 @@ def manifold_muon(  # noqa: PLR0913 - the words of all presets, and the solver's
 ) -> optax.GradientTransformationExtraArgs:
     """Manifold Muon for a group of matrices: all singular values stay equal.
 
-    The chain is `momentum → direction → learning_rate → retraction`, with
+    The chain is `momentum → direction → scale_by_learning_rate → retraction`, with
     `dual_ascent_spectral` as direction and the manifold's retraction. Project the
     parameters first (`mo.project(params, Stiefel())`), and let no transformation follow
     the chain.

@@ -24,8 +24,8 @@ def muon(
     """Muon for a group of matrices; gives the updates of `optax.contrib.muon`.
 
     The chain is `momentum → orthogonalize → scale_by_shape → weight_decay →
-    learning_rate`; each link is documented where it is made. For a model that also has
-    vectors and embeddings: `hybrid(muon(0.02))`.
+    scale_by_learning_rate`; each link is documented where it is made. For a model that
+    also has vectors and embeddings: `hybrid(muon(0.02))`.
 
     Args:
         learning_rate: number ≥ 0 or schedule.
@@ -47,8 +47,8 @@ def muon(
 
     Example:
         >>> tx = muon(0.02, weight_decay=0.1)
-        >>> list(tx.init({"w": jnp.ones((4, 2))}))
-        ['momentum', 'orthogonalize', 'scale_by_shape', 'weight_decay', 'learning_rate']
+        >>> print(*tx.init({"w": jnp.ones((4, 2))}))
+        momentum orthogonalize scale_by_shape weight_decay scale_by_learning_rate
 
     Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks"
     (2024).

@@ -23,7 +23,7 @@ def normuon(
     """NorMuon for a group of matrices: Muon with one adaptive rate per output neuron.
 
     The chain is `momentum → orthogonalize → scale_by_row_rms → scale_by_shape →
-    weight_decay → learning_rate`.
+    weight_decay → scale_by_learning_rate`.
 
     Args:
         learning_rate: number ≥ 0 or schedule.

@@ -21,11 +21,11 @@ def scion(
 ) -> optax.GradientTransformationExtraArgs:
     """Scion for a group of matrices: steps of fixed length in a norm of your choice.
 
-    The chain is `momentum → direction → weight_decay → learning_rate`: the direction is
-    the linear minimization oracle of the norm at the average. A model takes one per
-    role: `RmsToRms()` for hidden layers, `ColumnRms()` or `RmsToRms()` for the first
-    layer, `Max()` for the last (each times its own learning rate), joined by
-    `optax.partition` or `hybrid`.
+    The chain is `momentum → direction → weight_decay → scale_by_learning_rate`: the
+    direction is the linear minimization oracle of the norm at the average. A model
+    takes one per role: `RmsToRms()` for hidden layers, `ColumnRms()` or `RmsToRms()`
+    for the first layer, `Max()` for the last (each times its own learning rate), joined
+    by `optax.partition` or `hybrid`.
 
     Without weight decay it is the paper's unconstrained method. Its constrained method
     over the ball of radius `ρ`, `W ← (1 − γ)·W − γ·ρ·direction`, is `learning_rate =

@@ -20,7 +20,7 @@ def sign_descent(
 ) -> optax.GradientTransformationExtraArgs:
     """Sign descent for a group of matrices: every entry moves by the learning rate.
 
-    The chain is `momentum → direction → weight_decay → learning_rate`.
+    The chain is `momentum → direction → weight_decay → scale_by_learning_rate`.
 
     Args:
         learning_rate: number ≥ 0 or schedule; the step of each entry.

@@ -21,11 +21,11 @@ def spectral_sphere(
 ) -> optax.GradientTransformationExtraArgs:
     """Spectral sphere optimizer (SSO) for a group of matrices: `‖W‖₂` stays the same.
 
-    The chain is `momentum → direction → learning_rate → retraction`. The direction is
-    the one of unit spectral norm that goes furthest along the average without changing
-    the largest singular value to first order; the retraction divides by the spectral
-    norm after the step. (The published code divides before the step, and so leaves the
-    parameters off the sphere by one step.)
+    The chain is `momentum → direction → scale_by_learning_rate → retraction`. The
+    direction is the one of unit spectral norm that goes furthest along the average
+    without changing the largest singular value to first order; the retraction divides
+    by the spectral norm after the step. (The published code divides before the step,
+    and so leaves the parameters off the sphere by one step.)
 
     Args:
         learning_rate: number ≥ 0 or schedule; the spectral norm of the step in units of

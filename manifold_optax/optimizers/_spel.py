@@ -20,13 +20,13 @@ def spel(
 ) -> optax.GradientTransformationExtraArgs:
     """SPEL for a group of matrices: two polar factors per step, no inner solver.
 
-    The chain is `momentum → tangent → direction → size → learning_rate → retraction`:
-    `W ← polar(W − η·polar(P_T(m)))`. The direction is the polar factor of the tangent
-    part of the average. For square matrices it is the steepest tangent direction, that
-    of `manifold_muon`; otherwise it leaves the tangent space somewhat, which the
-    retraction repairs. Made tangent and scaled into the unit ball it attains 95 % of
-    the steepest direction's inner product in the geometric mean of 44 mixed cases, 87 %
-    at worst (`docs/stiefel_solver.md`), for a third of the work.
+    The chain is `momentum → tangent → direction → size → scale_by_learning_rate →
+    retraction`: `W ← polar(W − η·polar(P_T(m)))`. The direction is the polar factor of
+    the tangent part of the average. For square matrices it is the steepest tangent
+    direction, that of `manifold_muon`; otherwise it leaves the tangent space somewhat,
+    which the retraction repairs. Made tangent and scaled into the unit ball it attains
+    95 % of the steepest direction's inner product in the geometric mean of 44 mixed
+    cases, 87 % at worst (`docs/stiefel_solver.md`), for a third of the work.
 
     Args:
         learning_rate: number ≥ 0 or schedule; the spectral norm of the step in units of

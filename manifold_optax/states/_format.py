@@ -105,7 +105,7 @@ def state_format(state: ArrayTree) -> StateFormat:
         momentum/average/w float32[4, 2]
         orthogonalize None
         scale_by_shape None
-        learning_rate None
+        scale_by_learning_rate None
         >>> mo.states.StateFormat.from_json(found.to_json()) == found
         True
     """

@@ -156,9 +156,8 @@ def test_an_injected_rate_that_is_set_is_the_rate(case: Case) -> None:
     factory = optax.inject_hyperparams(case.factory, static_args=static)
     tx, params, gradient = case.make(factory), parameters(case), gradients(case)
     state: Any = tx.init(params)
-    assert float(state.hyperparams["learning_rate"]) == pytest.approx(0.1)
-    # Not by `optax.tree.set`: a link of the chain has that name, too.
-    state.hyperparams["learning_rate"] = jnp.float32(0.0)
+    assert float(optax.tree.get(state, "learning_rate")) == pytest.approx(0.1)
+    state = optax.tree.set(state, learning_rate=jnp.float32(0.0))
     updates, _ = jax.jit(tx.update)(gradient, state, params)
     none = jax.tree.map(jnp.zeros_like, updates)
     chex.assert_trees_all_close(updates, none, rtol=0, atol=ROUNDING)

@@ -30,20 +30,25 @@ ON_MANIFOLDS = (*WITHOUT_MOMENTUM, "spel", "spectral_sphere", "hyperball")
 WITH_MOMENTUM = tuple(name for name in PRESETS)
 # Checkpoints are restored by these names: a change here breaks old ones.
 GOLDEN = {
-    "muon": ["orthogonalize", "scale_by_shape", "weight_decay", "learning_rate"],
-    "manifold_muon": ["direction", "learning_rate", "retraction"],
-    "hyperspherical_descent": ["direction", "learning_rate", "retraction"],
-    "sign_descent": ["direction", "weight_decay", "learning_rate"],
-    "spectral_sphere": ["direction", "learning_rate", "retraction"],
-    "spel": ["tangent", "direction", "size", "learning_rate", "retraction"],
-    "hyperball": ["inner", "direction", "size", "learning_rate", "retraction"],
-    "scion": ["direction", "weight_decay", "learning_rate"],
+    "muon": [
+        "orthogonalize",
+        "scale_by_shape",
+        "weight_decay",
+        "scale_by_learning_rate",
+    ],
+    "manifold_muon": ["direction", "scale_by_learning_rate", "retraction"],
+    "hyperspherical_descent": ["direction", "scale_by_learning_rate", "retraction"],
+    "sign_descent": ["direction", "weight_decay", "scale_by_learning_rate"],
+    "spectral_sphere": ["direction", "scale_by_learning_rate", "retraction"],
+    "spel": ["tangent", "direction", "size", "scale_by_learning_rate", "retraction"],
+    "hyperball": ["inner", "direction", "size", "scale_by_learning_rate", "retraction"],
+    "scion": ["direction", "weight_decay", "scale_by_learning_rate"],
     "normuon": [
         "orthogonalize",
         "scale_by_row_rms",
         "scale_by_shape",
         "weight_decay",
-        "learning_rate",
+        "scale_by_learning_rate",
     ],
 }
 GOLDEN_LEAVES = {
@@ -100,7 +105,10 @@ def test_golden_names(name):
 def test_a_schedule_adds_only_its_count(name):
     state = PRESETS[name](optax.constant_schedule(0.1), momentum=None).init(point())
     assert list(state) == GOLDEN[name]
-    assert leaf_paths(state) == [*GOLDEN_LEAVES[name], "['learning_rate'].count"]
+    assert leaf_paths(state) == [
+        *GOLDEN_LEAVES[name],
+        "['scale_by_learning_rate'].count",
+    ]
 
 
 @presets

@@ -119,8 +119,8 @@ CHANGES = {
         mo.muon(0.1),
         SCHEDULED,
         [
-            "not in the checkpoint: 'learning_rate/count' int32[]",
-            "only in the checkpoint: 'learning_rate' (no array)",
+            "not in the checkpoint: 'scale_by_learning_rate/count' int32[]",
+            "only in the checkpoint: 'scale_by_learning_rate' (no array)",
         ],
         "a number was replaced by a schedule",
     ),
@@ -128,8 +128,8 @@ CHANGES = {
         SCHEDULED,
         mo.muon(0.1),
         [
-            "not in the checkpoint: 'learning_rate' (no array)",
-            "only in the checkpoint: 'learning_rate/count' int32[]",
+            "not in the checkpoint: 'scale_by_learning_rate' (no array)",
+            "only in the checkpoint: 'scale_by_learning_rate/count' int32[]",
         ],
         "or a schedule by a number",
     ),

@@ -100,7 +100,7 @@ def test_every_average_and_count_is_carried_both_ways() -> None:
     average = matrix["momentum"].average["up"]["kernel"]
     np.testing.assert_array_equal(average, muon[0].mu["up"]["kernel"])
     chex.assert_trees_all_equal(other, adam)
-    assert matrix["momentum"].count == matrix["learning_rate"].count == 7
+    assert matrix["momentum"].count == matrix["scale_by_learning_rate"].count == 7
     # Back comes all but the coefficients, which are those of the new optimizer.
     fresh = new(theirs(SCHEDULE))
     back: Any = momentum_from(carried, fresh)

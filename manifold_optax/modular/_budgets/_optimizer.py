@@ -95,7 +95,7 @@ def modular_optimizer(
             *momentum_link(momentum, nesterov=nesterov),
             *direction_links(group, schedule=schedule, placement=placement),
             ("share", share),
-            ("learning_rate", optax.scale_by_learning_rate(learning_rate)),
+            ("scale_by_learning_rate", optax.scale_by_learning_rate(learning_rate)),
         )
         if group.manifold == Euclidean():
             return optax.named_chain(*links)
