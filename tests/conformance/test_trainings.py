@@ -159,5 +159,7 @@ def test_an_injected_rate_that_is_set_is_the_rate(case: Case) -> None:
     assert float(optax.tree.get(state, "learning_rate")) == pytest.approx(0.1)
     state = optax.tree.set(state, learning_rate=jnp.float32(0.0))
     updates, _ = jax.jit(tx.update)(gradient, state, params)
-    none = jax.tree.map(jnp.zeros_like, updates)
-    chex.assert_trees_all_close(updates, none, rtol=0, atol=ROUNDING)
+    # Vectors of whole models have an optimizer of their own, with its own rate.
+    matrices = [leaf for leaf in jax.tree.leaves(updates) if leaf.ndim > 1]
+    none = [jnp.zeros_like(leaf) for leaf in matrices]
+    chex.assert_trees_all_close(matrices, none, rtol=0, atol=ROUNDING)
