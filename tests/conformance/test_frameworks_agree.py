@@ -144,6 +144,11 @@ def in_equinox(case: Case) -> Any:
     return {"kernel": kernel.T, "bias": bias}
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "A training in nnx, linen and Equinox ends as in plain JAX",
+    on="every optimizer",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("case", OPTIMIZERS)
 @pytest.mark.parametrize("train", [in_nnx, in_linen, in_equinox])

@@ -101,6 +101,11 @@ def stopped(output: pathlib.Path, number: int, *, saving: bool, rng: Any) -> Any
     return process
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "Killed in a step or in a save, an experiment resumes to the bit",
+    on="`kill -9`",
+)
 def test_killed_in_steps_and_in_saves(
     tmp_path: pathlib.Path, uninterrupted: str
 ) -> None:
@@ -119,6 +124,11 @@ def test_killed_in_steps_and_in_saves(
     assert not is_saving(output)
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "Asked to stop, an experiment says so in one sentence and resumes to the bit",
+    on="SIGINT, SIGTERM",
+)
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
