@@ -92,11 +92,11 @@ class Describe(Options):
 def _made(name: str) -> tuple[Any, ...]:
     """What the factory returns."""
     made = _factory(name)()
-    is_tuple = isinstance(made, tuple) and len(made) > 1 and callable(made[0])
-    is_pair = isinstance(made, tuple) and len(made) == 2
-    is_optimizer = is_pair and isinstance(made[0], optax.GradientTransformation)
-    if is_tuple or is_optimizer:
-        return made
+    if isinstance(made, tuple) and len(made) >= 2:
+        first = made[0]
+        is_pair = len(made) == 2 and isinstance(first, optax.GradientTransformation)
+        if is_pair or callable(first):
+            return made
     raise CommandError(f"{name} returned {type(made).__name__}. {_WANTED}")
 
 
