@@ -59,8 +59,7 @@ class Health(Answer):
         verdict = (
             "All numbers are as they should be."
             if self.is_good
-            else f"{wrong} of {len(rows)} checks failed. Please report this output: "
-            "https://github.com/manifold-optax/manifold-optax/issues"
+            else f"{wrong} of {len(rows)} checks failed. Please report all of this."
         )
         return "\n\n".join(
             map(
