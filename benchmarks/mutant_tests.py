@@ -3,6 +3,7 @@
 import ast
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -30,6 +31,9 @@ TESTS = (
 same lines, but would take most of the time."""
 
 NOT_RUN = "slow or gpu or devices"
+
+CALLS = (3, 9, 16)
+"""Files of tests in a call of pytest, until one fails."""
 
 STARTING_S = 60.0
 """Seconds that a mutant may take beyond three times the time of its tests."""
@@ -132,18 +136,24 @@ def _covered_by(runner: Runner, file: str) -> Covered:
     return Covered(seconds, {path: at["executed_lines"] for path, at in files.items()})
 
 
-def tests_of(path: str, line: int, covered: Mapping[str, Covered]) -> list[str]:
-    """The files of tests that run the statement of a line.
+def tests_of(
+    path: str, line: int, covered: Mapping[str, Covered]
+) -> list[Sequence[str]]:
+    """The files of tests that run the statement of a line, in calls of pytest.
 
-    Those of its own package come first, as one of them most likely fails; within both
-    groups the quickest comes first.
+    First come those that are most about its file: the larger the part of what they run
+    that lies there, the sooner. Most mutants fail on one of the first call.
     """
     first = _first_line_of_statement((ROOT / path).read_text(), line)
-    running = (file for file in covered if first in covered[file].lines.get(path, ()))
-    own = f"tests/{pathlib.PurePath(path).parts[1]}/"
-    return sorted(
-        running, key=lambda file: (not file.startswith(own), covered[file].seconds)
-    )
+    running = [file for file in covered if first in covered[file].lines.get(path, ())]
+
+    def share(file: str) -> float:
+        lines = covered[file].lines
+        return len(lines[path]) / sum(map(len, lines.values()))
+
+    best = iter(sorted(running, key=share, reverse=True))
+    calls = (list(itertools.islice(best, size)) for size in CALLS)
+    return [call for call in calls if call]
 
 
 def _first_line_of_statement(source: str, line: int) -> int:
