@@ -10,7 +10,7 @@ survived. The places are drawn with a fixed seed, each at most once, from `linal
 `geometry`, `matrices` and `transforms`. Annotations and docstrings have no places.
 
 First every file of tests runs alone under coverage. A mutant meets the files that run
-its statement, those that are most about its file first and 28 at most, until one fails.
+its statement, those that are most about its file first and 34 at most, until one fails.
 `mutants.toml` says of each survivor what it is: `equivalent` (no test could fail, and
 why) or `hole`.
 """
