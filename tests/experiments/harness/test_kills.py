@@ -1,6 +1,5 @@
 """Runs that are killed end where an uninterrupted run ends, to the bit."""
 
-import functools
 import json
 import os
 import pathlib
@@ -46,8 +45,6 @@ def start(output: pathlib.Path, *options: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # Jobs in the background of a script ignore Ctrl-C, and so would the run.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
