@@ -40,6 +40,8 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": False}
 autodoc_preserve_defaults = True
 napoleon_use_rtype = False
+# Fields of a NamedTuple are members too; as variables they are listed once.
+napoleon_use_ivar = True
 napoleon_custom_sections = ["Cost", ("Example", "example_style"), "Source"]
 add_module_names = False
 

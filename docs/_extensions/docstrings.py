@@ -35,23 +35,55 @@ def _table(block: Sequence[str]) -> Iterator[str]:
     yield ""
     for row in [header, *body] if any(header) else body:
         for number, cell in enumerate(row):
-            yield f"{indent}   {'* -' if number == 0 else '  -'} {cell}"
+            yield f"{indent}   {'* -' if number == 0 else '  -'} {_literals(cell)}"
     yield ""
 
 
 def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+    cells = re.split(r"(?<!\\)\|", line.strip()[1:-1])
+    return [cell.strip().replace("\\|", "|") for cell in cells]
 
 
-def spaced_lists(lines: Iterable[str]) -> Iterator[str]:
-    """A blank line before a list, which Markdown does not ask for."""
-    before = ""
-    for line in lines:
-        starts = re.match(r"\s*[-*] \S", line) and not re.match(r"\s*[-*] \S", before)
-        if starts and before.strip() and not before.startswith(line[:1].join(["", ""])):
-            yield ""
-        yield line
-        before = line
+def paragraphs(lines: Sequence[str]) -> Iterator[str]:
+    """Lines in which code is code for reStructuredText too.
+
+    What is in single backticks becomes a literal. An indented block below a line that
+    ends with a colon is a block of code. A bar begins no substitution.
+    """
+    code_from: int | None = None
+    blocks = "\n".join(lines).split("\n\n")
+    for number, block in enumerate(blocks):
+        indent = len(block) - len(block.lstrip())
+        if code_from is not None and indent > code_from:
+            yield from block.split("\n")
+        elif block.lstrip().startswith((">>> ", ".. list-table")):
+            code_from = None
+            yield from block.split("\n")
+        else:
+            code_from = None
+            last = block.split("\n")[-1]
+            following = blocks[number + 1] if number + 1 < len(blocks) else ""
+            depth = len(last) - len(last.lstrip())
+            inside = len(following) - len(following.lstrip())
+            text = _literals(block)
+            if last.endswith(":") and inside > depth and following.strip():
+                code_from = depth
+                text += ":"
+            yield from text.split("\n")
+        yield ""
+
+
+def _literals(block: str) -> str:
+    pieces = re.split(r"(`+[^`]+`+)", block)
+    done = []
+    for piece, after in zip(pieces, [*pieces[1:], ""], strict=True):
+        if piece.startswith("`"):
+            code = " ".join(piece.strip("`").split())
+            stuck = "\\ " if re.match(r"\w", after) else ""
+            done.append(f"``{code}``{stuck}")
+        else:
+            done.append(re.sub(r"\|(?=\S)", r"\\|", piece))
+    return "".join(done)
 
 
 def process(
@@ -59,7 +91,7 @@ def process(
 ) -> None:
     """Rewrites one docstring in place, before its sections are read."""
     del app, what, name, obj, options
-    lines[:] = tables(lines)
+    lines[:] = list(paragraphs(list(tables(lines))))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
