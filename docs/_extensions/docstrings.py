@@ -1,7 +1,7 @@
 """Docstrings for Sphinx: their code and tables are Markdown, as the pages are."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -51,7 +51,7 @@ def paragraphs(lines: Sequence[str]) -> Iterator[str]:
     ends with a colon is a block of code. A bar begins no substitution.
     """
     code_from: int | None = None
-    blocks = "\n".join(lines).split("\n\n")
+    blocks = re.split(r"\n(?: *\n)+", "\n".join(lines).strip("\n"))
     for number, block in enumerate(blocks):
         indent = len(block) - len(block.lstrip())
         if code_from is not None and indent > code_from:

@@ -21,7 +21,7 @@ def step_on_sphere() -> Figure:
     figure, axes = _canvas(5.6, 4.2)
     angles = np.linspace(0.15 * np.pi, 0.85 * np.pi, 200)
     axes.plot(np.cos(angles), np.sin(angles), color=INK, lw=2)
-    axes.text(-0.83, 0.5, "manifold", color=INK, ha="right")
+    axes.text(-0.9, 0.5, "manifold", color=INK, ha="right")
     at = np.deg2rad(112)
     point, tangent = (
         np.array([np.cos(at), np.sin(at)]),
@@ -36,12 +36,20 @@ def step_on_sphere() -> Figure:
     _arrow(axes, point, point + gradient, RED)
     axes.text(*(point + gradient + [0.02, 0.04]), "−gradient", color=RED)
     _arrow(axes, point, point + step, BLUE, lw=2.6)
-    axes.text(*(point + 0.52 * step + [-0.02, -0.115]), "η · direction", color=BLUE)
+    axes.text(
+        *(point + 0.5 * step + np.array([0.06, 0.03])),
+        "η · direction",
+        color=BLUE,
+        ha="center",
+        va="bottom",
+        rotation=np.rad2deg(np.arctan2(step[1], step[0])),
+        rotation_mode="anchor",
+    )
     _arrow(axes, point + step, landed, GREEN, lw=2.2)
-    axes.text(*(landed + [0.05, 0.03]), "retraction", color=GREEN)
+    axes.text(*(landed + np.array([0.1, 0.09])), "retraction", color=GREEN)
     for where, text, shift in (
-        (point, "W", (-0.02, 0.06)),
-        (landed, "new W", (-0.02, -0.12)),
+        (point, "W", (-0.03, 0.05)),
+        (landed, "new W", (0.02, -0.13)),
     ):
         axes.plot(*where, "o", color=INK, ms=7)
         axes.text(*(where + shift), text, color=INK, ha="right", fontsize=13)
@@ -117,10 +125,19 @@ def matrix_axes() -> Figure:
                     (left, y), width, height, fc=colors[index], ec=INK, alpha=0.55
                 )
             )
-            axes.text(left - 0.08, y + height / 2, rows, color=INK, ha="right",
-                      va="center", rotation=90, fontsize=9)  # fmt: skip
-            axes.text(left + width / 2, y - 0.17, columns, color=INK, ha="center",
-                      fontsize=9)  # fmt: skip
+            axes.text(
+                left - 0.08,
+                y + height / 2,
+                rows,
+                color=INK,
+                ha="right",
+                va="center",
+                rotation=90,
+                fontsize=9,
+            )
+            axes.text(
+                left + width / 2, y - 0.17, columns, color=INK, ha="center", fontsize=9
+            )
             left += width + 0.03
     axes.set_xlim(-0.4, 11.0)
     axes.set_ylim(0.3, 3.25)
@@ -139,8 +156,15 @@ def exchange() -> Figure:
             y = 1.95 - 0.62 * device
             _box(axes, (x, y), 1.6, 0.5, INK, lw=0.9)
             if column == 0:
-                axes.text(x - 0.1, y + 0.25, f"device {device}", color=INK, ha="right",
-                          va="center", fontsize=9)  # fmt: skip
+                axes.text(
+                    x - 0.1,
+                    y + 0.25,
+                    f"device {device}",
+                    color=INK,
+                    ha="right",
+                    va="center",
+                    fontsize=9,
+                )
             if column == 1:
                 axes.add_patch(
                     Rectangle(
@@ -156,13 +180,19 @@ def exchange() -> Figure:
                         0.1,
                         fc=colors[matrix],
                         ec="none",
-                    )  # fmt: skip
+                    )
                 )
     for x in (1.75, 4.95):
         _arrow(axes, (x, 1.25), (x + 1.3, 1.25), INK)
         axes.text(x + 0.65, 1.35, "all-to-all", color=INK, ha="center", fontsize=10)
-    axes.text(4.0, -0.18, "polar factor, solver: no communication", color=INK,
-              ha="center", fontsize=9)  # fmt: skip
+    axes.text(
+        4.0,
+        -0.18,
+        "polar factor, solver: no communication",
+        color=INK,
+        ha="center",
+        fontsize=9,
+    )
     axes.set_xlim(-0.95, 8.2)
     axes.set_ylim(-0.3, 3.0)
     return figure
@@ -193,7 +223,7 @@ def _arrow(axes: Axes, start, end, color: str, lw: float = 1.6) -> None:
             shrinkB=2,
             color=color,
             lw=lw,
-        )  # fmt: skip
+        )
     )
 
 
