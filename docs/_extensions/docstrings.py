@@ -1,10 +1,12 @@
 """Docstrings for Sphinx: their code and tables are Markdown, as the pages are."""
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 
 _SOURCE = re.compile(r"^(\s*)Source: ")
 
@@ -86,11 +88,23 @@ def _literals(block: str) -> str:
     return "".join(done)
 
 
+def beside_assignment(name: str, value: Any) -> list[str]:
+    """The string below the assignment of a constant, wherever it was imported from."""
+    for path, module in sorted(sys.modules.items()):
+        if path.startswith("manifold_optax.") and getattr(module, name, None) is value:
+            documented = ModuleAnalyzer.for_module(path).find_attr_docs()
+            if ("", name) in documented:
+                return documented["", name]
+    raise ValueError(f"The constant {name} has no docstring below its assignment.")
+
+
 def process(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
     """Rewrites one docstring in place, before its sections are read."""
-    del app, what, name, obj, options
+    del app, options
+    if what == "data":
+        lines[:] = beside_assignment(name.rpartition(".")[2], obj)
     lines[:] = list(paragraphs(list(tables(lines))))
 
 
