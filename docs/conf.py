@@ -23,7 +23,7 @@ extensions = [
     "docstrings",
     "sources",
 ]
-exclude_patterns = ["_templates", "_extensions"]
+exclude_patterns = ["_templates", "_extensions", "_static"]
 templates_path = ["_templates"]
 
 # Notebooks carry their outputs: `make notebooks` runs them.
@@ -46,6 +46,13 @@ napoleon_custom_sections = ["Cost", ("Example", "example_style"), "Source"]
 add_module_names = False
 
 html_theme = "sphinx_book_theme"
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
-html_static_path = []
+html_theme_options = {
+    "show_toc_level": 2,
+    "home_page_in_toc": True,
+    # The sidebar has the search field.
+    "navbar_persistent": [],
+    "use_download_button": False,
+}
+html_css_files = ["site.css"]
+html_static_path = ["_static"]
 html_copy_source = False
