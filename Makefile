@@ -1,4 +1,4 @@
-# One command for each job: `make demo`, `make docs`, `make quick`, `make test`, `make check`, `make fix`.
+# One command for each job: `make demo`, `make docs`, `make package`, `make quick`, `make test`, `make check`, `make fix`.
 # A target creates .venv when it is missing, upgrades pip (dependency groups
 # need 25.1), installs what it needs, and remembers that in a stamp file, so a
 # second call starts at once. A change of pyproject.toml installs again.
@@ -13,6 +13,7 @@ needs-demo := -e '.[experiments]'
 needs-test := -e '.[experiments]' --group test
 needs-check := -e '.[experiments]' --group dev
 needs-docs := -e '.[experiments]' --group docs
+needs-package := --group package
 needs-fix := -e . --group lint
 
 # Half of the time of the tests is LLVM, so it compiles them with little effort here;
@@ -31,7 +32,7 @@ QUICK := tests/trees tests/roles tests/test_checks.py tests/test_public_api.py \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo docs test quick test-one-device test-devices check lint fix clean
+.PHONY: help demo docs links package test quick test-one-device test-devices check lint fix clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +43,14 @@ demo: $(VENV)/.ready-demo ## set up and run the main experiment
 docs: $(VENV)/.ready-docs ## build the site into build/docs; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going --fresh-env -b html docs build/docs
 	@echo "Open build/docs/index.html"
+
+links: $(VENV)/.ready-docs ## ask every address that the site names; needs a network
+	$(BIN)/python -m sphinx --fresh-env -b linkcheck docs build/links
+
+package: $(VENV)/.ready-package ## build and check wheel and source archive into dist/
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 test: test-one-device test-devices ## set up and pass the tests
 

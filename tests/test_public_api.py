@@ -3,6 +3,7 @@ import importlib
 import importlib.metadata
 import importlib.resources
 import inspect
+import pathlib
 import re
 import subprocess
 import sys
@@ -168,3 +169,8 @@ def test_records_are_frozen(package):
     }
     open_ones = {r.__name__ for r in records if not r.__dataclass_params__.frozen}
     assert open_ones == MADE_IN_STEPS.get(package, set())
+
+
+def test_the_citation_names_this_version():
+    citation = pathlib.Path(__file__).parents[1] / "CITATION.cff"
+    assert f"version: {mo.__version__}\n" in citation.read_text("utf-8")
