@@ -12,9 +12,11 @@ from manifold_optax.geometry._blocks import Blocks
 from manifold_optax.geometry._norm import BallNorm, BlockNorm
 from manifold_optax.geometry._spectral_faces import project_onto_cone
 from manifold_optax.linalg import nuclear_norm, polar, spectral_clip
+from manifold_optax.linalg._device import by_platform, on_cpu
 from manifold_optax.linalg._float64 import in_float64
 from manifold_optax.linalg._leading import leading_triple
 from manifold_optax.linalg._reductions import (
+    dot,
     gram,
     matmul,
     near_one,
@@ -67,7 +69,8 @@ class SpectralNorm(BallNorm):
     def dual_value(self, gradient: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
         """Nuclear norm times `unit_length`, `[*batch]`.
 
-        By LAPACK; with split rows by the Gram matrix of the columns, in float64.
+        By LAPACK; with split rows by the Gram matrix of the columns in float64 on a
+        CPU, and by the polar factor elsewhere.
         """
         return self.unit_length(gradient, axis_name) * _nuclear(gradient, axis_name)
 
@@ -167,9 +170,14 @@ def _nuclear(x: Array, axis_name: AxisName) -> Array:
         return nuclear_norm(x)
     scaled, scale = near_one(widen(x), axis_name)
 
-    def total(x: Array) -> Array:
+    def by_eigenvalues(x: Array) -> Array:
         # In float64, where the square of a float32 matrix loses no digits of it.
         values = jnp.linalg.eigvalsh(gram(x, axis_name))
         return jnp.sum(jnp.sqrt(jnp.maximum(values, 0)), axis=-1)
 
-    return scale[..., 0, 0] * in_float64(total)(scaled)
+    def total(x: Array) -> Array:
+        if on_cpu():
+            return in_float64(by_eigenvalues)(x)
+        return dot(x, polar(x, axis_name=axis_name), axis_name)[..., 0, 0]
+
+    return scale[..., 0, 0] * by_platform(total, scaled)

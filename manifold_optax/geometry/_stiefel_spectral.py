@@ -18,6 +18,9 @@ fixed point that the steps iterate: J. Su, "Muon on the Stiefel manifold", kexue
 11221 (2025). The extrapolation: Y. Nesterov (1983).
 """
 
+import functools
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -32,8 +35,9 @@ from manifold_optax.geometry._stiefel_spectral_dual import (
     solve_within,
 )
 from manifold_optax.linalg import polar
-from manifold_optax.linalg._device import on_cpu
+from manifold_optax.linalg._device import by_platform, on_cpu
 from manifold_optax.linalg._float64 import in_float64
+from manifold_optax.linalg._product_bounds import eigenvalue_bound, nuclear_norm_bound
 from manifold_optax.linalg._reductions import (
     dot,
     gram,
@@ -76,7 +80,8 @@ def stiefel_spectral_direction(
             `tolerance` the largest number, `None`: 256. Square matrices and single
             columns have closed forms and ignore both.
         tolerance: relative duality gap at which to stop, > 0; `None`: a fixed number of
-            steps. Each step is then certified, at four times its cost. `gap` is filled
+            steps. Each step is then certified by an eigendecomposition, on every
+            platform, at four times its cost. `gap` is filled
             and shows whether the tolerance was met. In float32 gaps below 4e-6 cannot
             be certified, and none where most of the gradient is normal to the
             manifold; in float64 gradients of low rank end near 4e-6.
@@ -84,8 +89,10 @@ def stiefel_spectral_direction(
             `"products"`: products alone, in the dtype of the point; `"products64"`:
             products in float64, for accelerators that are as fast in it. `None`: the
             first on a CPU, the second elsewhere.
-        certify: also bound the distance from the optimum: two more `n × n`
-            eigendecompositions and `4·m·n²` FLOPs, half of them in float64.
+        certify: also bound the distance from the optimum. On a CPU: two more `n × n`
+            eigendecompositions and `4·m·n²` FLOPs, half of them in float64. Elsewhere
+            by products alone, in the dtype of the products: one `polar` and `12·m·n²`
+            FLOPs, and the gap comes out up to 1e-4 larger in float32.
         axis_name: mesh axes over which the rows are split, inside `jax.shard_map`.
 
     Returns:
@@ -103,46 +110,17 @@ def stiefel_spectral_direction(
     Cost: `22·m·n²` FLOPs, and `4 + steps` eigendecompositions, or `155 + 41·steps`
     products of `n × n` matrices (in float64 `233 + 73·steps`).
     """
-    certify = certify or tolerance is not None
-    rows, columns = row_count(point, axis_name), point.shape[1]
-    name = _default_backend() if backend is None else backend
-    require_one_of("backend", name, BACKENDS)
-    unit = normalize(gradient, axis_name)
-    overlap = inner(point, unit, axis_name)
-    rotation = skew(overlap)
-    # The second subtraction removes what the first leaves behind in float32.
-    normal_free = unit - matmul(point, overlap)
-    normal_free -= matmul(point, inner(point, normal_free, axis_name))
-
-    if rows == columns:
-        direction = matmul(point, skew(polar(rotation)))
-        bound = jnp.linalg.svd(rotation, compute_uv=False).sum()
-    elif columns == 1:
-        direction = normalize(normal_free, axis_name)
-        bound = jnp.sqrt(dot(normal_free, normal_free, axis_name))[0, 0]
-    else:
-        if steps is None:
-            steps = (
-                default_steps(rows, columns, name) if tolerance is None else _LONGEST
-            )
-        found = _reduced(rotation, normal_free, name, steps, tolerance, axis_name)
-        direction = _embed(point, normal_free, found, axis_name)
-        bound = _bound(rotation, normal_free, found.shift, axis_name) if certify else 0
-
-    # ‖K‖² + ‖G⊥‖² is the squared length of the tangent part of the unit gradient.
-    length = jnp.sum(rotation**2) + dot(normal_free, normal_free, axis_name)[0, 0]
-    eps = jnp.finfo(point.dtype).eps
-    is_normal = length <= (64 * eps) ** 2
-    direction = jnp.where(is_normal, jnp.zeros_like(direction), direction)
-    gap = None
-    if certify:
-        # The rounding of K, C and the inner product below, for a gradient of norm 1:
-        # it counts for more where most of the gradient is normal to the manifold.
-        bound = bound + _ROUNDING * eps * (1 + bound)
-        norm = jnp.sqrt(jnp.max(jnp.linalg.eigvalsh(gram(direction, axis_name))))
-        value = dot(direction, unit, axis_name)[0, 0] / jnp.maximum(norm, 1)
-        gap = jnp.where(is_normal, 0, (bound - value) / bound)
-    return CertifiedDirection(direction, gap, _tangency(point, direction, axis_name))
+    if backend is not None:
+        require_one_of("backend", backend, BACKENDS)
+    found = functools.partial(
+        _direction,
+        steps=steps,
+        tolerance=tolerance,
+        backend=backend,
+        certify=certify or tolerance is not None,
+        axis_name=axis_name,
+    )
+    return by_platform(found, point, gradient)
 
 
 def default_steps(rows: int, columns: int, backend: str) -> int:
@@ -158,6 +136,57 @@ def default_steps(rows: int, columns: int, backend: str) -> int:
         return 4 if backend == "products" else 8
     costly = rows < 4 * columns and 64 <= columns < 192
     return 2 if costly or backend == "products" else 4
+
+
+def _direction(
+    point: Array,
+    gradient: Array,
+    *,
+    steps: int | None,
+    tolerance: float | None,
+    backend: str | None,
+    certify: bool,
+    axis_name: AxisName,
+) -> CertifiedDirection:
+    rows, columns = row_count(point, axis_name), point.shape[1]
+    name = _default_backend() if backend is None else backend
+    unit = normalize(gradient, axis_name)
+    overlap = inner(point, unit, axis_name)
+    rotation = skew(overlap)
+    # The second subtraction removes what the first leaves behind in float32.
+    normal_free = unit - matmul(point, overlap)
+    normal_free -= matmul(point, inner(point, normal_free, axis_name))
+
+    if rows == columns:
+        direction = matmul(point, skew(polar(rotation)))
+        bound = _nuclear_norm(rotation, name) if certify else 0
+    elif columns == 1:
+        direction = normalize(normal_free, axis_name)
+        bound = jnp.sqrt(dot(normal_free, normal_free, axis_name))[0, 0]
+    else:
+        if steps is None:
+            steps = (
+                default_steps(rows, columns, name) if tolerance is None else _LONGEST
+            )
+        found = _reduced(rotation, normal_free, name, steps, tolerance, axis_name)
+        direction = _embed(point, normal_free, found, axis_name)
+        dual = _DualPoint(point, rotation, normal_free, found.shift)
+        bound = _bound(dual, name, axis_name) if certify else 0
+
+    # ‖K‖² + ‖G⊥‖² is the squared length of the tangent part of the unit gradient.
+    length = jnp.sum(rotation**2) + dot(normal_free, normal_free, axis_name)[0, 0]
+    eps = jnp.finfo(point.dtype).eps
+    is_normal = length <= (64 * eps) ** 2
+    direction = jnp.where(is_normal, jnp.zeros_like(direction), direction)
+    gap = None
+    if certify:
+        # The rounding of K, C and the inner product below, for a gradient of norm 1:
+        # it counts for more where most of the gradient is normal to the manifold.
+        bound = bound + _ROUNDING * eps * (1 + bound)
+        norm = _spectral_norm(direction, name, axis_name)
+        value = dot(direction, unit, axis_name)[0, 0] / jnp.maximum(norm, 1)
+        gap = jnp.where(is_normal, 0, (bound - value) / bound)
+    return CertifiedDirection(direction, gap, _tangency(point, direction, axis_name))
 
 
 def _default_backend() -> str:
@@ -191,15 +220,50 @@ def _reduced(
     return (in_float64(reduced) if chosen.wide else reduced)(rotation, normal_free)
 
 
-def _bound(
-    rotation: Array, normal_free: Array, shift: Array, axis_name: AxisName
-) -> Array:
-    """Dual value in float64: in float32 the root of a null direction is 1e-4, not 0."""
+class _DualPoint(NamedTuple):
+    """A point of the dual problem, and what its value is made of."""
 
-    def bound(rotation: Array, normal_free: Array, shift: Array) -> Array:
-        return dual_value(rotation, gram(normal_free, axis_name), shift)
+    point: Array
+    rotation: Array
+    normal_free: Array
+    shift: Array
 
-    return in_float64(bound)(rotation, normal_free, shift)
+
+def _bound(dual: _DualPoint, name: str, axis_name: AxisName) -> Array:
+    """Upper bound of the value of every feasible direction."""
+    if _by_eigenvalues(name):
+        # In float64: in float32 the root of a null direction is 1e-4, not 0.
+        def value(rotation: Array, normal_free: Array, shift: Array) -> Array:
+            return dual_value(rotation, gram(normal_free, axis_name), shift)
+
+        return in_float64(value)(*dual[1:])
+
+    # Not squared, `W(K + S) + G⊥` needs no more digits than the gradient has.
+    def norm(dual: _DualPoint) -> Array:
+        moved = matmul(dual.point, dual.rotation + dual.shift)
+        return nuclear_norm_bound(moved + dual.normal_free, axis_name)
+
+    if name == "products64":
+        return in_float64(lambda *arrays: norm(_DualPoint(*arrays)))(*dual)
+    return norm(dual)
+
+
+def _nuclear_norm(rotation: Array, name: str) -> Array:
+    if _by_eigenvalues(name):
+        return jnp.linalg.svd(rotation, compute_uv=False).sum()
+    return nuclear_norm_bound(rotation)
+
+
+def _spectral_norm(x: Array, name: str, axis_name: AxisName) -> Array:
+    square = gram(x, axis_name)
+    if _by_eigenvalues(name):
+        return jnp.sqrt(jnp.max(jnp.linalg.eigvalsh(square)))
+    return jnp.sqrt(eigenvalue_bound(square))
+
+
+def _by_eigenvalues(name: str) -> bool:
+    """Whether a certificate takes eigendecompositions."""
+    return name == "eigh" or on_cpu()
 
 
 def _embed(

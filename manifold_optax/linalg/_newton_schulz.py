@@ -1,5 +1,6 @@
 """Newton–Schulz: an odd polynomial of a matrix, by matrix products alone."""
 
+import functools
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import AxisName, Matrix, Schedule
 from manifold_optax.linalg._coefficients import JORDAN
-from manifold_optax.linalg._device import on_cpu
+from manifold_optax.linalg._device import by_platform, on_cpu
 from manifold_optax.linalg._float64 import in_float64
 from manifold_optax.linalg._gram_polynomial import (
     flops,
@@ -109,22 +110,16 @@ def newton_schulz(
     check_schedule(schedule)
     require_one_of("form", form, FORMS)
     require_one_of("preconditioner", preconditioner, PRECONDITIONERS)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    operand = wide if compute_dtype is None else jnp.dtype(compute_dtype)
-    tall = axis_name is not None or x.shape[-2] > x.shape[-1]
-    # Rows are the short side from here on, where turning the matrix pays.
-    turned = tall and (axis_name is not None or operand != wide)
-    y = (x.mT if turned else x).astype(wide)
-    y = y / divisor(gathered_max_abs(y, axis_name))
-    if operand != wide:
-        # XLA on CPUs has no narrow products of operands, or with a result, that it came
-        # to transpose: it must not merge one with the transposition.
-        y = jax.lax.optimization_barrier(y.astype(operand))
-
-    step = _Step(wide, operand, preconditioner, axis_name, tall and not turned)
-    for index, rows in enumerate(_plan(schedule, form, y, step)):
-        y = step.advance(y.astype(operand), rows, first=index == 0)
-    return (y.mT if turned else y).astype(x.dtype)
+    iterate = functools.partial(
+        _iterate,
+        schedule=schedule,
+        form=form,
+        preconditioner=preconditioner,
+        compute_dtype=compute_dtype,
+        axis_name=axis_name,
+    )
+    everywhere_the_same = form != "auto" and axis_name is None
+    return iterate(x) if everywhere_the_same else by_platform(iterate, x)
 
 
 def newton_schulz_flops(
@@ -154,6 +149,35 @@ def newton_schulz_flops(
     return int(min(flops(rows, short, long) for rows in (direct, segments(schedule))))
 
 
+def _iterate(
+    x: Matrix,
+    *,
+    schedule: Schedule,
+    form: Form,
+    preconditioner: Preconditioner,
+    compute_dtype: DTypeLike | None,
+    axis_name: AxisName,
+) -> Matrix:
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    operand = wide if compute_dtype is None else jnp.dtype(compute_dtype)
+    tall = axis_name is not None or x.shape[-2] > x.shape[-1]
+    # Rows are the short side from here on, where turning the matrix pays.
+    turned = tall and (axis_name is not None or operand != wide)
+    y = (x.mT if turned else x).astype(wide)
+    y = y / divisor(gathered_max_abs(y, axis_name))
+    if operand != wide:
+        # XLA on CPUs has no narrow products of operands, or with a result, that it came
+        # to transpose: it must not merge one with the transposition.
+        y = jax.lax.optimization_barrier(y.astype(operand))
+
+    in_double = axis_name is not None and on_cpu()
+    small = jnp.dtype(jnp.float64) if in_double else wide
+    step = _Step(wide, operand, small, preconditioner, axis_name, tall and not turned)
+    for index, rows in enumerate(_plan(schedule, form, y, step)):
+        y = step.advance(y.astype(operand), rows, first=index == 0)
+    return (y.mT if turned else y).astype(x.dtype)
+
+
 def _plan(
     schedule: Schedule, form: str, y: Array, step: "_Step"
 ) -> tuple[Schedule, ...]:
@@ -178,16 +202,12 @@ class _Step(NamedTuple):
     """dtype of what is summed and added."""
     operand: np.dtype
     """dtype of the operands of the long products."""
+    small: np.dtype
+    """dtype of the small products of a matrix with split rows."""
     preconditioner: str
     axis_name: AxisName
     tall: bool
     """Whether the columns are the short side, not the rows."""
-
-    @property
-    def small(self) -> np.dtype:
-        """The dtype of the small products of a matrix with split rows."""
-        in_double = self.axis_name is not None and on_cpu()
-        return jnp.dtype(jnp.float64) if in_double else self.wide
 
     def advance(self, y: Array, rows: Schedule, *, first: bool) -> Array:
         """`y` after `rows`; divided by its norm if `first`."""
