@@ -75,7 +75,7 @@ class TraceContext(Protocol):
         """What the innermost `with` set."""
         ...
 
-    def __call__(self, value: Any) -> AbstractContextManager[Any]:
+    def __call__(self, value: Any, /) -> AbstractContextManager[Any]:
         """A context in which `value` is this."""
         ...
 
@@ -89,7 +89,7 @@ class _ThreadValue:
         return self._value.get()
 
     @contextmanager
-    def __call__(self, value: Any) -> Iterator[None]:
+    def __call__(self, value: Any, /) -> Iterator[None]:
         token = self._value.set(value)
         try:
             yield

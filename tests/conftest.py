@@ -33,6 +33,15 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture
+def on_accelerators() -> Iterator[None]:
+    """The arithmetic of accelerators, on the CPU."""
+    from manifold_optax.programs import arithmetic_for
+
+    with arithmetic_for("tpu"):
+        yield
+
+
+@pytest.fixture
 def unhooked() -> Iterator[None]:
     """Without run-time type checks, as users run: for tests of our own messages."""
     jaxtyping.config.update("jaxtyping_disable", True)

@@ -76,8 +76,8 @@ class Sphere(Manifold):
         return super().random_point(key, shape, dtype)
 
     def _project(self, x: Array, axis_name: AxisName) -> Array:
-        # The norm of the result is 1 to less than a rounding unit, so that a sphere that
-        # takes its radius from the point does not walk away.
+        # The norm of the result is 1 to less than a rounding unit: a sphere that takes
+        # its radius from the point does not walk away.
         return exactly_normalized(x, axis_name)
 
     def _retract(self, point: Array, vector: Array, axis_name: AxisName) -> Array:

@@ -105,6 +105,8 @@ def _(axis_name: AxisName, primals: tuple[Array], tangents: tuple[Array]) -> Any
     return unit, slope
 
 
+# Traced once for all matrices of one shape.
+@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
 def _norm(x: Array, axes: tuple[int, ...], axis_name: AxisName) -> _Norm:
     largest = jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)
     if axis_name is not None:
@@ -145,6 +147,7 @@ def _root(high: Array, low: Array) -> tuple[Array, Array]:
     return root, missing / jnp.where(root == 0, 1, 2 * root)
 
 
+@functools.partial(jax.jit, inline=True)
 def _divided(x: Array, high: Array, low: Array) -> Array:
     """`x / (high + low)`, rounded once: a quotient and what its product leaves of x."""
     divided_by = jnp.where(high == 0, 1, high)

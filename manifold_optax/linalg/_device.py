@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.sharding import Mesh
 
 from manifold_optax._checks import require_one_of
@@ -102,14 +103,14 @@ def _platform_of_mesh(mesh: Any) -> str | None:
 def _platform_of_arrays(arguments: Any) -> str | None:
     """The platform of the first array that lies on devices: of none under `jit`."""
     for leaf in jax.tree.leaves(arguments):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
             return _named(next(iter(leaf.devices())).platform)
     return None
 
 
 def _only_platform() -> str | None:
     """The platform that the process was told to use, if it is a single one."""
-    given = jax.config.jax_platforms
+    given = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     return _named(given) if given and "," not in given else None
 
 

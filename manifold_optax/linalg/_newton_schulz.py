@@ -189,10 +189,12 @@ def _plan(
         eps = [float(jnp.finfo(dtype).eps) for dtype in (step.wide, step.small)]
         return split_segments(schedule, eps[0] / eps[1])
     joined = segments(schedule)
+    if form == "gram":
+        return joined
     cost = relative_cost(step.operand != step.wide, on_cpu=on_cpu())
     sizes = sorted(y.shape[-2:])
     cheaper = flops(joined, *sizes, small_cost=cost) < flops(direct, *sizes)
-    return joined if form == "gram" or cheaper else direct
+    return joined if cheaper else direct
 
 
 class _Step(NamedTuple):
