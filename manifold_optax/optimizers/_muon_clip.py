@@ -9,6 +9,7 @@ from manifold_optax._checks import require_instance
 from manifold_optax._typing import Scalar
 from manifold_optax.attention import Attention
 from manifold_optax.matrices import Placement
+from manifold_optax.optimizers import _links as links
 from manifold_optax.optimizers._hybrid import hybrid
 from manifold_optax.optimizers._muon import muon
 from manifold_optax.roles import Roles, roles as read_roles
@@ -24,7 +25,7 @@ def muon_clip(
     *,
     threshold: Scalar = 100.0,
     balance: Scalar = 0.5,
-    momentum: Scalar | optax.GradientTransformation | None = 0.95,
+    momentum: links.Momentum = 0.95,
     weight_decay: Scalar | None = 0.1,
     roles: Roles | None = None,
     placement: Placement | None = None,
