@@ -89,7 +89,7 @@ def momentum(
     | `dtype` | bytes an entry | state | rounding of an entry |
     |---|---|---|---|
     | `None` | 4 | `MomentumState` | that of float32 |
-    | `"bfloat16+int8"` | 3 | `CorrectedMomentumState` | to nearest, 2⁻¹⁷ of it |
+    | `"bfloat16+int8"` | 3 | `CorrectedMomentumState` | to nearest, 2⁻¹⁶ of it |
     | `"bfloat16"` | 2 | `MomentumState` | up or down, below 2⁻⁷ of it |
     | `"int8"` | 1.06 | `CodedMomentumState` | up or down, below 1/127 of its block |
 

@@ -88,7 +88,7 @@ def to_bytes(wide: Array) -> tuple[Array, Array]:
 
     Returns:
         The nearest bfloat16, and an int8 array in units of 1/256 of its last place.
-        Together they have 16 bits of precision: the error is at most 2⁻¹⁷ of an entry.
+        Together they have 16 bits of precision: the error is at most 2⁻¹⁶ of an entry.
     """
     bits = jax.lax.bitcast_convert_type(wide, jnp.uint32)
     # To nearest, ties to even.
