@@ -199,11 +199,12 @@ def momentum(
 
 def _require_kept(state: Any, keeping: Keeping) -> None:
     """Raises ValueError for a state whose average is kept in another way."""
+    half = jnp.dtype(jnp.bfloat16)
     if isinstance(state, STATES[keeping]):
         kept = {leaf.dtype for leaf in jax.tree.leaves(state[1:])}
-        if keeping == "bfloat16" and kept <= {jnp.dtype(jnp.bfloat16)}:
+        if keeping == "bfloat16" and kept <= {half}:
             return
-        if keeping != "bfloat16" and (keeping or jnp.bfloat16 not in kept):
+        if keeping != "bfloat16" and (keeping or half not in kept):
             return
     raise ValueError(
         f"The state of momentum is a {type(state).__name__} that is not kept as "

@@ -52,7 +52,7 @@ class MomentumState(NamedTuple):
                 to nearest.
         """
 
-        def kept(path: str, leaf: Array, old: Array) -> Array:
+        def kept(path: str, leaf: Any, old: Any) -> Array:
             if old.dtype != jnp.bfloat16:
                 return leaf.astype(old.dtype)
             return narrow.to_bfloat16(leaf, _bits(path, leaf, count))
