@@ -44,7 +44,7 @@ def muon_clip(
         threshold: largest logit that is left alone, > 0.
         balance: share of the clip that the queries take, in [0, 1].
         momentum: decay of the average in [0, 1), without Nesterov's look ahead as in
-            the source, or a transformation in its place; `None` for none.
+            the source; an `Average`, or a transformation in its place; `None` for none.
         weight_decay: ≥ 0, decoupled, times the learning rate; `None` for no link.
         roles: what each parameter is (`mo.roles`); `None`: the strict reading of names.
             A model with weights on a manifold, or with several optimizers of matrices,
