@@ -66,7 +66,9 @@ def test_adam_and_back(rng: Any, dtype: str) -> None:
     ours = mo.momentum(0.9, dtype=dtype).init(params)
     state: Any = momentum_from(old, ours)
     assert int(state.count) == 1
-    assert state_digest(state) == state_digest(ours.written(old.mu)._replace(count=old.count))
+    assert state_digest(state) == state_digest(
+        ours.written(old.mu)._replace(count=old.count)
+    )
     back: Any = momentum_from(state, adam.init(params), allow_missing=True)
     assert back.mu["w"].dtype == jnp.float32
 
