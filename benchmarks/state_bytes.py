@@ -57,7 +57,7 @@ def table() -> Iterator[str]:
         state = tx.init(params)
         # Optax's own update has no extra arguments; ours ignores them.
         program = jax.jit(tx.update).lower(params, state, params).compile()
-        memory = program.memory_analysis()
+        memory: Any = program.memory_analysis()
         updates = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
         held = (memory.output_size_in_bytes - updates) / count
         adamw = held if adamw is None else adamw

@@ -63,7 +63,7 @@ def test_adam_and_back(rng: Any, dtype: str) -> None:
     params = average_of(rng)
     adam: Any = optax.scale_by_adam(b1=0.9)
     _, old = adam.update(params, adam.init(params))
-    ours = mo.momentum(0.9, dtype=dtype).init(params)
+    ours: Any = mo.momentum(0.9, dtype=dtype).init(params)
     state: Any = momentum_from(old, ours)
     assert int(state.count) == 1
     assert state_digest(state) == state_digest(

@@ -239,7 +239,8 @@ def test_plain_bfloat16_is_slower():
 def test_the_update_is_made_before_the_rounding(rng, dtype):
     gradient = gaussian(rng)
     first = lambda tx: tx.update(gradient, tx.init(gradient))[0]
-    for options in ({}, {"debias": True}, {"nesterov": False}):
+    choices: Any = ({}, {"debias": True}, {"nesterov": False})
+    for options in choices:
         found = first(mo.momentum(0.9, dtype=dtype, **options))
         np.testing.assert_array_equal(found, first(mo.momentum(0.9, **options)))
 
