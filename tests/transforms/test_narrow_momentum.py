@@ -201,6 +201,24 @@ def test_a_constant_gradient_is_reached(dtype):
     assert float(plain.ema.mean()) < 0.8
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("nearest", [False, True])
+def test_small_entries_of_a_block_are_forgotten_unless_to_nearest(nearest):
+    gradient = jnp.zeros((1, 64)).at[0, 0].set(1.0)
+    # Five codes: 1 % of them is less than half a code.
+    state = state_of("int8", jnp.full((1, 64), 5 / 127).at[0, 0].set(1.0))
+
+    def step(state: Any, count: Any) -> Any:
+        moved = 0.99 * state.read() + 0.01 * gradient
+        return state.written(moved, None if nearest else count), None
+
+    end: Any = jax.jit(lambda: jax.lax.scan(step, state, jnp.arange(1000))[0])()
+    left = float(end.read()[0, 1:].mean()) * 127
+    # On average 5 · 0.99¹⁰⁰⁰ = 2e-4 codes are left; an entry deviates by a few codes
+    # while it falls, and stays where it is once it is zero.
+    assert left == pytest.approx(5) if nearest else left < 0.5
+
+
 def final_fall(tx: Any, steps: int) -> float:
     """Largest gradient at the end, over that of the start, on a quadratic.
 
