@@ -1,8 +1,9 @@
 """Final loss of the language model with Muon's momentum in four, three, two, one bytes.
 
-    .venv/bin/python benchmarks/narrow_momentum_lm.py --text FILE
+    .venv/bin/python benchmarks/narrow_momentum_lm.py --text FILE \
+        --table docs/performance.md
 
-prints a Markdown table: validation loss of each seed and dtype, and the mean over that
+prints, and writes where told, a Markdown table: validation loss of each seed and dtype, and the mean over that
 of float32. The model and the training are the defaults of the `lm` experiment, at the
 best rate of Muon there, with `--steps` steps. A seed draws weights and batches; it is
 the same for all dtypes. `FILE` is any text; tiny Shakespeare in `docs/performance.md`.
@@ -10,12 +11,13 @@ the same for all dtypes. `FILE` is any text; tiny Shakespeare in `docs/performan
 
 import argparse
 import dataclasses
+import pathlib
 import statistics
 
 import jax
 import numpy as np
 import optax
-from document import print_all
+from document import print_all, write_chapter
 from stepping import head, row
 
 import manifold_optax as mo
@@ -27,6 +29,13 @@ from manifold_optax.experiments.lm.config import (
 from manifold_optax.experiments.lm.experiment import LmExperiment
 from manifold_optax.experiments.lm.optimizers import model_roles
 from manifold_optax.experiments.lm.train import learning_rate_schedule, Problem
+
+CHAPTER = "Loss with momentum in fewer bytes"
+
+TEXT = """\
+Validation loss in nats per character at the end of the `lm` experiment with Muon, by
+the seed that draws weights and batches; {steps} steps. FILE is tiny Shakespeare
+(1,115,394 characters, A. Karpathy, char-rnn)."""
 
 DTYPES = {
     "float32": None,
@@ -68,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", help="a text file in UTF-8")
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--table", type=pathlib.Path, help="Markdown file to write to")
     arguments = parser.parse_args()
     every = arguments.steps // 2
     training = TrainingConfig(
@@ -83,12 +93,17 @@ def main() -> None:
     }
     experiment.problem = NarrowProblem(**known)
     losses = {name: final_losses(experiment, name) for name in DTYPES}
-    lines = head("momentum", *(f"seed {seed}" for seed in SEEDS), "mean of float32's")
+    lines = [f"jax {jax.__version__}, optax {optax.__version__}, CPU. Printed by"]
+    command = ".venv/bin/python benchmarks/narrow_momentum_lm.py --text FILE"
+    lines += [f"\n```\n{command}\n```\n", TEXT.format(steps=arguments.steps), ""]
+    lines += head("momentum", *(f"seed {seed}" for seed in SEEDS), "mean of float32's")
     whole = statistics.mean(losses["float32"])
     for name, found in losses.items():
         share = f"{statistics.mean(found) / whole - 1:+.2%}"
         lines.append(row((f"`{name}`", *(f"{x:.4f}" for x in found), share)))
     print_all(lines)
+    if arguments.table is not None:
+        write_chapter(arguments.table, "Performance", CHAPTER, lines)
 
 
 def final_losses(experiment: LmExperiment, name: str) -> list[float]:
