@@ -11,14 +11,13 @@ from manifold_optax._typing import AxisName, Matrix, PerMatrix
 from manifold_optax.geometry._blocks import Blocks
 from manifold_optax.geometry._norm import BallNorm, BlockNorm
 from manifold_optax.geometry._spectral_faces import project_onto_cone
+from manifold_optax.geometry._spectral_shrinkage import spectral_shrinkage
 from manifold_optax.linalg import nuclear_norm, polar, spectral_clip
 from manifold_optax.linalg._float64 import in_float64
 from manifold_optax.linalg._leading import leading_triple
 from manifold_optax.linalg._reductions import (
     gram,
-    matmul,
     near_one,
-    nonzero,
     normalize,
     row_count,
 )
@@ -95,18 +94,8 @@ class SpectralNorm(BallNorm):
         return jnp.maximum(norm - 1, 0)[..., 0, 0]
 
     def shrinkage(self, x: Matrix, rate: Array, *, axis_name: AxisName = None) -> Array:
-        """What the singular values have above `(1 − rate)` times the largest.
-
-        In closed form, where a difference would lose small rates to rounding.
-        """
-        if axis_name is None and x.shape[-2] < x.shape[-1]:
-            return self.shrinkage(x.mT, rate).mT
-        x, scale = near_one(x, axis_name)
-        values, vectors = jnp.linalg.eigh(gram(x, axis_name))
-        sizes = jnp.sqrt(jnp.maximum(values, 0))
-        relative = sizes / nonzero(sizes[..., -1:])
-        shares = jnp.maximum(rate - (1 - relative), 0) / nonzero(relative)
-        return -(scale * matmul(x, matmul(vectors * shares[..., None, :], vectors.mT)))
+        """What the singular values have above `(1 − rate)` times the largest."""
+        return spectral_shrinkage(x, rate, axis_name)
 
 
 @dataclasses.dataclass(frozen=True)
