@@ -8,7 +8,6 @@ in the basis of the columns, as `V Y Vᵀ` in place of `Y`.
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName
@@ -18,7 +17,7 @@ from manifold_optax.linalg._positive_part import (
     positive_part_by_products,
     positive_projector,
 )
-from manifold_optax.linalg._reductions import inner, matmul, symmetric
+from manifold_optax.linalg._reductions import identity_like, inner, matmul, symmetric
 
 
 class ProductFaces(NamedTuple):
@@ -61,7 +60,7 @@ def faces_by_products(
     """
     factor = polar(point, axis_name=axis_name)
     root = symmetric(inner(factor, point, axis_name))
-    identity = jnp.eye(root.shape[-1], dtype=root.dtype)
+    identity = identity_like(root)
     upper = positive_projector(root - (1 - ACTIVE) * high * identity)
     if low <= 0:
         return ProductFaces(matmul(factor, upper), upper, None)

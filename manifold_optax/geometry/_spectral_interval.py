@@ -11,7 +11,7 @@ from manifold_optax._typing import AxisName, PerMatrix
 from manifold_optax.linalg import polar
 from manifold_optax.linalg._device import on_cpu
 from manifold_optax.linalg._leading import leading_triple
-from manifold_optax.linalg._reductions import gram, inner, symmetric
+from manifold_optax.linalg._reductions import gram, identity_like, inner, symmetric
 
 
 def distance_from_interval(
@@ -46,7 +46,7 @@ def distance_by_products(
     off = jnp.maximum(top - high, 0)
     if low > 0 and x.shape[-1]:
         root = symmetric(inner(polar(x, axis_name=axis_name), x, axis_name))
-        identity = jnp.eye(root.shape[-1], dtype=root.dtype)
+        identity = identity_like(root)
         least = top - leading_triple(top * identity - root).norm
         off = jnp.maximum(off, low - least)
     return off[..., 0, 0]

@@ -10,10 +10,11 @@ from jaxtyping import Array
 from manifold_optax._typing import AxisName
 from manifold_optax.linalg import polar
 from manifold_optax.linalg._device import on_cpu
-from manifold_optax.linalg._leading import leading_vector_by_products
+from manifold_optax.linalg._leading import largest_eigenvalue_by_products
 from manifold_optax.linalg._positive_part import positive_part_by_products
 from manifold_optax.linalg._reductions import (
     gram,
+    identity_like,
     inner,
     matmul,
     near_one,
@@ -61,8 +62,7 @@ def excess_by_products(x: Array, rate: Array, axis_name: AxisName = None) -> Arr
     root = symmetric(inner(factor, x, axis_name))
     # The root is positive semidefinite. Its own largest eigenvalue, not that of the
     # Gram matrix: what rounding changed in the root then cancels.
-    leading = leading_vector_by_products(root)
-    largest = jnp.sum(leading * matmul(root, leading), axis=(-2, -1), keepdims=True)
-    identity = jnp.eye(root.shape[-1], dtype=root.dtype)
+    largest = largest_eigenvalue_by_products(root)
+    identity = identity_like(root)
     above = root - (1 - rate) * largest * identity
     return matmul(factor, positive_part_by_products(above))

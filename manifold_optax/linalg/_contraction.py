@@ -10,7 +10,7 @@ from jaxtyping import Array
 from manifold_optax._typing import AxisName, Matrix, Square
 from manifold_optax.linalg._device import on_cpu
 from manifold_optax.linalg._positive_part import positive_projector
-from manifold_optax.linalg._reductions import gram, matmul, symmetric
+from manifold_optax.linalg._reductions import gram, identity_like, matmul, symmetric
 from manifold_optax.linalg._square_root import product_root
 
 _ROOT = (1e-3, 7)
@@ -72,7 +72,7 @@ def clip_factor_by_products(square: Square, bound: Array | float) -> Square:
     the condition of that matrix magnifies. Eigenvalues that are so near to 1 that `P`
     takes them in part are clipped in part: whatever the part is, they end near 1.
     """
-    identity = jnp.eye(square.shape[-1], dtype=square.dtype)
+    identity = identity_like(square)
     square = square / jnp.square(bound)
     excess = square - identity
     above = positive_projector(excess)

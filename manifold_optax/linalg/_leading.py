@@ -94,6 +94,15 @@ def leading_vector_by_products(square: Square) -> Float[Array, "*batch n 1"]:
     return jnp.where(length == 0, unit, column / nonzero(length))
 
 
+def largest_eigenvalue_by_products(square: Square) -> Float[Array, "*batch 1 1"]:
+    """Largest eigenvalue of positive semidefinite matrices, from below.
+
+    The Rayleigh quotient of `leading_vector_by_products`, with its loss.
+    """
+    leading = leading_vector_by_products(square)
+    return jnp.sum(leading * matmul(square, leading), axis=(-2, -1), keepdims=True)
+
+
 def spectral_gradient(x: Matrix, axis_name: AxisName = None) -> Matrix:
     """The gradient `u vᵀ` of the spectral norm at each matrix."""
     found = leading_triple(x, axis_name)

@@ -14,15 +14,17 @@ from jaxtyping import Array
 from manifold_optax._typing import Schedule, Square
 from manifold_optax.linalg._device import on_cpu
 from manifold_optax.linalg._polar_express import polar_express
-from manifold_optax.linalg._reductions import matmul, near_one, nonzero, symmetric
+from manifold_optax.linalg._reductions import (
+    identity_like,
+    matmul,
+    near_one,
+    nonzero,
+    symmetric,
+)
 
 _LEAST = 2.0
 """Rounding units, relative to the bound of the norm, of the least eigenvalue whose sign
 is found: what is nearer to 0 is rounding of the matrix."""
-
-_UNFINISHED = 1e-3
-"""Distance from ±1 at which the rows may stop: two rows `p²(3 − 2p)` of the projector
-square it twice, to 1e-12."""
 
 _ABOVE = 1.001
 """Factor on the bound of the norm. The rows rise steeply beyond 1, and rounding of the
@@ -68,7 +70,7 @@ def positive_projector(y: Square) -> Square:
         An array like `y`, with eigenvalues 1 for positive eigenvalues of `y` and 0 for
         negative ones. Between, the projector is smooth: eigenvalues within `2·n^(1/4)`
         rounding units of 0, relative to `‖y‖₂`, get numbers from 0 to 1, and 0 gets
-        1/2. Elsewhere what should be 0 is below 1e-12.
+        1/2. Elsewhere what should be 0 is below a rounding unit.
 
     Cost: 41 products of `n × n` matrices in float32, 83 in float64.
 
@@ -81,7 +83,7 @@ def positive_projector(y: Square) -> Square:
     power = matmul(y, y)
     unit = y / (_ABOVE * jnp.sqrt(norm_bound(power)))
     table = jnp.asarray(_rows(float(jnp.finfo(y.dtype).eps)), y.dtype)
-    identity = jnp.eye(y.shape[-1], dtype=y.dtype)
+    identity = identity_like(y)
 
     def advance(step: ArrayLike, x: Array) -> Array:
         a, b, c = table[step]
@@ -107,11 +109,16 @@ def norm_bound(square: Square) -> Array:
 
 @functools.cache
 def _rows(eps: float) -> Schedule:
-    """As few rows as bring every number from `_LEAST` rounding units to 1 near to 1."""
-    low, count = _LEAST * eps, 0
-    while 1 - low > _UNFINISHED:
-        count += 1
-        low, rows = _LEAST * eps, polar_express(count, lower=_LEAST * eps, safety=1.0)
+    """As few rows as bring every number from `_LEAST` rounding units to 1 near to 1.
+
+    The two rows after them take an eigenvalue `δ` of the projector, half the distance
+    that the sign has from ±1, to `27·δ⁴`: that must be a rounding unit.
+    """
+    unfinished = 2 * (eps / 27) ** (1 / 4)
+    least, low, rows = _LEAST * eps, 0.0, ()
+    while 1 - low > unfinished:
+        rows = polar_express(len(rows) + 1, lower=least, safety=1.0)
+        low = least
         for a, b, c in rows:
             low = low * (a + b * low**2 + c * low**4)
     return rows
