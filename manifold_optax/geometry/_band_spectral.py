@@ -73,7 +73,7 @@ def band_spectral_direction(
                [0., 1.]], dtype=float32)
 
     Cost: per step `8·m·n·k` FLOPs for the short side `k`, and on a CPU three
-    eigendecompositions, elsewhere 116 products of `k × k` matrices, or 160 with a lower
+    eigendecompositions, elsewhere 115 products of `k × k` matrices, or 159 with a lower
     bound. Once two polar factors, elsewhere three.
     """
     if axis_name is None and point.shape[-2] < point.shape[-1]:

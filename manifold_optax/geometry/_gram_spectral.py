@@ -97,7 +97,7 @@ def gram_spectral_direction(
                [1., 0.]], dtype=float32)
 
     Cost: per step `4·m·n·k` FLOPs for the short side `k`, on DiagonalGram `8·m·n·k`,
-    and on a CPU an eigendecomposition, elsewhere 72 products of `k × k` matrices. Once
+    and on a CPU an eigendecomposition, elsewhere 71 products of `k × k` matrices. Once
     two polar factors, and one more eigendecomposition, elsewhere 22 products.
     """
     unit = manifold.unit()

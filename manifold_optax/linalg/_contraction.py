@@ -42,7 +42,7 @@ def contraction(
             then `x` must have at least as many rows, in all, as columns.
 
     Cost: `4·m·n·k` FLOPs for the short side `k`, and on a CPU an eigendecomposition,
-    elsewhere 72 products of `k × k` matrices in float32.
+    elsewhere 71 products of `k × k` matrices in float32.
 
     Example:
         >>> contraction(jnp.diag(jnp.array([3.0, 0.5]))).round(4)

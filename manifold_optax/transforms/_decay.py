@@ -173,8 +173,9 @@ def shrink_norm(
             or a leaf is not a batch of matrices.
 
     Cost: for the spectral norm `4·m·n·k` FLOPs for the short side `k`, and on a CPU an
-    eigendecomposition, elsewhere a polar factor and 65 products of `k × k`; for others a few passes over the matrix. Rates below 1e-6 are
-    lost in float32 but for the Frobenius norm.
+    eigendecomposition, elsewhere a polar factor and 65 products of `k × k` matrices;
+    for the others a few passes over the matrix. Rates below 1e-6 are lost in float32
+    but for the Frobenius norm.
 
     Example:
         >>> params = {"w": jnp.diag(jnp.array([4.0, 2.0]))}

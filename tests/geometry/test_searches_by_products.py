@@ -218,4 +218,5 @@ def test_the_certificate_by_products(shape):
     found = mo.geometry.stiefel_spectral_direction(
         w, g, backend="products", certify=True
     )
+    assert found.gap is not None
     assert 0 <= float(found.gap) <= 1e-2
