@@ -41,6 +41,11 @@ def skew(x: Square) -> Square:
     return (x - x.mT) / 2
 
 
+def identity_like(x: Square) -> Square:
+    """Identity matrices in the shape and dtype of `x`."""
+    return jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape)
+
+
 def dot(x: Matrix, y: Matrix, axis_name: AxisName = None) -> Float[Array, "*batch 1 1"]:
     """Inner product `⟨x, y⟩` of each pair of matrices, with the axes kept."""
     return _sum(jnp.sum(x * y, axis=(-2, -1), keepdims=True), axis_name)

@@ -9,7 +9,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix, Square
+from manifold_optax.linalg._device import on_cpu
 from manifold_optax.linalg._inputs import require_matrices
+from manifold_optax.linalg._nuclear_norm import nuclear_norm_by_products
 from manifold_optax.linalg._reductions import (
     gram,
     inner,
@@ -215,14 +217,18 @@ def nuclear_norm(x: Matrix) -> PerMatrix:
     Returns:
         `[*batch]`, at least float32; 0 for an empty matrix.
 
-    Cost: the singular values of each matrix (LAPACK).
+    Cost: on a CPU the singular values of each matrix (LAPACK), elsewhere a polar
+    factor.
 
     Example:
         >>> nuclear_norm(jnp.diag(jnp.array([3.0, -1.0])))
         Array(4., dtype=float32)
     """
     require_matrices(x, "nuclear_norm")
-    return jnp.sum(jnp.linalg.svd(widen(x), compute_uv=False), axis=-1)
+    wide = widen(x)
+    if on_cpu():
+        return jnp.sum(jnp.linalg.svd(wide, compute_uv=False), axis=-1)
+    return nuclear_norm_by_products(wide)[..., 0, 0]
 
 
 def _unit(v: Array) -> Array:
