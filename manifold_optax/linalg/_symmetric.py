@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from manifold_optax._typing import Matrix, Square
 
@@ -85,14 +85,15 @@ def symmetric_kernel(
     products and devices compute as before. The result of the kernel is symmetric bit
     for bit, sums are accumulated in float32, and derivatives are those of the plain
     product. XLA cannot split a kernel over devices: matrices must be whole on a
-    device, or split by `jax.shard_map`, as this library's own placements do it.
+    device, or split by `jax.shard_map`, as this library's own placements do it. Pallas
+    refuses to export one program for a CPU and for another platform at once.
 
     Args:
         min_size: number of rows of the result from which the kernel computes it.
         min_flops: FLOPs of the plain product, of all matrices of a batch together, from
             which the kernel computes it.
         interpret: whether Pallas's interpreter runs the kernel, on every device: very
-            slow, for tests.
+            slow, for tests. Inside `jax.shard_map` it needs `check_vma=False`.
 
     Raises:
         ValueError: if `min_size` is less than 1 or `min_flops` is negative.
@@ -123,7 +124,7 @@ def gram_product(
     *,
     precision: Precision = _HIGHEST,
     dtype: DTypeLike | None = None,
-) -> Square:
+) -> Float[Array, "*batch k k"]:
     """Returns `xᵀ x` for `axis=-2` and `x xᵀ` for `axis=-1`, the axis summed over.
 
     It is symmetric up to rounding; `_reductions.gram` is so exactly.
@@ -164,10 +165,12 @@ def commuting_product(
     """
     gate = _in_force.get()
     if gate is None or p.dtype != q.dtype or p.dtype.name not in _NARROW:
-        return _finished(_matmul(p, q, precision, dtype), addend, alpha, beta)
+        multiply = functools.partial(_matmul, p, q, precision, dtype)
+        return _finished(multiply, addend, alpha, beta)
     how = _Product(gate, False, precision, dtype)
     if isinstance(alpha, jax.Array):
-        return _finished(_by_kernel(how, p, q), addend, alpha, beta)
+        multiply = functools.partial(_by_kernel, how, p, q)
+        return _finished(multiply, addend, alpha, beta)
     how = how._replace(alpha=alpha, beta=beta)
     return _by_kernel(how, p, q, *(() if addend is None else (addend,)))
 
@@ -185,11 +188,14 @@ class _Product(NamedTuple):
 
     def plain(self, left: Array, right: Array, *addend: Array) -> Array:
         """The product by XLA."""
-        if self.by_rows:
-            found = _contracted(left, right, -1, self.precision, self.dtype)
-        else:
-            found = _matmul(left, right, self.precision, self.dtype)
-        return _finished(found, addend[0] if addend else None, self.alpha, self.beta)
+
+        def multiply() -> Array:
+            if self.by_rows:
+                return _contracted(left, right, -1, self.precision, self.dtype)
+            return _matmul(left, right, self.precision, self.dtype)
+
+        rest = addend[0] if addend else None
+        return _finished(multiply, rest, self.alpha, self.beta)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -275,13 +281,16 @@ def _contracted(
 
 
 def _finished(
-    product: Array, addend: Array | None, alpha: float | Array, beta: float
+    multiply: Callable[[], Array],
+    addend: Array | None,
+    alpha: float | Array,
+    beta: float,
 ) -> Array:
-    product = product if _is_one(alpha) else alpha * product
-    if addend is None:
-        return product
-    return (addend if _is_one(beta) else beta * addend) + product
+    # The addend comes first, because gradients are added up in the order of operations.
+    rest = None if addend is None else _times(beta, addend)
+    product = _times(alpha, multiply())
+    return product if rest is None else rest + product
 
 
-def _is_one(factor: float | Array) -> bool:
-    return not isinstance(factor, jax.Array) and factor == 1
+def _times(factor: float | Array, x: Array) -> Array:
+    return x if not isinstance(factor, jax.Array) and factor == 1 else factor * x

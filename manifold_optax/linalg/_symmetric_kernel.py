@@ -58,26 +58,26 @@ class Triangle(NamedTuple):
     together as all others do: from both ends, those that meet in the middle last.
     """
 
-    count: int
+    tiles: int
     """Number of tiles along a side."""
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the rectangle; together `count·(count + 1)/2` tiles."""
-        return (self.count + 1) // 2, self.count + self._even
+        """Rows and columns of the rectangle; together `tiles·(tiles + 1)/2` tiles."""
+        return (self.tiles + 1) // 2, self.tiles + self._even
 
     def tile_of(self, row: Any, column: Any) -> tuple[Any, Any]:
         """Row and column, `row ≥ column`, of the tile of a program."""
         upper = row + self._even
         in_upper = column < upper
         return (
-            jnp.where(in_upper, upper - 1, self.count - 1 - row),
+            jnp.where(in_upper, upper - 1, self.tiles - 1 - row),
             jnp.where(in_upper, column, column - upper),
         )
 
     @property
     def _even(self) -> int:
-        return 1 - self.count % 2
+        return 1 - self.tiles % 2
 
 
 def cuda_product(
