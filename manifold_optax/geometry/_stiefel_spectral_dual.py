@@ -28,6 +28,7 @@ from manifold_optax.linalg._square_root import (
     product_root,
     ProductRoot,
 )
+from manifold_optax.linalg._symmetric import commuting_product
 
 Root: TypeAlias = EighRoot | ProductRoot
 
@@ -309,7 +310,7 @@ def _clip_softly(x: Array) -> tuple[Array, Array]:
     """
     power = gram(x)
     for _ in range(5):
-        power = matmul(power, power)
+        power = commuting_product(power, power)
     # Strictly inside the ball, so that what is left is definite: at least 1e-4, and
     # above rounding. What the root adds to it, (5e-3)² of its norm, is less.
     clipped = (1 - 1e-4) * skew(65 * x - matmul(x, power)) / 64

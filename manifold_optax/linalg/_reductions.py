@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manifold_optax._typing import AxisName, Matrix, Square
+from manifold_optax.linalg._symmetric import gram_product
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -28,7 +29,7 @@ def inner(
 
 def gram(x: Matrix, axis_name: AxisName = None) -> Square:
     """Gram matrix `xᵀ x`, exactly symmetric, at full precision."""
-    return symmetric(inner(x, x, axis_name))
+    return symmetric(_sum(gram_product(x, -2), axis_name))
 
 
 def symmetric(x: Square) -> Square:

@@ -21,6 +21,7 @@ from manifold_optax.linalg._reductions import (
     row_count,
 )
 from manifold_optax.linalg._scaling import widen
+from manifold_optax.linalg._symmetric import commuting_product
 
 
 class SpectralNorm(NamedTuple):
@@ -179,7 +180,7 @@ def _eigenvalue_bound(square: Square, doublings: int) -> Float[Array, "*batch 1 
     shifted = shifted / nonzero(length)
     # Rounding may make the square unsymmetric. Its symmetric part has the same trace
     # and no larger a length, so the bound holds for that.
-    rest = _eigenvalue_bound(matmul(shifted, shifted), doublings - 1)
+    rest = _eigenvalue_bound(commuting_product(shifted, shifted), doublings - 1)
     return jnp.minimum(direct, centre + length * jnp.sqrt(rest + _rounding(size, eps)))
 
 
