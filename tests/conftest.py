@@ -34,8 +34,12 @@ def x64() -> Iterator[None]:
 
 @pytest.fixture
 def on_accelerators() -> Iterator[None]:
-    """The arithmetic of accelerators, on the CPU."""
-    from manifold_optax.programs import arithmetic_for
+    """The arithmetic of accelerators on the CPU: products alone, without float64.
+
+    It is chosen where a function is traced, so a test must compile its own.
+    """
+    # Not above: the hook that checks types at run time must be there first.
+    from manifold_optax.programs import arithmetic_for  # noqa: PLC0415
 
     with arithmetic_for("tpu"):
         yield

@@ -19,7 +19,6 @@ fixed point that the steps iterate: J. Su, "Muon on the Stiefel manifold", kexue
 """
 
 import functools
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -27,17 +26,19 @@ from jaxtyping import Array, Float
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import AxisName
 from manifold_optax.geometry._certified import CertifiedDirection
+from manifold_optax.geometry._stiefel_spectral_certificate import (
+    BY_EIGH,
+    BY_PRODUCTS,
+)
 from manifold_optax.geometry._stiefel_spectral_dual import (
     backend as backend_named,
     Direction,
-    dual_value,
     solve,
     solve_within,
 )
 from manifold_optax.linalg import polar
 from manifold_optax.linalg._device import by_platform, on_cpu
 from manifold_optax.linalg._float64 import in_float64
-from manifold_optax.linalg._product_bounds import eigenvalue_bound, nuclear_norm_bound
 from manifold_optax.linalg._reductions import (
     dot,
     gram,
@@ -81,18 +82,19 @@ def stiefel_spectral_direction(
             columns have closed forms and ignore both.
         tolerance: relative duality gap at which to stop, > 0; `None`: a fixed number of
             steps. Each step is then certified by an eigendecomposition, on every
-            platform, at four times its cost. `gap` is filled
-            and shows whether the tolerance was met. In float32 gaps below 4e-6 cannot
-            be certified, and none where most of the gradient is normal to the
-            manifold; in float64 gradients of low rank end near 4e-6.
+            platform, at four times its cost. `gap` is filled and shows whether the
+            tolerance was met. In float32 gaps below 4e-6 cannot be certified, and none
+            where most of the gradient is normal to the manifold; in float64 gradients
+            of low rank end near 4e-6.
         backend: one of `BACKENDS`. `"eigh"`: `n × n` eigendecompositions in float64;
             `"products"`: products alone, in the dtype of the point; `"products64"`:
             products in float64, for accelerators that are as fast in it. `None`: the
             first on a CPU, the second elsewhere.
-        certify: also bound the distance from the optimum. On a CPU: two more `n × n`
-            eigendecompositions and `4·m·n²` FLOPs, half of them in float64. Elsewhere
-            by products alone, in the dtype of the products: one `polar` and `12·m·n²`
-            FLOPs, and the gap comes out up to 1e-4 larger in float32.
+        certify: also bound the distance from the optimum. By `"eigh"`: two more `n × n`
+            eigendecompositions and `4·m·n²` FLOPs, half of them in float64. By the
+            others: a polar factor `m × n`, `12·m·n²` FLOPs and 50 products of `n × n`
+            matrices, in the dtype of the point; in float32 the bound is `n` rounding
+            units and 1e-6 to 3e-5 above the dual value.
         axis_name: mesh axes over which the rows are split, inside `jax.shard_map`.
 
     Returns:
@@ -149,7 +151,8 @@ def _direction(
     axis_name: AxisName,
 ) -> CertifiedDirection:
     rows, columns = row_count(point, axis_name), point.shape[1]
-    name = _default_backend() if backend is None else backend
+    name = backend or ("eigh" if on_cpu() else "products")
+    bounds = BY_EIGH if name == "eigh" else BY_PRODUCTS
     unit = normalize(gradient, axis_name)
     overlap = inner(point, unit, axis_name)
     rotation = skew(overlap)
@@ -159,7 +162,7 @@ def _direction(
 
     if rows == columns:
         direction = matmul(point, skew(polar(rotation)))
-        bound = _nuclear_norm(rotation, name) if certify else 0
+        bound = bounds.square(rotation) if certify else 0
     elif columns == 1:
         direction = normalize(normal_free, axis_name)
         bound = jnp.sqrt(dot(normal_free, normal_free, axis_name))[0, 0]
@@ -170,8 +173,8 @@ def _direction(
             )
         found = _reduced(rotation, normal_free, name, steps, tolerance, axis_name)
         direction = _embed(point, normal_free, found, axis_name)
-        dual = _DualPoint(point, rotation, normal_free, found.shift)
-        bound = _bound(dual, name, axis_name) if certify else 0
+        dual = point, rotation, normal_free, found.shift
+        bound = bounds.tangent(*dual, axis_name) if certify else 0
 
     # ‖K‖² + ‖G⊥‖² is the squared length of the tangent part of the unit gradient.
     length = jnp.sum(rotation**2) + dot(normal_free, normal_free, axis_name)[0, 0]
@@ -183,14 +186,10 @@ def _direction(
         # The rounding of K, C and the inner product below, for a gradient of norm 1:
         # it counts for more where most of the gradient is normal to the manifold.
         bound = bound + _ROUNDING * eps * (1 + bound)
-        norm = _spectral_norm(direction, name, axis_name)
+        norm = bounds.length(direction, axis_name)
         value = dot(direction, unit, axis_name)[0, 0] / jnp.maximum(norm, 1)
         gap = jnp.where(is_normal, 0, (bound - value) / bound)
     return CertifiedDirection(direction, gap, _tangency(point, direction, axis_name))
-
-
-def _default_backend() -> str:
-    return "eigh" if on_cpu() else "products"
 
 
 def _reduced(
@@ -218,52 +217,6 @@ def _reduced(
         )
 
     return (in_float64(reduced) if chosen.wide else reduced)(rotation, normal_free)
-
-
-class _DualPoint(NamedTuple):
-    """A point of the dual problem, and what its value is made of."""
-
-    point: Array
-    rotation: Array
-    normal_free: Array
-    shift: Array
-
-
-def _bound(dual: _DualPoint, name: str, axis_name: AxisName) -> Array:
-    """Upper bound of the value of every feasible direction."""
-    if _by_eigenvalues(name):
-        # In float64: in float32 the root of a null direction is 1e-4, not 0.
-        def value(rotation: Array, normal_free: Array, shift: Array) -> Array:
-            return dual_value(rotation, gram(normal_free, axis_name), shift)
-
-        return in_float64(value)(*dual[1:])
-
-    # Not squared, `W(K + S) + G⊥` needs no more digits than the gradient has.
-    def norm(dual: _DualPoint) -> Array:
-        moved = matmul(dual.point, dual.rotation + dual.shift)
-        return nuclear_norm_bound(moved + dual.normal_free, axis_name)
-
-    if name == "products64":
-        return in_float64(lambda *arrays: norm(_DualPoint(*arrays)))(*dual)
-    return norm(dual)
-
-
-def _nuclear_norm(rotation: Array, name: str) -> Array:
-    if _by_eigenvalues(name):
-        return jnp.linalg.svd(rotation, compute_uv=False).sum()
-    return nuclear_norm_bound(rotation)
-
-
-def _spectral_norm(x: Array, name: str, axis_name: AxisName) -> Array:
-    square = gram(x, axis_name)
-    if _by_eigenvalues(name):
-        return jnp.sqrt(jnp.max(jnp.linalg.eigvalsh(square)))
-    return jnp.sqrt(eigenvalue_bound(square))
-
-
-def _by_eigenvalues(name: str) -> bool:
-    """Whether a certificate takes eigendecompositions."""
-    return name == "eigh" or on_cpu()
 
 
 def _embed(

@@ -52,6 +52,22 @@ def by_platform(function: Callable[..., Any], *arguments: Any, mesh: Any = None)
     )
 
 
+def chosen_by_platform(
+    cpu: Callable[..., Any], elsewhere: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Returns the function of arrays that is `cpu` on a CPU, and `elsewhere` elsewhere.
+
+    Args:
+        cpu: of trees of arrays.
+        elsewhere: another way to the same results.
+    """
+
+    def chosen(*arguments: Any) -> Any:
+        return (cpu if on_cpu() else elsewhere)(*arguments)
+
+    return functools.partial(by_platform, chosen)
+
+
 def on_cpu() -> bool:
     """Returns whether the computation is for a CPU; for use inside `by_platform`."""
     assert _chosen.value is not None, "on_cpu() was called outside by_platform"

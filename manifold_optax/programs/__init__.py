@@ -2,7 +2,8 @@
 
 `dot_flops` counts the operations of all matrix products, `collectives` the messages
 and their bytes. Both read the optimized text of XLA, so they see what is executed, not
-what was written. `arithmetic_for` sets the platform for whose arithmetic they are traced.
+what was written. `arithmetic_for` sets the platform for whose arithmetic programs are
+traced.
 """
 
 from manifold_optax.linalg._device import arithmetic_for
