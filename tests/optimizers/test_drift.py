@@ -92,7 +92,7 @@ def test_the_parameters_stay_on_the_manifold(run, platform, measured):
 
 def test_a_kept_norm_stays_without_float64(on_accelerators, measured):
     _, start, last = trained("hyperball-kept", 500)
-    # Half a rounding unit of an entry, in 32 of them (seen: 2e-8; the same with float64).
+    # Half a rounding unit of an entry, in 32 of them (seen: 2e-8).
     measured(residual(KEPT, start, last), at_most=1e-6)
 
 
