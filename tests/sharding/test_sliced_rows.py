@@ -180,6 +180,18 @@ def test_polar_without_float64_sums_once_a_step(on_accelerators: None) -> None:
         assert np.linalg.norm(found - oracles.polar(x), 2) <= bound
 
 
+def test_a_sphere_without_float64_is_that_of_one_device(on_accelerators: None) -> None:
+    project = mo.Sphere().project
+    compiled = on_devices(project).lower(jnp.zeros(SHAPE)).compile()
+    assert "f64" not in compiled.as_text()
+    # The largest entry of each device, and its sum of squares in two numbers.
+    assert counts_outside_loops(compiled) == {"all-gather": 2}
+    x = matrix("1e4")
+    exact = x / np.linalg.norm(x.astype(np.float64))
+    # Half a unit in the last place of entries of at most 1, as on one device.
+    np.testing.assert_allclose(np.asarray(compiled(x), np.float64), exact, atol=4e-8)
+
+
 def test_polar_of_a_stack_of_all_kinds() -> None:
     x = matrix("gauss")
     bad = np.where(x == x[0, 0], np.nan, x), np.where(x == x[-1, 3], np.inf, x)
