@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 
 from manifold_optax.matrices import _cost
 from manifold_optax.matrices._deal import Deal, deal
+from manifold_optax.matrices._parts import parts_of
 from manifold_optax.matrices._plan import (
     AnyMesh,
     Exchange,
@@ -212,7 +213,10 @@ def _exchanges(
     exchanges = []
     for (shards, replicas, _), same in together.items():
         found, loads = _deal(same, (*replicas, *shards), placement.mesh, loads)
-        exchanges.append(Exchange(tuple(same), found, shards, replicas))
+        whole = Exchange(tuple(same), found, shards, replicas, (found,))
+        most = placement.chunks or _cost.best_chunks(whole, placement)
+        parts = parts_of(found, whole.sizes, most)
+        exchanges.append(dataclasses.replace(whole, parts=parts))
     return tuple(exchanges), loads
 
 

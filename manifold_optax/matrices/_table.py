@@ -44,6 +44,9 @@ def table_of(
     total = f"busiest device: {_amount(flops)} FLOPs, {_amount(sent)} bytes sent"
     if wasted > 0:
         total += f", {_amount(wasted)} of them padding"
+    parts = [len(exchange.parts) for exchange in exchanges]
+    if max(parts, default=1) > 1:
+        total += f", in {' + '.join(map(str, parts))} parts"
     if not known:
         total = "unknown: no specs on a mesh with Auto axes; left to the compiler"
     return "\n".join([*lines, total])
