@@ -49,8 +49,8 @@ def owned(
     Raises:
         TypeError: if `mesh` is not a mesh, or if `specs` holds anything but shardings.
         ValueError: if `replicas` is unknown, if `wire` lacks the range of float32, or
-            if `chunks` is below 1; at update, if an array lies on another mesh or has a sharding that is not
-            covered. The message names the leaf.
+            if `chunks` is below 1; at update, if an array lies on another mesh or has a
+            sharding that is not covered. The message names the leaf.
 
     Example:
         >>> mesh = jax.make_mesh((1,), ("data",))

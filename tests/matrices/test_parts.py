@@ -17,7 +17,7 @@ def dealt(counts, sizes, owners):
 @pytest.mark.parametrize(
     ("counts", "sizes", "most", "expected"),
     [
-        # Each of four owners has four: the parts asked for, as many as matrices at most.
+        # Four for each of four owners: the parts asked for, four at most.
         ((16,), (6,), 1, [6 * 4]),
         ((16,), (6,), 2, [12, 12]),
         ((16,), (6,), 3, [6, 12, 6]),
