@@ -80,10 +80,8 @@ def manifold_chain(
             "is undone by the retraction; leave weight_decay=None and choose the size "
             f"of the manifold instead, got weight_decay={weight_decay!r}."
         )
-    retraction = transforms.retract(manifold, **places)
-    return optax.named_chain(
-        *links, _learning_rate(learning_rate), ("retraction", retraction)
-    )
+    rate = _learning_rate(learning_rate)
+    return transforms.landing_chain(manifold, links, rate, **places)
 
 
 def _learning_rate(learning_rate: optax.ScalarOrSchedule) -> Link:

@@ -16,11 +16,11 @@ from manifold_optax.matrices._axes import axes_at
 from manifold_optax.matrices._blocks import view_leaves, Views
 from manifold_optax.matrices._map import map_views
 from manifold_optax.matrices._plan import check_placement
-from manifold_optax.matrices._view import joined, View
+from manifold_optax.matrices._view import joined, per_matrix_shape, View
 from manifold_optax.trees import is_absent, leaf_path, map_leaves
 
 UnitMap: TypeAlias = Callable[..., Any]
-"""`(plain, scaled, *, like, factor=None) -> results`; see `unit_map`."""
+"""`(plain, scaled, *, like, factor=None, shared=()) -> results`; see `unit_map`."""
 
 
 def unit_map(
@@ -35,8 +35,8 @@ def unit_map(
     """Maps a kernel for the manifold of size 1 over matrices near one of any size.
 
     Args:
-        kernel: `(*plain, *scaled, axis_name=None) -> results` for one matrix of each
-            tree; the first result is a matrix.
+        kernel: `(*plain, *scaled, *shared, axis_name=None) -> results` for one matrix
+            of each tree; the first result is a matrix.
         manifold: the constraint of every leaf, whose size is divided by.
         axes: how every leaf is a batch of matrices.
         placement: which device computes which matrix.
@@ -45,12 +45,12 @@ def unit_map(
         returns: what each result of the kernel is.
 
     Returns:
-        A function `(plain, scaled, *, like, factor=None)`. It divides the trees
+        A function `(plain, scaled, *, like, factor, shared)`. It divides the trees
         `scaled`, of which the last holds the points, by the sizes of the manifold
         (times `factor`), maps the kernel over the trees `plain` and those, and
         multiplies the first result by the sizes again, in the dtypes of the tree
         `like`; `None` leaves it in units of the size. The first of all trees decides
-        which leaves exist.
+        which leaves exist. The kernel of every matrix is given the numbers `shared`.
     """
     check_placement(placement)
     if orientation is None:
@@ -62,6 +62,7 @@ def unit_map(
         *,
         like: ArrayTree | None,
         factor: Any = None,
+        shared: Sequence[Array] = (),
     ) -> Any:
         first = (*plain, *scaled)[0]
         views = view_leaves(first, axes)
@@ -71,6 +72,7 @@ def unit_map(
         results = map_views(
             kernel,
             (*plain, *(divide_leaves(tree, sizes) for tree in scaled)),
+            [_for_every_matrix(number, first, views) for number in shared],
             returns=returns,
             views=views,
             orientation=orientation,
@@ -84,6 +86,18 @@ def unit_map(
         return (multiply_leaves(matrices, sizes, like=like), *rest)
 
     return run
+
+
+def _for_every_matrix(number: Array, tree: ArrayTree, views: ArrayTree) -> ArrayTree:
+    """The same number for each matrix, a tree as `map_views` reads it."""
+
+    def of_leaf(path: str, leaf: Array, of_leaf: Views) -> Array:
+        del path
+        if not of_leaf.blocks:
+            return number
+        return jnp.broadcast_to(number, per_matrix_shape(leaf, of_leaf.blocks))
+
+    return map_leaves(of_leaf, tree, views)
 
 
 def orientation_of(transposable: bool) -> Orientation:
