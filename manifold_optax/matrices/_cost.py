@@ -1,8 +1,8 @@
 """What a placement costs: floating-point operations and bytes per device.
 
-Both are counted for five steps of Newton–Schulz with one input and one output, as the
-measure by which owners are balanced and recipes compared; other kernels differ by a
-factor that depends little on the shape.
+Operations are those that the kernel states, else those of five steps of Newton–Schulz;
+bytes those of one input and one output. Owners are balanced and recipes compared by
+them.
 """
 
 import math
@@ -28,15 +28,12 @@ _MOST_CHUNKS = 8
 """Parts of an exchange at most: each part compiles its kernels anew."""
 
 
-def whole_flops(group: Group) -> int:
-    """Operations for one whole matrix, on its owner."""
-    return newton_schulz_flops(*group.sizes)
-
-
 def sliced_flops(group: Group, mesh: AnyMesh) -> int:
     """Operations of one device for all matrices of a group, each cut in parts."""
     parts = _devices(group.shard_axes, mesh)
-    return group.count * newton_schulz_flops(group.columns, group.rows, parts=parts)
+    one = newton_schulz_flops(group.columns, group.rows, parts=parts)
+    # Of another kernel: as much more or less as for a whole matrix.
+    return group.count * one * group.flops // newton_schulz_flops(*group.sizes)
 
 
 def sliced_bytes(group: Group, placement: Placement) -> float:
@@ -83,7 +80,7 @@ def best_chunks(exchange: Exchange, placement: Placement) -> int:
     """
     computed = max(
         sum(
-            count * whole_flops(group)
+            count * group.flops
             for group, count in zip(exchange.groups, own.counts, strict=True)
         )
         for own in exchange.deal.classes
@@ -103,7 +100,7 @@ def prefers_sliced(
     """Whether `sliced`, the same matrices as the one group of `exchange`, cost less."""
     (group,) = exchange.groups
     fullest = max(c.counts[0] for c in exchange.deal.classes)
-    whole = fullest * whole_flops(group)
+    whole = fullest * group.flops
     whole += _FLOPS_PER_BYTE * owned_bytes(exchange, placement)
     parts = sum(sliced_flops(part, placement.mesh) for part in sliced)
     parts += _FLOPS_PER_BYTE * sum(sliced_bytes(part, placement) for part in sliced)

@@ -118,10 +118,9 @@ def map_matrices(
     check_placement(placement)
     require_compute_dtype("dtype", dtype)
     return map_views(
-        kernel,
+        Call(kernel, check_returns(returns)),
         trees,
         numbers_in,
-        returns=returns,
         views=view_leaves(trees[0], axes),
         orientation=orientation,
         placement=placement,
@@ -130,18 +129,16 @@ def map_matrices(
 
 
 def map_views(
-    kernel: Kernel,
+    call: Call,
     trees: Sequence[ArrayTree],
     numbers_in: Sequence[ArrayTree] = (),
     *,
-    returns: Sequence[Result] = ("matrix",),
     views: ArrayTree,
     orientation: Orientation = "tall",
     placement: Placement | None = None,
     dtype: Any = None,
 ) -> Any:
     """`map_matrices` where the views of the first tree are known, by `view_leaves`."""
-    call = Call(kernel, check_returns(returns))
     flat = flatten(trees)
     blocks = blocks_of(flat, views, numbers_in, dtype)
     plan = _plan(flat, blocks, call, orientation, placement)
@@ -208,7 +205,8 @@ def _plan(
         )
         for block in blocks
     ]
-    return make_plan(facts, orientation=orientation, placement=placement)
+    flops = None if call is None else call.flops
+    return make_plan(facts, orientation=orientation, placement=placement, flops=flops)
 
 
 def _numbers(

@@ -163,6 +163,8 @@ class Group:
     replica_axes: tuple[str, ...]
     """Mesh axes along which every device holds the same."""
     members: tuple[Member, ...]
+    flops: int
+    """Operations for one whole matrix, by which owners are balanced."""
     numbers: Numbers = NO_NUMBERS
 
     @property

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from manifold_optax._typing import Flops
+from manifold_optax.linalg import newton_schulz_flops
 from manifold_optax.matrices import _cost
 from manifold_optax.matrices._deal import Deal, deal
 from manifold_optax.matrices._parts import parts_of
@@ -54,6 +56,7 @@ def make_plan(
     *,
     orientation: Orientation,
     placement: Placement | None,
+    flops: Flops | None = None,
 ) -> Plan:
     """Groups the blocks of all leaves.
 
@@ -62,6 +65,7 @@ def make_plan(
         orientation: how the kernel sees a matrix; but for `"fixed"` both orientations
             of a shape share a stack.
         placement: recipe and mesh; `None`: everything local.
+        flops: what the kernel costs; `None`: five steps of Newton–Schulz.
 
     Raises:
         ValueError: for a sharding that the placement does not cover, naming the leaf.
@@ -75,8 +79,12 @@ def make_plan(
         member = _member(index, block, orientation != "fixed", turn, placement)
         recipe, shards, replicas = _recipe(member, placement)
         rows, columns = member.rows.size(block.view), member.columns.size(block.view)
+        short, long = sorted((rows, columns))
+        cost = int((flops or newton_schulz_flops)(short, long))
         empty = Group(
-            rows, columns, block.dtypes, recipe, shards, replicas, (), block.numbers
+            *(rows, columns, block.dtypes, recipe, shards, replicas, ()),
+            flops=cost,
+            numbers=block.numbers,
         )
         moved = _moved(member) if recipe == "cooperative" else ()
         grouped.setdefault((empty, moved), []).append(member)
@@ -235,7 +243,7 @@ def _deal(
     start = owners.reshape(math.prod(sizes), -1).max(axis=1)
     found, after = deal(
         [group.count for group in groups],
-        [_cost.whole_flops(group) for group in groups],
+        [group.flops for group in groups],
         [group.columns * group.rows for group in groups],
         start.tolist(),
     )

@@ -75,7 +75,7 @@ def _owned_row(
     if group.replica_axes:
         recipe += f", shared over {', '.join(group.replica_axes)}"
     sent = _cost.owned_bytes(exchange, placement, group)
-    return _cells(group, recipe, many * _cost.whole_flops(group), sent)
+    return _cells(group, recipe, many * group.flops, sent)
 
 
 def _cells(group: Group, recipe: str, flops: int, sent: float) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ def _amount(number: int | float) -> str:
 
 def _flops(group: Group, placement: Placement | None) -> int:
     if placement is None or group.recipe == "local":
-        return group.count * _cost.whole_flops(group)
+        return group.count * group.flops
     return _cost.sliced_flops(group, placement.mesh)
 
 

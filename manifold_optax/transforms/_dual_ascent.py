@@ -23,6 +23,7 @@ from manifold_optax.geometry import (
     stiefel_spectral_direction,
 )
 from manifold_optax.matrices import AxesLike, per_matrix, Placement, Result
+from manifold_optax.transforms._flops import of_dual_ascent
 from manifold_optax.transforms._leaves import orientation_of, unit_map
 from manifold_optax.transforms._stage import Stage, staged
 from manifold_optax.transforms._start import start
@@ -114,7 +115,12 @@ def dual_ascent_spectral(
 
     returns: tuple[Result, ...] = ("matrix", *(["number"] if certify else []), "number")
     solve_all = unit_map(
-        kernel, manifold, axes=axes, placement=placement, returns=returns
+        kernel,
+        manifold,
+        axes=axes,
+        placement=placement,
+        returns=returns,
+        flops=of_dual_ascent(steps),
     )
 
     def unknown(params: ArrayTree) -> DualAscentState:
@@ -156,6 +162,7 @@ def dual_ascent_spectral(
         manifold=manifold,
         axes=axes,
         placement=placement,
+        flops=of_dual_ascent(steps),
         state=known,
     )
     return staged(init_fn, update_fn, stage)

@@ -15,9 +15,11 @@ import optax
 from jaxtyping import Array
 
 from manifold_optax._checks import require_params
-from manifold_optax._typing import ArrayTree, AxisName, Matrix
+from manifold_optax._typing import ArrayTree, AxisName, Flops, Matrix
 from manifold_optax.geometry import Manifold
+from manifold_optax.linalg import newton_schulz_flops
 from manifold_optax.matrices import AxesLike, Placement, Result
+from manifold_optax.transforms._flops import of_retraction
 from manifold_optax.transforms._leaves import orientation_of, unit_map
 from manifold_optax.transforms._retract import adapted, retract, widened
 from manifold_optax.transforms._stage import Stage
@@ -141,6 +143,7 @@ def _landing(
         axes=axes,
         placement=placement,
         returns=("matrix", *written),
+        flops=_flops(manifold, stages),
     )
 
     def land(
@@ -158,3 +161,10 @@ def _landing(
         return updates, states
 
     return land
+
+
+def _flops(manifold: Manifold, stages: Sequence[Stage]) -> Flops:
+    """What all stages and the retraction cost together."""
+    parts = [stage.flops or newton_schulz_flops for stage in stages]
+    parts.append(of_retraction(manifold))
+    return lambda short, long: sum(part(short, long) for part in parts)

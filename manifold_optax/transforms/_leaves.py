@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._checks import require_floating, require_present
-from manifold_optax._typing import ArrayTree, Kernel
+from manifold_optax._typing import ArrayTree, Flops, Kernel
 from manifold_optax.geometry import Manifold
 from manifold_optax.linalg._scaling import divide
 from manifold_optax.matrices import AxesLike, Orientation, Placement, Result
 from manifold_optax.matrices._axes import axes_at
 from manifold_optax.matrices._blocks import view_leaves, Views
-from manifold_optax.matrices._map import map_views
+from manifold_optax.matrices._map import Call, map_views
 from manifold_optax.matrices._plan import check_placement
 from manifold_optax.matrices._view import joined, per_matrix_shape, View
 from manifold_optax.trees import is_absent, leaf_path, map_leaves
@@ -31,6 +31,7 @@ def unit_map(
     placement: Placement | None,
     orientation: Orientation | None = None,
     returns: tuple[Result, ...] = ("matrix",),
+    flops: Flops | None = None,
 ) -> UnitMap:
     """Maps a kernel for the manifold of size 1 over matrices near one of any size.
 
@@ -43,6 +44,7 @@ def unit_map(
         orientation: how the kernel sees a matrix; `None`: `"tall"` where the manifold
             is transposable.
         returns: what each result of the kernel is.
+        flops: what the kernel costs; `None`: as five steps of Newton–Schulz.
 
     Returns:
         A function `(plain, scaled, *, like, factor, shared)`. It divides the trees
@@ -70,10 +72,9 @@ def unit_map(
         if factor is not None:
             sizes = jax.tree.map(lambda size: size * factor, sizes)
         results = map_views(
-            kernel,
+            Call(kernel, returns, flops),
             (*plain, *(divide_leaves(tree, sizes) for tree in scaled)),
             [_for_every_matrix(number, first, views) for number in shared],
-            returns=returns,
             views=views,
             orientation=orientation,
             placement=placement,

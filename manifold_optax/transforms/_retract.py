@@ -19,6 +19,7 @@ from manifold_optax._checks import (
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Ball, Band, DiagonalGram, Manifold, Stiefel
 from manifold_optax.matrices import AxesLike, Placement
+from manifold_optax.transforms._flops import of_retraction
 from manifold_optax.transforms._leaves import unit_map
 from manifold_optax.transforms._start import check_layout, start
 from manifold_optax.trees import map_leaves
@@ -94,7 +95,11 @@ def retract(
     placement = adapted(placement, manifold)
     timed = every > 1 or factor is not None
     retract_all = unit_map(
-        _retraction_kernel(manifold.unit()), manifold, axes=axes, placement=placement
+        _retraction_kernel(manifold.unit()),
+        manifold,
+        axes=axes,
+        placement=placement,
+        flops=of_retraction(manifold),
     )
 
     def land(updates: ArrayTree, params: ArrayTree, count: Any) -> ArrayTree:

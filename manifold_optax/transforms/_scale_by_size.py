@@ -9,6 +9,7 @@ from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike
 from manifold_optax.matrices._blocks import view_leaves
+from manifold_optax.transforms._flops import of_entries
 from manifold_optax.transforms._leaves import multiply_leaves, sizes_at
 from manifold_optax.transforms._stage import Stage, staged
 from manifold_optax.transforms._start import start
@@ -62,6 +63,7 @@ def scale_by_size(
         axes=axes,
         placement=None,
         placed=False,
+        flops=of_entries,
     )
     return staged(start("scale_by_size", axes, planned=False), update_fn, stage)
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from manifold_optax._typing import ArrayTree, Kernel
+from manifold_optax._typing import ArrayTree, Flops, Kernel
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike, Orientation, Placement, Result
 
@@ -33,6 +33,8 @@ class Stage(NamedTuple):
     placement: Placement | None
     placed: bool = True
     """Whether the transformation follows a placement; `False`: entry by entry."""
+    flops: Flops | None = None
+    """What the kernel costs; `None`: as five steps of Newton–Schulz."""
     state: Callable[[Any, Sequence[ArrayTree]], Any] | None = None
     """New state, from the old one and the trees of numbers; `None`: the old one."""
 

@@ -29,6 +29,7 @@ from manifold_optax.matrices import (
     Placement,
     Result,
 )
+from manifold_optax.transforms._flops import of_steepest
 from manifold_optax.transforms._leaves import orientation_of, unit_map
 from manifold_optax.transforms._stage import Stage, staged
 from manifold_optax.transforms._start import check_layout, start
@@ -110,6 +111,7 @@ def steepest(
         placement=placement,
         orientation=orientation,
         returns=returns,
+        flops=of_steepest(manifold, norm),
     )
 
     map_flat = functools.partial(
@@ -154,6 +156,7 @@ def steepest(
         manifold=None if flat else manifold,
         axes=axes,
         placement=given,
+        flops=of_steepest(manifold, norm),
         state=known,
     )
     return staged(init_fn, update_fn, stage)
