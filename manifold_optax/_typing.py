@@ -41,5 +41,5 @@ scalar, or a vector of the short side. `axis_name` names the mesh axes that spli
 rows; `None`: the matrix is whole.
 """
 
-Flops: TypeAlias = Callable[[int, int], float]
+Flops: TypeAlias = Callable[[int, int], int]
 """Operations of a kernel for one matrix, from its short side and its long side."""

@@ -41,9 +41,9 @@ def table_of(
         "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]])
         for row in table
     ]
-    total = f"busiest device: {_amount(flops)} FLOPs, {_amount(sent)} bytes sent"
+    total = f"busiest device: {amount(flops)} FLOPs, {amount(sent)} bytes sent"
     if wasted > 0:
-        total += f", {_amount(wasted)} of them padding"
+        total += f", {amount(wasted)} of them padding"
     parts = [len(exchange.parts) for exchange in exchanges]
     if max(parts, default=1) > 1:
         total += f", in {' + '.join(map(str, parts))} parts"
@@ -87,13 +87,13 @@ def _cells(group: Group, recipe: str, flops: int, sent: float) -> tuple[str, ...
         f"{group.rows} × {group.columns} {group.dtypes[0]}",
         str(sum(math.prod(member.view.batch_shape) for member in group.members)),
         recipe,
-        _amount(flops),
-        _amount(sent),
+        amount(flops),
+        amount(sent),
         leaves,
     )
 
 
-def _amount(number: int | float) -> str:
+def amount(number: int | float) -> str:
     """Three digits and a decimal prefix."""
     for prefix in ("", "k", "M", "G"):
         if number < 999.5:

@@ -24,7 +24,7 @@ _STEPS = 4
 """Steps of the dual solver where their number is not known: its usual default."""
 
 
-def of_entries(short: int, long: int) -> float:
+def of_entries(short: int, long: int) -> int:
     """Norms and sums over the entries, in a few passes."""
     return 6 * short * long
 
