@@ -10,7 +10,6 @@ from manifold_optax.transforms._dual_ascent import (
     dual_ascent_spectral,
     DualAscentState,
 )
-from manifold_optax.transforms._landing import landing_chain
 from manifold_optax.transforms._momentum import momentum, MomentumState
 from manifold_optax.transforms._monitor import monitor, MonitorState
 from manifold_optax.transforms._orthogonalize import orthogonalize_via_newton_schulz
@@ -43,7 +42,6 @@ __all__ = (
     "apply_qk_clip",
     "balance_router_bias",
     "dual_ascent_spectral",
-    "landing_chain",
     "momentum",
     "monitor",
     "orthogonalize_via_newton_schulz",
