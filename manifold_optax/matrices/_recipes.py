@@ -263,10 +263,10 @@ def _check(view: View, spec: PartitionSpec, placement: Placement) -> None:
     fused = () if view.window is None else names_of(spec[view.window[0]])
     if any(mesh.shape.get(name, 1) > 1 for name in fused):
         raise ValueError(
-            f"The leaf {path!r} of shape {shape} with spec {spec} is sharded along the "
-            "axis on which it is split into blocks, and no other axis of it can be cut "
-            "into as many equal parts. Shard another axis, or split by a pattern of "
-            "which every device holds whole periods."
+            f"The leaf {path!r} with spec {spec} is sharded along the axis on which it "
+            "is split into blocks, and no other axis of it can be cut into as many "
+            "equal parts. Shard another axis, or split by a pattern of which every "
+            "device holds whole periods."
         )
     for size, entry in zip(shape, spec, strict=True):
         names = names_of(entry)
