@@ -3,6 +3,7 @@
 import ast
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -29,7 +30,14 @@ TESTS = (
 """Tests about the numerics. Those of `modular`, of roles and of the experiments run the
 same lines, but would take most of the time."""
 
-NOT_RUN = "slow or gpu or devices"
+ON_DEVICES = ("tests/sharding", "tests/programs")
+"""Tests that run on eight devices."""
+
+CALLS = (3, 9, 16)
+"""Files of tests in a call of pytest, until one fails."""
+
+ON_DEVICES_AT_MOST = 6
+"""The same in a last call, with eight devices."""
 
 STARTING_S = 60.0
 """Seconds that a mutant may take beyond three times the time of its tests."""
@@ -60,12 +68,18 @@ class Runner:
         for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile"):
             shutil.copy(ROOT / name, self.tree / name)
 
-    def pytest(self, arguments: Sequence[str], limit: float | None) -> tuple[bool, str]:
+    def pytest(
+        self, files: Sequence[str], options: Sequence[str], limit: float | None
+    ) -> tuple[bool, str]:
         """Whether the tests passed, and the last lines of the output."""
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        devices = all(file.startswith(ON_DEVICES) for file in files)
+        marks = f"not slow and not gpu and {'' if devices else 'not '}devices"
+        flags = "--xla_force_host_platform_device_count=8" if devices else ""
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -73,7 +87,7 @@ class Runner:
         }
         try:
             done = subprocess.run(
-                [*command, "-m", f"not ({NOT_RUN})", *arguments],
+                [*command, "-m", marks, *options, *files],
                 cwd=self.tree,
                 env=environment,
                 capture_output=True,
@@ -101,19 +115,18 @@ class Covered:
 
 
 def coverage(runners: Sequence[Runner], saved: pathlib.Path) -> dict[str, Covered]:
-    """What every file of tests runs; read from `saved` if an earlier call wrote it."""
-    if not saved.exists():
-        found = {}
-        for file, item in spread(runners, _test_files(), _covered_by):
-            found[file] = dataclasses.asdict(item)
-            print(f"{item.seconds:6.1f} s  {file}", flush=True)
+    """What every file of tests runs; not asked again where an earlier call saved it."""
+    found = json.loads(saved.read_text()) if saved.exists() else {}
+    missing = [file for file in _test_files() if file not in found]
+    for file, item in spread(runners, missing, _covered_by):
+        found[file] = dataclasses.asdict(item)
+        print(f"{item.seconds:6.1f} s  {file}", flush=True)
         saved.write_text(json.dumps(found))
-    entries = json.loads(saved.read_text()).items()
-    return {file: Covered(**item) for file, item in entries}
+    return {file: Covered(**item) for file, item in found.items()}
 
 
 def _test_files() -> list[str]:
-    found = (ROOT / name for name in TESTS)
+    found = (ROOT / name for name in (*TESTS, *ON_DEVICES))
     files = (sorted(at.rglob("test_*.py")) if at.is_dir() else [at] for at in found)
     return [file.relative_to(ROOT).as_posix() for group in files for file in group]
 
@@ -122,9 +135,8 @@ def _covered_by(runner: Runner, file: str) -> Covered:
     report = runner.tree / "covered.json"
     report.unlink(missing_ok=True)
     start = time.perf_counter()
-    passed, output = runner.pytest(
-        ["--cov", "--cov-fail-under=0", f"--cov-report=json:{report}", file], None
-    )
+    options = ["--cov", "--cov-fail-under=0", f"--cov-report=json:{report}"]
+    passed, output = runner.pytest([file], options, None)
     if not passed:
         raise RuntimeError(f"{file} fails without any change:\n{output}")
     seconds = time.perf_counter() - start
@@ -132,18 +144,26 @@ def _covered_by(runner: Runner, file: str) -> Covered:
     return Covered(seconds, {path: at["executed_lines"] for path, at in files.items()})
 
 
-def tests_of(path: str, line: int, covered: Mapping[str, Covered]) -> list[str]:
-    """The files of tests that run the statement of a line.
+def tests_of(
+    path: str, line: int, covered: Mapping[str, Covered]
+) -> list[Sequence[str]]:
+    """The files of tests that run the statement of a line, in calls of pytest.
 
-    Those of its own package come first, as one of them most likely fails; within both
-    groups the quickest comes first.
+    First come those that are most about its file: the larger the part of what they run
+    that lies there, the sooner. Most mutants fail on one of the first call.
     """
     first = _first_line_of_statement((ROOT / path).read_text(), line)
-    running = (file for file in covered if first in covered[file].lines.get(path, ()))
-    own = f"tests/{pathlib.PurePath(path).parts[1]}/"
-    return sorted(
-        running, key=lambda file: (not file.startswith(own), covered[file].seconds)
-    )
+    running = [file for file in covered if first in covered[file].lines.get(path, ())]
+
+    def share(file: str) -> float:
+        lines = covered[file].lines
+        return len(lines[path]) / sum(map(len, lines.values()))
+
+    best = sorted(running, key=share, reverse=True)
+    on_devices = [file for file in best if file.startswith(ON_DEVICES)]
+    rest = (file for file in best if file not in on_devices)
+    calls = [list(itertools.islice(rest, size)) for size in CALLS]
+    return [call for call in (*calls, on_devices[:ON_DEVICES_AT_MOST]) if call]
 
 
 def _first_line_of_statement(source: str, line: int) -> int:
@@ -165,7 +185,7 @@ def survives(
     source = target.read_text()
     target.write_text(code)
     try:
-        return runner.pytest(tests, limit)
+        return runner.pytest(tests, (), limit)
     finally:
         target.write_text(source)
 

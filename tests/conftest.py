@@ -33,6 +33,15 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture
+def products_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arithmetic of accelerators on the CPU: matrix products alone.
+
+    It is chosen where a function is traced, so a test must compile its own.
+    """
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+
+@pytest.fixture
 def unhooked() -> Iterator[None]:
     """Without run-time type checks, as users run: for tests of our own messages."""
     jaxtyping.config.update("jaxtyping_disable", True)

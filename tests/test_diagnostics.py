@@ -134,3 +134,22 @@ def test_what_is_no_matrix_has_no_residual():
     assert float(found["up"]["kernel"]) < 1e-6
     with pytest.raises(ValueError, match=r"'up/bias' of shape \(4,\)"):
         mo.diagnostics.residual(params, mo.Stiefel())
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_angle_is_exact_where_its_cosine_is_not(scale):
+    wanted = np.array([0.0, 0.001, 0.01, 1.0, 45.0, 90.0, 179.0, 179.999, 180.0])
+    turned = np.deg2rad(wanted)
+    y = np.stack([np.cos(turned), np.sin(turned)], axis=-1)[:, None]
+    x = np.broadcast_to([scale, 0.0], y.shape)
+    found = mo.diagnostics.angle(
+        jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+    )
+    # Some rounding units of float32, in degrees: 6e-8 is 3e-6 of a degree.
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)
+
+
+def test_without_a_length_the_angle_is_a_right_one():
+    zero, one = jnp.zeros((2, 2)), jnp.eye(2)
+    for pair in ((zero, one), (one, zero), (zero, zero)):
+        assert mo.diagnostics.angle(*pair) == pytest.approx(90, abs=1e-5)

@@ -15,6 +15,8 @@ from manifold_optax.geometry._retractions import (
     short_repr,
 )
 from manifold_optax.linalg import polar
+from manifold_optax.linalg._device import on_cpu
+from manifold_optax.linalg._leading import leading_triple
 from manifold_optax.linalg._reductions import gram, inner, matmul, symmetric
 
 RETRACTIONS = ("polar", "qr", "cubic", "isometry")
@@ -108,4 +110,6 @@ class Stiefel(Manifold):
             return jnp.zeros(x.shape[:-2], x.dtype)
         identity = jnp.eye(square.shape[-1], dtype=square.dtype)
         difference = square - jnp.broadcast_to(identity, square.shape)
+        if not on_cpu():
+            return leading_triple(difference).norm[..., 0, 0]
         return jnp.max(jnp.abs(jnp.linalg.eigvalsh(difference)), axis=-1)

@@ -1,6 +1,6 @@
 """Newton–Schulz: an odd polynomial of a matrix, by matrix products alone."""
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,11 @@ from manifold_optax.linalg._reductions import (
     matmul,
     nonzero,
 )
-
-Precision: TypeAlias = jax.lax.Precision | None
+from manifold_optax.linalg._symmetric import (
+    commuting_product,
+    gram_product,
+    Precision,
+)
 
 
 def newton_schulz(
@@ -197,7 +200,7 @@ class _Step(NamedTuple):
         gram, norm = self._scaled(self._gram(y, self.wide, None), first)
         if joined:
             # The multiple of I and the rest cancel in part, so they are added first.
-            factor, matrix = polynomial(rows, gram, matmul)
+            factor, matrix = polynomial(rows, gram, commuting_product)
             y = self._on_short(_plus_identity(matrix, factor) / norm, y)
             return y if self.operand == self.wide else jax.lax.optimization_barrier(y)
         if self.axis_name is not None and y.shape[-1] < y.shape[-2]:
@@ -206,7 +209,7 @@ class _Step(NamedTuple):
             z = self._product(gram, y)
             return (a * y.astype(self.wide) + b * z + c * self._product(gram, z)) / norm
         # Of one row they do not, and apart a narrow dtype does not round the factor.
-        factor, matrix = polynomial(rows, self._rounded(gram), self._product)
+        factor, matrix = polynomial(rows, self._rounded(gram), self._commuting)
         return factor / norm * y.astype(self.wide) + self._on_short(matrix / norm, y)
 
     def _advance_split(self, y: Array, rows: Schedule, first: bool) -> Array:
@@ -216,7 +219,7 @@ class _Step(NamedTuple):
         def small(y: Array) -> Array:
             dtype = jnp.promote_types(y.dtype, self.wide)
             gram, norm = self._scaled(self._gram(y, dtype, precision), first)
-            factor, matrix = polynomial(rows, gram, matmul, symmetrize=True)
+            factor, matrix = polynomial(rows, gram, commuting_product, symmetrize=True)
             return _plus_identity(matrix, factor) / norm
 
         if self.small != self.wide:
@@ -226,6 +229,12 @@ class _Step(NamedTuple):
     def _product(self, left: Array, right: Array) -> Array:
         left, right = left.astype(self.operand), right.astype(self.operand)
         return jnp.matmul(left, right, preferred_element_type=self.wide)
+
+    def _commuting(self, p: Array, q: Array, *addend: Array, **factors: float) -> Array:
+        p, q = p.astype(self.operand), q.astype(self.operand)
+        return commuting_product(
+            p, q, *addend, **factors, precision=None, dtype=self.wide
+        )
 
     def _rounded(self, gram: Array) -> Array:
         """`gram` as its product with itself sees it, so that both terms of a row agree.
@@ -245,14 +254,8 @@ class _Step(NamedTuple):
         # Row times row ("NT"), without a transposition: the fastest form of a product
         # on every backend, and on CPUs the only one of this kind that stays narrow.
         # Column times column saves a tall matrix two transpositions, which cost more.
-        batch, long = tuple(range(y.ndim - 2)), (y.ndim - (2 if self.tall else 1),)
-        gram = jax.lax.dot_general(
-            y,
-            y,
-            ((long, long), (batch, batch)),
-            precision=precision,
-            preferred_element_type=dtype,
-        )
+        long = -2 if self.tall else -1
+        gram = gram_product(y, long, precision=precision, dtype=dtype)
         return gram if self.axis_name is None else jax.lax.psum(gram, self.axis_name)
 
     def _scaled(self, gram: Array, first: bool) -> tuple[Array, Array | float]:

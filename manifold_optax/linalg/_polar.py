@@ -22,6 +22,7 @@ from manifold_optax.linalg._reductions import (
     symmetric,
 )
 from manifold_optax.linalg._scaling import widen
+from manifold_optax.linalg._symmetric import commuting_product
 
 _NEAR = 0.5
 """Frobenius distance of the Gram matrix from I within which TAYLOR_ROW converges."""
@@ -124,7 +125,7 @@ def modulus(y: Square) -> Square:
     """
     of_each = functools.partial(_polar_of_tall, axis_name=None, border=1.0)
     sign = jnp.vectorize(of_each, signature="(n,n)->(n,n)")(y)
-    return symmetric(matmul(y, sign))
+    return symmetric(commuting_product(y, sign))
 
 
 def _polar_of_tall(x: Array, axis_name: AxisName, border: float = _BORDER) -> Array:
@@ -166,7 +167,7 @@ def _polar_of_split(x: Array, axis_name: AxisName) -> Array:
 
     x = matmul(x, in_float64(factor)(x))
     rows = (RANK_ROW, TAYLOR_ROW, TAYLOR_ROW)
-    multiple, matrix = polynomial(rows, gram(x, axis_name), matmul)
+    multiple, matrix = polynomial(rows, gram(x, axis_name), commuting_product)
     return matmul(x, multiple * jnp.eye(x.shape[-1], dtype=x.dtype) + matrix)
 
 
@@ -188,8 +189,8 @@ def _inverse_root(square: Array, eps: float) -> Array:
         product, square, step = state
         value = _value(table[step], square)
         # All of them commute.
-        following = symmetric(matmul(matmul(square, value), value))
-        return matmul(product, value), following, step + 1
+        following = commuting_product(commuting_product(square, value), value)
+        return commuting_product(product, value), symmetric(following), step + 1
 
     start = jnp.where(_distance(square) < _NEAR, len(POLAR_EXPRESS), 0)
     first = jnp.eye(square.shape[-1], dtype=square.dtype) / jnp.sqrt(bound)
@@ -210,7 +211,7 @@ def _value(row: Array, square: Array) -> Array:
     """`a·I + b·A + c·A²`, by which a row multiplies a matrix of Gram matrix `A`."""
     identity = jnp.eye(square.shape[-1], dtype=square.dtype)
     a, b, c = row
-    return a * identity + b * square + c * matmul(square, square)
+    return commuting_product(square, square, a * identity + b * square, alpha=c)
 
 
 def _rows(eps: float, border: float = _BORDER) -> Schedule:

@@ -13,7 +13,7 @@ from manifold_optax.transforms._landing import landing_chain
 
 Link: TypeAlias = tuple[str, optax.GradientTransformation]
 
-Momentum: TypeAlias = Scalar | optax.GradientTransformation | None
+Momentum: TypeAlias = Scalar | transforms.Average | optax.GradientTransformation | None
 """What every argument `momentum` takes."""
 
 
@@ -30,14 +30,22 @@ _M = TypeVar("_M", bound=Manifold)
 def momentum_link(
     momentum: Momentum, *, nesterov: bool, debias: bool = False
 ) -> tuple[Link, ...]:
-    """The link `"momentum"`: of a decay, a transformation as it is, none for `None`."""
+    """The link `"momentum"`: of a decay, a transformation as it is, none for `None`.
+
+    The dtype of an average comes inside of the argument `momentum`, since not every
+    preset has room for an argument more. A transformation in its place would have to
+    repeat whether the preset's own looks ahead and is debiased.
+    """
     require_flag("nesterov", nesterov)
     if momentum is None:
         return ()
     if isinstance(momentum, optax.GradientTransformation):
         return (("momentum", momentum),)
+    dtype = None
+    if isinstance(momentum, transforms.Average):
+        momentum, dtype = momentum.decay, momentum.dtype
     require_in_range("momentum", momentum, "[0, 1)")
-    link = transforms.momentum(momentum, nesterov=nesterov, debias=debias)
+    link = transforms.momentum(momentum, nesterov=nesterov, debias=debias, dtype=dtype)
     return (("momentum", link),)
 
 

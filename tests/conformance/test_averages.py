@@ -50,6 +50,11 @@ def update_and_apply(tx: Any) -> Any:
     return step
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "An average of weights is brought back by `project`",
+    on="every optimizer on a manifold; `optax.ema`, `optax.incremental_update`",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CONSTRAINED)
 def test_an_average_is_off_the_manifold_until_it_is_projected(case: Case) -> None:
@@ -69,6 +74,11 @@ def test_an_average_is_off_the_manifold_until_it_is_projected(case: Case) -> Non
         assert distance(case, back) < LANDED
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`optax.lookahead` takes the steps of what it wraps, and the next one lands",
+    on="every optimizer; on the manifold, `Sphere('kept')` excepted",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("case", OPTIMIZERS)
 def test_lookahead_takes_the_steps_of_what_it_wraps(case: Case) -> None:
@@ -129,6 +139,11 @@ def test_schedule_free_leaves_the_manifold(case: Case) -> None:
     assert distance(case, params) > OFF
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "A retraction around `optax.contrib.schedule_free` keeps the manifold",
+    on="Stiefel, sphere",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("manifold", [mo.Stiefel(), mo.Sphere(2.0)], ids=str)
 def test_a_retraction_around_schedule_free_keeps_the_manifold(

@@ -45,6 +45,11 @@ def reference(case: Case) -> tuple[Tree, Tree]:
     return trained(case)
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "Gradients accumulated by `optax.MultiSteps` train as the large batch does",
+    on="every optimizer",
+)
 @nightly(is_optimizer)
 def test_accumulated_gradients_train_as_the_large_batch(case: Case) -> None:
     tx = optax.MultiSteps(case.make(), every_k_schedule=4).gradient_transformation()
@@ -62,11 +67,21 @@ def test_accumulated_gradients_train_as_the_large_batch(case: Case) -> None:
     assert_ends_alike((params, state.inner_opt_state), reference(case))
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`jax.checkpoint` changes nothing",
+    on="every optimizer",
+)
 @nightly(is_optimizer)
 def test_rematerialized_gradients_train_alike(case: Case) -> None:
     assert_ends_alike(trained(case, jax.checkpoint(loss)), reference(case))
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "A training inside `lax.scan` with donated buffers ends alike",
+    on="every optimizer",
+)
 @nightly(is_optimizer)
 def test_a_training_inside_scan_with_donated_buffers_ends_alike(case: Case) -> None:
     tx = case.make()
@@ -84,6 +99,11 @@ def test_a_training_inside_scan_with_donated_buffers_ends_alike(case: Case) -> N
     assert_ends_alike(found, reference(case))
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "A model that computes in bfloat16 trains float32 parameters, with a float32 state",
+    on="every optimizer; on the manifold where there is one",
+)
 @nightly(is_optimizer)
 def test_bfloat16_computes_and_float32_is_trained(case: Case) -> None:
     def in_bfloat16(params: Tree, x: jax.Array) -> jax.Array:
@@ -111,6 +131,11 @@ def difference(params: Tree, start: Tree) -> np.ndarray:
     return np.concatenate(jax.tree.leaves(parts))
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`optax.masked` passes what is not masked",
+    on="every transformation that names no leaves",
+)
 @nightly(lambda case: not case.names_leaves)
 def test_masked_passes_what_is_not_its_own(case: Case) -> None:
     params, gradient = parameters(case), gradients(case)
@@ -125,6 +150,11 @@ def test_masked_passes_what_is_not_its_own(case: Case) -> None:
         chex.assert_trees_all_close(updates[name], wanted, rtol=ROUNDING, atol=ROUNDING)
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "`optax.tree.get` and `set` reach every field of a state",
+    on="every optimizer",
+)
 @nightly(is_optimizer, gate=("muon", "hybrid"))
 def test_optax_gets_and_sets_every_field_of_a_state(case: Case) -> None:
     state = case.make().init(parameters(case))
@@ -150,6 +180,11 @@ def test_optax_gets_and_sets_every_field_of_a_state(case: Case) -> None:
         chex.assert_trees_all_equal(changed, state)
 
 
+@pytest.mark.promise(
+    "Wrappers and frameworks",
+    "A rate that is set under `optax.inject_hyperparams` is the rate",
+    on="every optimizer without weight decay",
+)
 @nightly(lambda case: is_optimizer(case) and not case.decays)
 def test_an_injected_rate_that_is_set_is_the_rate(case: Case) -> None:
     static = [name for name, value in case.arguments.items() if name == "steps"]

@@ -12,6 +12,11 @@ SECONDS = 1500
 """Ten times what it takes on two cores; then a process counts as stuck."""
 
 
+@pytest.mark.promise(
+    "Faults",
+    "Kills, NaN gradients and other numbers of devices: a training ends where it would",
+    on="digits MLP, small language model",
+)
 @pytest.mark.slow
 def test_a_minute_of_faults_loses_nothing() -> None:
     words = ["--minutes", "1", "--steps", "400", "--kills", "3", "--save-every", "20"]

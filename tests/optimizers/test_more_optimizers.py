@@ -161,7 +161,7 @@ def test_hyperball_takes_any_inner_transformation():
         "inner",
         "direction",
         "size",
-        "learning_rate",
+        "scale_by_learning_rate",
         "retraction",
     ]
     found = train(tx, params, taken)

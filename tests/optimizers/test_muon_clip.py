@@ -42,7 +42,7 @@ def test_it_is_muon_with_adamw_beside_it_and_the_clip_at_the_end(params: Any) ->
         "orthogonalize",
         "scale_by_shape",
         "weight_decay",
-        "learning_rate",
+        "scale_by_learning_rate",
     ]
 
     model = optax.partition(

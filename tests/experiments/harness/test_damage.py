@@ -59,6 +59,14 @@ def flipped(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+FINDS_DAMAGE = pytest.mark.promise(
+    "State and checkpoints",
+    "Damage of a checkpoint is found, or did no harm",
+    on="missing, empty and truncated files, flipped bits; experiments",
+)
+
+
+@FINDS_DAMAGE
 def test_a_flipped_bit_of_a_number_is_found(tmp_path: Path) -> None:
     state = state_of(1)
     save(tmp_path, state)
@@ -69,6 +77,7 @@ def test_a_flipped_bit_of_a_number_is_found(tmp_path: Path) -> None:
         restore(tmp_path, state)
 
 
+@FINDS_DAMAGE
 @pytest.mark.slow
 def test_no_damage_of_any_file_goes_unseen(tmp_path: Path) -> None:
     state, rng = state_of(1), random.Random(0)
@@ -132,6 +141,11 @@ def unwritable(directory: Path) -> Iterator[None]:
         directory.chmod(0o700)
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "A save that fails leaves the checkpoint before it",
+    on="a full disk, an unwritable directory; experiments",
+)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the faults are those of POSIX")
 @pytest.mark.parametrize("fault", ["full", "unwritable"])

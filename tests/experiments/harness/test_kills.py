@@ -1,6 +1,5 @@
 """Runs that are killed end where an uninterrupted run ends, to the bit."""
 
-import functools
 import json
 import os
 import pathlib
@@ -46,8 +45,6 @@ def start(output: pathlib.Path, *options: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # Jobs in the background of a script ignore Ctrl-C, and so would the run.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -101,6 +98,11 @@ def stopped(output: pathlib.Path, number: int, *, saving: bool, rng: Any) -> Any
     return process
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "Killed in a step or in a save, an experiment resumes to the bit",
+    on="`kill -9`",
+)
 def test_killed_in_steps_and_in_saves(
     tmp_path: pathlib.Path, uninterrupted: str
 ) -> None:
@@ -119,6 +121,11 @@ def test_killed_in_steps_and_in_saves(
     assert not is_saving(output)
 
 
+@pytest.mark.promise(
+    "State and checkpoints",
+    "Asked to stop, an experiment says so in one sentence and resumes to the bit",
+    on="SIGINT, SIGTERM",
+)
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )

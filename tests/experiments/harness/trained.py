@@ -5,6 +5,7 @@ the parameters and of the state of their optimizer at the end.
 """
 
 import dataclasses
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -112,4 +113,6 @@ COMMAND = harness.Command(
 )
 
 if __name__ == "__main__":
+    # Jobs in the background of a script ignore Ctrl-C, and so would the run.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main({"trained": COMMAND})
