@@ -123,17 +123,23 @@ ROWS = (
     Row(peers.OPTAX, lambda _: optax_muon()),
     Row(
         peers.OURS,
-        lambda at: peers.whole_model(mo.muon(peers.RATE, placement=at)),
+        lambda at: peers.whole_model(
+            mo.muon(peers.RATE, axes=mo.STACKED, placement=at)
+        ),
     ),
     Row(
         f"{peers.OURS}, bf16 wire",
-        lambda at: peers.whole_model(mo.muon(peers.RATE, placement=at)),
+        lambda at: peers.whole_model(
+            mo.muon(peers.RATE, axes=mo.STACKED, placement=at)
+        ),
         wire=jnp.bfloat16,
     ),
     # The direction is of the update and the point.
     Row(
         "mo.hybrid(mo.manifold_muon) f32",
-        lambda at: peers.whole_model(mo.manifold_muon(0.1, placement=at)),
+        lambda at: peers.whole_model(
+            mo.manifold_muon(0.1, axes=mo.STACKED, placement=at)
+        ),
         trees_sent=3,
     ),
 )

@@ -20,8 +20,8 @@ from manifold_optax.geometry import (
 )
 from manifold_optax.linalg import newton_schulz_flops
 
-_STEPS = 4
-"""Steps of the dual solver where their number is not known: its usual default."""
+_POLAR_STEPS = 10
+"""Steps of `linalg.polar` from far away, as its docstring states them."""
 
 
 def of_entries(short: int, long: int) -> int:
@@ -30,9 +30,22 @@ def of_entries(short: int, long: int) -> int:
 
 
 def of_dual_ascent(steps: int | None) -> Flops:
-    """The search of manifold Muon, as `stiefel_spectral_direction` states its cost."""
-    products = 155 + 41 * (_STEPS if steps is None else steps)
-    return lambda short, long: 22 * long * short**2 + products * 2 * short**3
+    """The search of manifold Muon, as `stiefel_spectral_direction` states its cost.
+
+    `None`: the steps that it takes by default, by products.
+    """
+
+    def flops(short: int, long: int) -> int:
+        if short == 1:
+            return of_entries(short, long)
+        if short == long:
+            # The closed form: a polar factor, and the products around it.
+            return (12 + 4 * _POLAR_STEPS) * short**3
+        default = 4 if long < 2 * short else 2
+        products = 155 + 41 * (default if steps is None else steps)
+        return 22 * long * short**2 + products * 2 * short**3
+
+    return flops
 
 
 def of_steepest(manifold: Manifold, norm: Norm) -> Flops:

@@ -64,22 +64,24 @@ def landing_chain(
     before = optax.named_chain(*links[: len(links) - len(joined.names)])
     land = _landing(manifold, joined, axes, placement)
     rate_name, scale = rate[0], optax.with_extra_args_support(rate[1])
+    names = [name for name, _ in (*links, rate, last)]
 
     def update_fn(
         updates: ArrayTree, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[ArrayTree, Any]:
-        own = {name: old for name, old in state.items() if name not in joined.names}
         done: Any
-        updates, done = before.update(updates, own, params, **extra_args)
+        updates, done = before.update(updates, state, params, **extra_args)
         require_params(params, joined.stages[0].name)
+        # Results come in the dtype of the first tree, which must hold a parameter's.
+        updates = map_leaves(widened, updates, params)
         # The number by which it multiplies, learned from what it makes of a 1.
-        dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves(updates)}
         one = jnp.ones((), jnp.result_type(jnp.float32, *dtypes))
         factor, new_rate = scale.update(one, state[rate_name], None, **extra_args)
         updates, states = land(updates, state, params, factor)
         ends = {rate_name: new_rate, last[0]: state[last[0]]}
         new: dict[str, Any] = {**done, **states, **ends}
-        return updates, collections.OrderedDict((name, new[name]) for name in state)
+        return updates, collections.OrderedDict((name, new[name]) for name in names)
 
     return optax.GradientTransformationExtraArgs(chain.init, update_fn)
 
@@ -149,8 +151,6 @@ def _landing(
     def land(
         updates: ArrayTree, state: Any, params: ArrayTree, factor: Array
     ) -> tuple[ArrayTree, dict[str, Any]]:
-        # Results come in the dtype of the first tree, which must hold a parameter's.
-        updates = map_leaves(widened, updates, params)
         found = land_all((updates,), (params,), like=params, shared=(factor,))
         updates, *written = found if sum(numbers) else (found,)
         states = {}
