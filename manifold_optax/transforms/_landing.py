@@ -28,7 +28,7 @@ from manifold_optax.trees import map_leaves
 Link: TypeAlias = tuple[str, optax.GradientTransformation]
 
 
-class _Joined(NamedTuple):
+class Joined(NamedTuple):
     """The links of a chain that are run together, by name."""
 
     names: tuple[str, ...]
@@ -58,7 +58,7 @@ def landing_chain(
     """
     last = ("retraction", retract(manifold, axes=axes, placement=placement))
     chain = optax.named_chain(*links, rate, last)
-    joined = _joined(manifold, links, axes, placement)
+    joined = joined_links(manifold, links, axes, placement)
     if not joined.stages:
         return chain
     before = optax.named_chain(*links[: len(links) - len(joined.names)])
@@ -86,12 +86,12 @@ def landing_chain(
     return optax.GradientTransformationExtraArgs(chain.init, update_fn)
 
 
-def _joined(
+def joined_links(
     manifold: Manifold,
     links: Sequence[Link],
     axes: AxesLike,
     placement: Placement | None,
-) -> _Joined:
+) -> Joined:
     """The links at the end that can be run with the retraction; none where none can."""
     orientation = orientation_of(manifold.transposable)
     names: list[str] = []
@@ -110,12 +110,12 @@ def _joined(
             break
         names.insert(0, name)
         stages.insert(0, stage)
-    return _Joined(tuple(names), tuple(stages))
+    return Joined(tuple(names), tuple(stages))
 
 
 def _landing(
     manifold: Manifold,
-    joined: _Joined,
+    joined: Joined,
     axes: AxesLike,
     placement: Placement | None,
 ) -> Any:

@@ -1,5 +1,7 @@
 """The parts in which an exchange travels: what they hold, and how many there are."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -8,6 +10,8 @@ from jax.sharding import AbstractMesh, PartitionSpec as P
 import manifold_optax as mo
 from manifold_optax.matrices._deal import deal
 from manifold_optax.matrices._parts import parts_of
+from manifold_optax.matrices._recipes import Facts, make_plan
+from manifold_optax.matrices._view import views_of
 
 
 def dealt(counts, sizes, owners):
@@ -54,6 +58,30 @@ def test_each_owner_has_in_all_parts_what_it_has_in_the_whole(counts):
     sums = [tuple(map(sum, zip(*own, strict=True))) for own in every]
     assert sums == of_owners(whole)
     assert all(sum(map(part.count, range(3))) for part in parts)
+
+
+def test_owners_are_balanced_by_what_the_kernel_costs():
+    placement = mo.sharding.owned(AbstractMesh((8,), ("x",)))
+
+    def facts(rows):
+        (view,) = views_of(jax.ShapeDtypeStruct((rows, 16), jnp.float32), "w", None)
+        return Facts(view, ("float32", "float32"), P("x"))
+
+    blocks = [*[facts(16)] * 12, *[facts(64)] * 6]
+
+    def busiest(flops):
+        plan = make_plan(blocks, orientation="tall", placement=placement, flops=flops)
+        (exchange,) = plan.exchanges
+        costs = [1 if group.rows == 16 else 10 for group in exchange.groups]
+        return max(
+            sum(map(math.prod, zip(own.counts, costs, strict=True)))
+            for own in exchange.deal.classes
+        )
+
+    # As manifold Muon, which has a closed form for square matrices.
+    assert busiest(lambda short, long: 1 if short == long else 10) == 10
+    # By Newton–Schulz a long one costs two squares.
+    assert busiest(None) == 11
 
 
 def plan_of(width, recipe=mo.sharding.auto, **options):

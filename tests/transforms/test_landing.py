@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh
 
 import manifold_optax as mo
 from conformance.steps import filled, on_manifold
-from manifold_optax.transforms._landing import _joined, landing_chain
+from manifold_optax.transforms._landing import joined_links, landing_chain
 
 SHAPES = {"a": (8, 4), "b": (3, 6, 8)}
 SPHERE, STIEFEL, OBLIQUE = (
@@ -19,7 +19,7 @@ SPHERE, STIEFEL, OBLIQUE = (
     mo.Stiefel("rms"),
     mo.Oblique(),
 )
-HELD = {"axes": mo.STACKED}
+HELD: Any = {"axes": mo.STACKED}
 PLACED = mo.sharding.owned(AbstractMesh((8,), ("x",)))
 CHAINS: dict[str, tuple[mo.Manifold, Any]] = {
     "one link": (
@@ -90,7 +90,7 @@ def test_one_pass_is_the_chain(name: str) -> None:
 
 
 def joined(manifold: mo.Manifold, links: Any, placement: Any = None) -> tuple[str, ...]:
-    return _joined(manifold, links, mo.STACKED, placement).names
+    return joined_links(manifold, links, mo.STACKED, placement).names
 
 
 def test_the_links_at_the_end_that_know_their_kernel_are_joined() -> None:
