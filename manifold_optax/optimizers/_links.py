@@ -9,6 +9,7 @@ from manifold_optax._checks import require_flag, require_in_range, require_insta
 from manifold_optax._typing import Scalar
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike, Placement
+from manifold_optax.transforms._landing import landing_chain
 
 Link: TypeAlias = tuple[str, optax.GradientTransformation]
 
@@ -88,10 +89,8 @@ def manifold_chain(
             "is undone by the retraction; leave weight_decay=None and choose the size "
             f"of the manifold instead, got weight_decay={weight_decay!r}."
         )
-    retraction = transforms.retract(manifold, **places)
-    return optax.named_chain(
-        *links, _learning_rate(learning_rate), ("retraction", retraction)
-    )
+    rate = _learning_rate(learning_rate)
+    return landing_chain(manifold, links, rate, **places)
 
 
 def _learning_rate(learning_rate: optax.ScalarOrSchedule) -> Link:
