@@ -25,7 +25,7 @@ TESTS = (
         "tests/test_diagnostics.py",
         "tests/test_initializers.py",
     ),
-    *("tests/test_describe.py", "tests/test_docstrings.py"),
+    *("tests/test_describe.py", "tests/test_docstrings.py", "tests/test_public_api.py"),
 )
 """Tests about the numerics. Those of `modular`, of roles and of the experiments run the
 same lines, but would take most of the time."""

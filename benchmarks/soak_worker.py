@@ -202,6 +202,7 @@ def train(options: argparse.Namespace) -> None:
     )
     with ocp.CheckpointManager(options.directory.absolute(), options=settings) as kept:
         training = restore(kept, program)
+        leaves = len(jax.tree.leaves(program.abstract()))
         number = first = int(training.step)
         program.step(training)  # compiles, which is not counted in the seconds
         stop = time.monotonic() + options.seconds
@@ -234,6 +235,8 @@ def train(options: argparse.Namespace) -> None:
         bound=task.bound,
         traces=program.traces,
         programs=meter.compiled,
+        # A saved array also holds its part on each device.
+        arrays_of_a_save=leaves * (1 + jax.device_count()),
         **grown,
     )
 

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.resources
@@ -29,6 +30,9 @@ PACKAGES = [
     "manifold_optax.transforms",
     "manifold_optax.trees",
 ]
+
+# The tree of names is written step by step, while a graph is walked.
+MADE_IN_STEPS = {"manifold_optax.modular": {"_Tree"}}
 
 PRESETS = (
     "hyperball",
@@ -148,3 +152,19 @@ def test_the_library_imports_no_framework():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("package", PACKAGES[1:])
+def test_records_are_frozen(package):
+    """Plans, manifolds and reports are keys of caches, and facts about a program."""
+    records = {
+        value
+        for name, module in sys.modules.items()
+        if name.startswith(f"{package}.")
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and value.__module__ == name
+        and dataclasses.is_dataclass(value)
+    }
+    open_ones = {r.__name__ for r in records if not r.__dataclass_params__.frozen}
+    assert open_ones == MADE_IN_STEPS.get(package, set())

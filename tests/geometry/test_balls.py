@@ -242,3 +242,15 @@ def test_the_lower_face_is_seen_however_low(low):
     # What would lead out below has no negative part but for rounding (seen: 1e-4 at
     # the lowest end, from singular vectors of singular values of 1e-3).
     assert np.linalg.eigvalsh((pushed + pushed.T) / 2)[0] >= -1e-3
+
+
+@pytest.mark.parametrize("ball", [BALLS[3], BALLS[5]], ids=str)
+def test_random_points_are_spread_over_the_boundary(ball):
+    # A Gaussian matrix over its norm. Clipped without that, all entries, rows or
+    # singular values would be on the boundary.
+    point = ball.random_point(jax.random.key(0), (24, 8))
+    # Rounding of a norm, and of a clip where it is the spectral one (seen: 4 eps).
+    np.testing.assert_allclose(ball.norm.value(point), ball.radius, rtol=16 * EPS)
+    flat = jax.random.normal(jax.random.key(0), (24, 8)).ravel()
+    cosine = flat @ point.ravel() / jnp.linalg.norm(flat) / jnp.linalg.norm(point)
+    np.testing.assert_allclose(cosine, 1, rtol=16 * EPS)

@@ -276,3 +276,18 @@ def test_the_projection_onto_the_sphere_is_differentiable():
     found = jax.jit(jax.jacrev(Sphere().project))(x)[0, :, 0, :]
     # (I − uuᵀ)/‖x‖ with u = (0.6, 0.8); one rounding.
     np.testing.assert_allclose(found, [[0.128, -0.096], [-0.096, 0.072]], atol=1e-7)
+
+
+def test_batches_of_empty_matrices_have_residuals():
+    assert np.array_equal(Stiefel().residual(jnp.zeros((3, 4, 0))), np.zeros(3))
+
+
+def test_norms_below_one_do_not_underflow(x64):
+    # 1e-200 has no square in float64.
+    point = 1e-200 * jnp.eye(3, dtype=jnp.float64)
+    found = Sphere().project(point)
+    # One division by a rounded root.
+    np.testing.assert_allclose(found, np.eye(3) / 3**0.5, rtol=1e-15)
+    np.testing.assert_allclose(
+        Sphere("kept").scale_of(point, 3, 3).item(), 3**0.5 * 1e-200, rtol=1e-15
+    )

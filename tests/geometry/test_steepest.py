@@ -8,12 +8,14 @@ import pytest
 import oracles
 from manifold_optax.geometry import (
     Ball,
+    certified_direction,
     ColumnRms,
     Euclidean,
     Frobenius,
     Max,
     Oblique,
     pair_table,
+    RmsToRms,
     Spectral,
     Sphere,
     steepest_direction,
@@ -183,3 +185,12 @@ def test_unknown_pairs_print_the_table(manifold, norm):
     assert str(manifold) in message
     assert str(norm) in message
     assert pair_table() in message
+
+
+@pytest.mark.parametrize("norm", [Spectral(), RmsToRms()], ids=str)
+def test_tolerances_on_stiefel(norm):
+    rng = np.random.default_rng(0)
+    point = jnp.asarray(oracles.stiefel_point(rng, 16, 8), jnp.float32)
+    gradient = jnp.asarray(rng.standard_normal((16, 8)), jnp.float32)
+    solve = jax.jit(certified_direction(Stiefel(), norm, tolerance=1e-2))
+    assert 0 <= solve(point, gradient).gap <= 1e-2

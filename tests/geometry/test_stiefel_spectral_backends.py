@@ -279,3 +279,9 @@ def test_a_tolerance_run_keeps_the_best_it_has_seen(seed):
     # The tolerance, and the rounding of the certificate (seen: 1e-4).
     assert float(run(w, g, backend="eigh", tolerance=1e-4).gap) <= 2e-4
     assert float(run(w, g, backend="eigh", steps=64).gap) <= 1e-3
+
+
+def test_a_loose_tolerance_takes_no_more_steps_than_it_needs():
+    # A search that does not stop ends at the limit of steps, near 1e-6.
+    found = run(*problem("gaussian", 32, 20), tolerance=5e-2, backend="eigh")
+    assert 1e-4 < found.gap <= 5e-2

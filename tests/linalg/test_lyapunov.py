@@ -131,3 +131,13 @@ def test_by_products_is_the_quadrature(rough, error):
     off = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert off <= error
     np.testing.assert_array_equal(found, found.T)
+
+
+def test_what_is_noise_does_not_depend_on_the_number_of_matrices():
+    # Eigenvalues of a ratio of 1e-4 are no noise of 2 × 2 matrices, however many.
+    a = np.broadcast_to(np.diag([1.0, 1e-4]), (4096, 2, 2)).astype(np.float32)
+    b = np.ones_like(a)
+    expected = 1 / (np.diag(a[0])[:, None] + np.diag(a[0])[None])
+    # Rounding of 1e-4, its root and a division, relative (seen: 2 eps).
+    found = solve(a, b)
+    np.testing.assert_allclose(found, np.broadcast_to(expected, a.shape), rtol=2e-6)

@@ -1,9 +1,13 @@
 """newton_schulz against the polynomial of its singular values, in float64."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec as P
 
 import manifold_optax as mo
 import oracles
@@ -190,3 +194,19 @@ def test_what_is_no_schedule_is_refused(schedule, unhooked):
         mo.orthogonalize_via_newton_schulz(schedule)
     with pytest.raises(ValueError, match=r"tuple of rows \(a, b, c\)"):
         linalg.newton_schulz(jnp.ones((4, 2)), schedule)
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [(None, True), (jnp.bfloat16, False)])
+def test_the_gram_matrix_of_split_rows_is_exact_where_operands_are_wide(dtype, exact):
+    # On a CPU the setting changes nothing; elsewhere products of float32 would be cut
+    # to TF32 or bfloat16 without it, and nothing restarts from the rounded matrix.
+    mesh = jax.make_mesh((1,), ("r",), axis_types=(AxisType.Auto,))
+    split = functools.partial(
+        linalg.newton_schulz, form="gram", compute_dtype=dtype, axis_name="r"
+    )
+    sharded = jax.shard_map(split, mesh=mesh, in_specs=P("r"), out_specs=P("r"))
+    text = str(jax.make_jaxpr(sharded)(jnp.ones((24, 8), jnp.float32)))
+    # Row times row, or column times column.
+    products = re.findall(r"dot_general\[(.*?)\n *\] ", text, re.DOTALL)
+    (gram,) = [each for each in products if re.search(r"\(\[(\d)\], \[\1\]\)", each)]
+    assert ("HIGHEST" in gram) is exact

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import oracles
-from manifold_optax import linalg
+from manifold_optax import linalg, programs
 
 EPS = float(np.finfo(np.float32).eps)
 SHAPES = ((24, 8), (8, 24), (9, 1))
@@ -247,3 +247,12 @@ def test_the_bound_of_batches_zero_nan_and_split_rows():
     np.testing.assert_allclose(split, np.full(4, found[0]), rtol=32 * EPS)
     with pytest.raises(ValueError, match="doublings must be at least 0, got -1"):
         linalg.spectral_norm_bound(jnp.ones((3, 2)), doublings=-1)
+
+
+def test_steps_multiply_by_the_matrix_where_rows_are_whole():
+    m, n, steps = 64, 32, 3
+    found = jax.jit(lambda x: linalg.spectral_norm(x, steps=steps).norm)
+    x = jax.ShapeDtypeStruct((m, n), jnp.float32)
+    # Two products by a vector in each step and one at the end: no Gram matrix.
+    flops = programs.dot_flops(found.lower(x).compile())
+    assert flops <= 2 * m * n * (2 * steps + 1) + 2 * m

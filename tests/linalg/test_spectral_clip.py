@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import oracles
-from manifold_optax import linalg
+from manifold_optax import linalg, programs
 from manifold_optax.linalg._contraction import contraction
 from manifold_optax.linalg._spectral_clip import SOFT_CAP as COEFFICIENT
 
@@ -178,3 +178,13 @@ def test_the_bound_holds_to_rounding_however_large_the_matrix(largest, spread):
     found = np.asarray(clip_above(with_values((24, 8), values), high=1.0, low=0.0))
     # Rounding (seen: 7e-7).
     assert np.linalg.norm(found.astype(np.float64), 2) <= 1 + 24 * EPS
+
+
+@pytest.mark.parametrize("function", [linalg.spectral_clip, linalg.soft_cap])
+def test_wide_matrices_cost_what_tall_ones_do(function):
+    def flops(*shape):
+        x = jax.ShapeDtypeStruct(shape, jnp.float32)
+        compiled = jax.jit(lambda x: function(x, 1.0)).lower(x).compile()
+        return programs.dot_flops(compiled, unknown_trips=1)
+
+    assert flops(8, 24) == flops(24, 8)

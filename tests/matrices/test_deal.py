@@ -98,3 +98,10 @@ def test_small_matrices_fill_up_the_owners_that_have_room():
 def test_owners_with_work_from_before_get_less():
     _, work = deal((6,), (1,), (1,), [1.0, 1.0, 0.0, 0.0])
     assert work == [2.0] * 4
+
+
+def test_many_entries_do_not_overload_an_owner():
+    # By entries alone the last of the short ones would go to the owner of the long one.
+    found, after = deal((1, 2), (10, 5), (1, 3), [0.0, 0.0])
+    assert after == [10, 10]
+    assert loads(found, (10, 5)) == [10, 10]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec as P
 
 import manifold_optax as mo
 from matrices.views import Dims
@@ -129,3 +130,24 @@ def test_the_plan_is_the_same_inside_jit():
 def test_axes_decide_what_a_matrix_is(shape, axes, line):
     (found,) = rows(mo.plan_matrices({"w": leaf(*shape)}, axes=axes))
     assert found == (*line, "local", "w")
+
+
+def test_a_mesh_axis_of_one_device_cuts_nothing():
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))
+    tree, specs = {"w": leaf(8, 4)}, {"w": P("x", None)}
+    for place in (mo.sharding.owned, mo.sharding.sliced):
+        plan = mo.plan_matrices(tree, axes=mo.STACKED, placement=place(mesh, specs))
+        assert [recipe for _, _, recipe, _ in rows(plan)] == ["local"]
+
+
+def test_bytes_sent_count_the_gathering_over_replicas():
+    mesh = AbstractMesh((4, 2), ("copy", "part"), axis_types=(AxisType.Auto,) * 2)
+    tree = {str(i): leaf(16, 8) for i in range(8)}
+    specs = dict.fromkeys(tree, P("part", None))
+    placement = mo.sharding.owned(mesh, specs)
+    plan = mo.plan_matrices(tree, axes=mo.STACKED, placement=placement)
+    # Eight owners with a matrix each, in two pieces of 256 bytes. A device sends one
+    # piece there and one back, and both to the three devices with copies.
+    sent = 2 * 256 + 3 * 2 * 256
+    line = str(plan).splitlines()[1]
+    assert f"{sent / 1000:.3g}k" in line

@@ -76,6 +76,7 @@ EXAMPLES = {
     "heads in": Example((2, 3, 4), Dims((0, 1), 2), (0, 1), (2,)),
     "heads reversed": Example((6, 2, 3), Dims(0, (-1, -2)), (0,), (2, 1)),
     "convolution": Example((3, 2, 2, 5), Dims((0, 1, 2), 3), (0, 1, 2), (3,)),
+    "convolutions": Example((3, 2, 2, 4, 5), mo.CONV, (1, 2, 3), (4,)),
     "interleaved": Example((2, 3, 2, 2, 3), Dims((0, 2), (-1, 1)), (0, 2), (4, 1)),
     "split out": Example((4, 7), mo.Split((4, 2, 1)), (0,), (1,)),
     "split in": Example((7, 4), mo.Split((4, 2, 1), axis=0), (0,), (1,)),
