@@ -32,6 +32,7 @@ import optax
 import peers
 from document import print_all, write_chapter
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from sharded_plans import balance, parts
 from stepping import head, row
 
 import manifold_optax as mo
@@ -45,9 +46,10 @@ loop, times its trips. Optax's loops are unrolled, so that its collectives insid
 iterations are in the other column. 'shard': the bytes of all matrices over {DEVICES}.
 'bound': all matrices to their owners and back, ((inputs + outputs) (D-1)/D / R +
 (R-1)/R) bytes of all matrices / D for D devices that share a matrix and R replicas, in
-float32. Manifold Muon exchanges twice, for its direction and for the retraction; its
-bound is that of one exchange, of gradients, points and results. 'ideal': the FLOPs of
-the same step on one device over {DEVICES}; the rounds of the dual solver, whose number
+float32; for manifold Muon of gradients, points and results. It is exceeded where
+matrices do not divide by the owners: all send as much as the fullest one has. 'ideal':
+the FLOPs of the same step on one device over {DEVICES}; a matrix is not divided, so
+that the dearest one alone may be more. The rounds of the dual solver, whose number
 depends on the data, count once."""
 
 # Leaves of every tree: arrays without data.
@@ -123,17 +125,23 @@ ROWS = (
     Row(peers.OPTAX, lambda _: optax_muon()),
     Row(
         peers.OURS,
-        lambda at: peers.whole_model(mo.muon(peers.RATE, placement=at)),
+        lambda at: peers.whole_model(
+            mo.muon(peers.RATE, axes=mo.STACKED, placement=at)
+        ),
     ),
     Row(
         f"{peers.OURS}, bf16 wire",
-        lambda at: peers.whole_model(mo.muon(peers.RATE, placement=at)),
+        lambda at: peers.whole_model(
+            mo.muon(peers.RATE, axes=mo.STACKED, placement=at)
+        ),
         wire=jnp.bfloat16,
     ),
     # The direction is of the update and the point.
     Row(
         "mo.hybrid(mo.manifold_muon) f32",
-        lambda at: peers.whole_model(mo.manifold_muon(0.1, placement=at)),
+        lambda at: peers.whole_model(
+            mo.manifold_muon(0.1, axes=mo.STACKED, placement=at)
+        ),
         trees_sent=3,
     ),
 )
@@ -246,6 +254,8 @@ def report(quick: bool) -> Iterator[str]:
         yield from table(tree, LAYOUTS)
     yield "\n### 2 stacks of 16 experts, 256 x 512\n"
     yield from table(expert_shapes(), (EXPERTS,))
+    yield from parts()
+    yield from balance()
 
 
 def main() -> None:

@@ -73,7 +73,10 @@ from manifold_optax.roles import Role, Roles, roles
 from manifold_optax.transforms import (
     add_spectral_weight_decay,
     apply_qk_clip,
+    Average,
     balance_router_bias,
+    CodedMomentumState,
+    CorrectedMomentumState,
     dual_ascent_spectral,
     DualAscentState,
     momentum,
@@ -165,6 +168,9 @@ __all__ += [
 
 # Building blocks to chain, and their states.
 __all__ += [
+    "Average",
+    "CodedMomentumState",
+    "CorrectedMomentumState",
     "DualAscentState",
     "MomentumState",
     "MonitorState",

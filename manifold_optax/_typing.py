@@ -40,3 +40,6 @@ result is a matrix of the shape that the kernel was given, or a number per matri
 scalar, or a vector of the short side. `axis_name` names the mesh axes that split the
 rows; `None`: the matrix is whole.
 """
+
+Flops: TypeAlias = Callable[[int, int], int]
+"""Operations of a kernel for one matrix, from its short side and its long side."""

@@ -1,7 +1,9 @@
 """What the supported versions of JAX and Flax do differently, one name for each."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 
@@ -49,3 +51,47 @@ def without_variables(params: Any) -> Any:
     return jax.tree.map(
         lambda node: node.value if is_old(node) else node, params, is_leaf=is_old
     )
+
+
+def trace_context(name: str) -> "TraceContext":
+    """Returns a value that a `with` statement sets for what is traced inside it.
+
+    Where JAX can, a function that was jitted under another value is traced anew.
+    Before JAX 0.8 it cannot: what was traced keeps the value that it was traced with.
+
+    Args:
+        name: of the value, for debugging.
+    """
+    if hasattr(jax, "make_user_context"):
+        return jax.make_user_context(None)
+    return _ThreadValue(name)
+
+
+class TraceContext(Protocol):
+    """A value, `None` unless a `with context(value):` around sets it."""
+
+    @property
+    def value(self) -> Any:
+        """What the innermost `with` set."""
+        ...
+
+    def __call__(self, value: Any, /) -> AbstractContextManager[Any]:
+        """A context in which `value` is this."""
+        ...
+
+
+class _ThreadValue:
+    def __init__(self, name: str) -> None:
+        self._value: ContextVar[Any] = ContextVar(name, default=None)
+
+    @property
+    def value(self) -> Any:
+        return self._value.get()
+
+    @contextmanager
+    def __call__(self, value: Any, /) -> Iterator[None]:
+        token = self._value.set(value)
+        try:
+            yield
+        finally:
+            self._value.reset(token)

@@ -51,6 +51,19 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture
+def on_accelerators() -> Iterator[None]:
+    """The arithmetic of accelerators on the CPU: products alone, without float64.
+
+    It is chosen where a function is traced, so a test must compile its own.
+    """
+    # Not above: the hook that checks types at run time must be there first.
+    from manifold_optax.programs import arithmetic_for  # noqa: PLC0415
+
+    with arithmetic_for("tpu"):
+        yield
+
+
+@pytest.fixture
 def unhooked() -> Iterator[None]:
     """Without run-time type checks, as users run: for tests of our own messages."""
     jaxtyping.config.update("jaxtyping_disable", True)

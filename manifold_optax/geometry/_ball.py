@@ -2,16 +2,16 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName
 from manifold_optax.geometry._manifold import check_size, Manifold
 from manifold_optax.geometry._norm import BallNorm
 from manifold_optax.geometry._spectral_faces import project_onto_cone
+from manifold_optax.geometry._spectral_interval import distance_from_interval
 from manifold_optax.linalg import spectral_clip
 from manifold_optax.linalg._leading import leading_triple
-from manifold_optax.linalg._reductions import gram, nonzero
+from manifold_optax.linalg._reductions import nonzero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,13 +136,7 @@ class Band(Manifold):
         return project_onto_cone(point, vector, self.interval(point), axis_name)
 
     def _residual(self, x: Array, axis_name: AxisName) -> Array:
-        if axis_name is None and x.shape[-2] < x.shape[-1]:
-            return self._residual(x.mT, None)
-        low, high = self.interval(x)
-        squares = jnp.linalg.eigvalsh(gram(x, axis_name))
-        values = jnp.sqrt(jnp.maximum(squares, 0))
-        off = jnp.maximum(values - high, low - values)
-        return jnp.max(jnp.maximum(off, 0), axis=-1, initial=0)
+        return distance_from_interval(x, *self.interval(x), axis_name)
 
 
 def _names(base: type) -> list[str]:

@@ -27,10 +27,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix
-from manifold_optax.linalg._float64 import in_float64
+from manifold_optax.linalg._exact_norms import exact_norm
 from manifold_optax.linalg._inputs import require_matrices
-from manifold_optax.linalg._reductions import divisor
-from manifold_optax.linalg._scaling import divide, widen
+from manifold_optax.linalg._scaling import divide
 
 Size: TypeAlias = float | str
 """Radius or scale: a number > 0, or the name of a rule of `SIZE_RULES`."""
@@ -136,7 +135,7 @@ class Manifold(abc.ABC):
         if self.size == "rms":
             return float((fan_out / fan_in) ** 0.5) if fan_in else 1.0
         if self.size == "kept":
-            return _norm(point, axes)
+            return exact_norm(point, axes)
         return float(self.size)
 
     def _scale(self, point: Matrix, axis_name: AxisName) -> float | Array:
@@ -186,19 +185,3 @@ def check_size(name: str, size: Size, rules: tuple[str, ...]) -> None:
         raise TypeError(f"{name} must be a number > 0, got {size!r}.")
     elif not 0 < size < float("inf"):
         raise ValueError(f"{name} must be > 0 and finite, got {size!r}.")
-
-
-def _norm(x: Array, axes: tuple[int, ...]) -> Array:
-    """Frobenius norm over some axes, which are kept; scale-safe.
-
-    In float64, and then rounded: read again at every step, a norm with errors of its
-    own would walk away (1e-5 in 10,000 steps of float32). A correctly rounded one comes
-    out the same as long as the point is known to less than a rounding unit.
-    """
-
-    def norm(x: Array) -> Array:
-        largest = divisor(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0))
-        square = jnp.sum(jnp.square(x / largest), axes, keepdims=True)
-        return largest * jnp.sqrt(square)
-
-    return in_float64(norm)(widen(x))

@@ -11,14 +11,15 @@ from manifold_optax._typing import AxisName, Matrix, PerMatrix
 from manifold_optax.geometry._blocks import Blocks
 from manifold_optax.geometry._norm import BallNorm, BlockNorm
 from manifold_optax.geometry._spectral_faces import project_onto_cone
+from manifold_optax.geometry._spectral_shrinkage import spectral_shrinkage
 from manifold_optax.linalg import nuclear_norm, polar, spectral_clip
+from manifold_optax.linalg._device import chosen_by_platform
 from manifold_optax.linalg._float64 import in_float64
 from manifold_optax.linalg._leading import leading_triple
+from manifold_optax.linalg._nuclear_norm import nuclear_norm_by_products
 from manifold_optax.linalg._reductions import (
     gram,
-    matmul,
     near_one,
-    nonzero,
     normalize,
     row_count,
 )
@@ -60,14 +61,16 @@ class SpectralNorm(BallNorm):
     def value(self, x: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
         """Largest singular value over `unit_length`, `[*batch]`.
 
-        By LAPACK; with split rows by the Gram matrix of the columns.
+        On a CPU by LAPACK; with split rows, and elsewhere, by the Gram matrix of the
+        short side.
         """
         return _spectral(widen(x), axis_name) / self.unit_length(x, axis_name)
 
     def dual_value(self, gradient: Matrix, *, axis_name: AxisName = None) -> PerMatrix:
         """Nuclear norm times `unit_length`, `[*batch]`.
 
-        By LAPACK; with split rows by the Gram matrix of the columns, in float64.
+        On a CPU by LAPACK, with split rows by the Gram matrix of the columns in
+        float64; elsewhere by the polar factor.
         """
         return self.unit_length(gradient, axis_name) * _nuclear(gradient, axis_name)
 
@@ -95,18 +98,8 @@ class SpectralNorm(BallNorm):
         return jnp.maximum(norm - 1, 0)[..., 0, 0]
 
     def shrinkage(self, x: Matrix, rate: Array, *, axis_name: AxisName = None) -> Array:
-        """What the singular values have above `(1 − rate)` times the largest.
-
-        In closed form, where a difference would lose small rates to rounding.
-        """
-        if axis_name is None and x.shape[-2] < x.shape[-1]:
-            return self.shrinkage(x.mT, rate).mT
-        x, scale = near_one(x, axis_name)
-        values, vectors = jnp.linalg.eigh(gram(x, axis_name))
-        sizes = jnp.sqrt(jnp.maximum(values, 0))
-        relative = sizes / nonzero(sizes[..., -1:])
-        shares = jnp.maximum(rate - (1 - relative), 0) / nonzero(relative)
-        return -(scale * matmul(x, matmul(vectors * shares[..., None, :], vectors.mT)))
+        """What the singular values have above `(1 − rate)` times the largest."""
+        return spectral_shrinkage(x, rate, axis_name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,19 +150,30 @@ class RmsToRms(SpectralNorm):
 
 
 def _spectral(x: Array, axis_name: AxisName) -> Array:
-    if axis_name is not None:
+    def by_svd(x: Array) -> Array:
+        return jnp.max(jnp.linalg.svd(x, compute_uv=False), axis=-1, initial=0)
+
+    def by_gram(x: Array) -> Array:
         return leading_triple(x, axis_name).norm[..., 0, 0]
-    return jnp.max(jnp.linalg.svd(x, compute_uv=False), axis=-1, initial=0)
+
+    split = axis_name is not None
+    return by_gram(x) if split else chosen_by_platform(by_svd, by_gram)(x)
 
 
 def _nuclear(x: Array, axis_name: AxisName) -> Array:
     if axis_name is None:
         return nuclear_norm(x)
-    scaled, scale = near_one(widen(x), axis_name)
 
-    def total(x: Array) -> Array:
+    def sum_of_roots(x: Array) -> Array:
         # In float64, where the square of a float32 matrix loses no digits of it.
         values = jnp.linalg.eigvalsh(gram(x, axis_name))
         return jnp.sum(jnp.sqrt(jnp.maximum(values, 0)), axis=-1)
 
-    return scale[..., 0, 0] * in_float64(total)(scaled)
+    def by_eigh(x: Array) -> Array:
+        scaled, scale = near_one(x, axis_name)
+        return scale[..., 0, 0] * in_float64(sum_of_roots)(scaled)
+
+    def by_products(x: Array) -> Array:
+        return nuclear_norm_by_products(x, axis_name)[..., 0, 0]
+
+    return chosen_by_platform(by_eigh, by_products)(widen(x))

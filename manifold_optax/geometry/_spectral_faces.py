@@ -5,6 +5,10 @@ them out: with `U`, `V` the singular vectors at the upper end `sym(UᵀAV)` has 
 positive eigenvalue, with those at the lower end no negative one. All other parts of `A`
 are free. The map `A ↦ sym(UᵀAV)` and its adjoint `Y ↦ UYVᵀ` compose to the identity on
 symmetric matrices, which makes the projection onto the cone explicit.
+
+The vectors come from an eigendecomposition, the fast way on a CPU. Products alone, the
+fast way on an accelerator, give the same spaces by their projectors: see
+`_spectral_faces_by_products`.
 """
 
 from typing import NamedTuple
@@ -15,6 +19,12 @@ from jaxtyping import Array
 from manifold_optax._typing import AxisName
 from manifold_optax.geometry._blocks import block_dot
 from manifold_optax.geometry._norm import ACTIVE
+from manifold_optax.geometry._spectral_faces_by_products import (
+    faces_by_products,
+    ProductFaces,
+)
+from manifold_optax.linalg._device import by_platform, on_cpu
+from manifold_optax.linalg._positive_part import positive_part_by_eigh
 from manifold_optax.linalg._reductions import (
     gram,
     inner,
@@ -43,13 +53,22 @@ class Faces(NamedTuple):
 
     def outward(self, y: Array) -> Array:
         """Part of a symmetric `y` that leads out: its projection on the polar cone."""
-        return _positive(y * self.upper) - _positive(-y * self.lower)
+        rises = positive_part_by_eigh(y * self.upper)
+        return rises - positive_part_by_eigh(-y * self.lower)
 
 
 def active_faces(
     point: Array, low: float, high: float, axis_name: AxisName = None
+) -> Faces | ProductFaces:
+    """Faces of `{low ≤ σ ≤ high}` at a tall `point`; for use inside `by_platform`."""
+    faces = faces_by_eigh if on_cpu() else faces_by_products
+    return faces(point, low, high, axis_name)
+
+
+def faces_by_eigh(
+    point: Array, low: float, high: float, axis_name: AxisName = None
 ) -> Faces:
-    """Faces of `{low ≤ σ ≤ high}` at a tall `point`."""
+    """`active_faces` by an eigendecomposition; `outward` takes two more."""
     values, right = jnp.linalg.eigh(gram(point, axis_name))
     left = matmul(point, right)
     # As lengths, not as roots of the eigenvalues, in which small ones are rounding.
@@ -70,13 +89,12 @@ def project_onto_cone(
         return project_onto_cone(point.mT, vector.mT, interval, None).mT
     if 0 in point.shape:
         return vector
-    faces = active_faces(point, *interval, axis_name)
-    return vector - faces.adjoint(faces.outward(faces.overlap(vector, axis_name)))
 
+    def project(point: Array, vector: Array) -> Array:
+        faces = active_faces(point, *interval, axis_name)
+        return vector - faces.adjoint(faces.outward(faces.overlap(vector, axis_name)))
 
-def _positive(y: Array) -> Array:
-    values, vectors = jnp.linalg.eigh(y)
-    return matmul(vectors * jnp.maximum(values, 0)[..., None, :], vectors.mT)
+    return by_platform(project, point, vector)
 
 
 def _mask(active: Array, like: Array) -> Array:

@@ -10,8 +10,8 @@ from manifold_optax._checks import require_one_of
 from manifold_optax._typing import AxisName, Matrix
 from manifold_optax.geometry._manifold import check_size, Manifold, Size
 from manifold_optax.geometry._retractions import geodesic_step, short_repr
-from manifold_optax.linalg._float64 import in_float64
-from manifold_optax.linalg._reductions import dot, frobenius_norm, normalize
+from manifold_optax.linalg._exact_norms import exactly_normalized
+from manifold_optax.linalg._reductions import dot, frobenius_norm
 
 RETRACTIONS = ("projection", "geodesic")
 
@@ -76,9 +76,9 @@ class Sphere(Manifold):
         return super().random_point(key, shape, dtype)
 
     def _project(self, x: Array, axis_name: AxisName) -> Array:
-        # In float64 the norm of the result is 1 to less than a rounding unit: a sphere
-        # that takes its radius from the point does not walk away.
-        return in_float64(lambda x: normalize(x, axis_name))(x)
+        # The norm of the result is 1 to less than a rounding unit: a sphere that takes
+        # its radius from the point does not walk away.
+        return exactly_normalized(x, axis_name)
 
     def _retract(self, point: Array, vector: Array, axis_name: AxisName) -> Array:
         if self.retraction == "geodesic":

@@ -15,6 +15,8 @@ from manifold_optax.geometry._retractions import (
     short_repr,
 )
 from manifold_optax.linalg import polar
+from manifold_optax.linalg._device import chosen_by_platform
+from manifold_optax.linalg._leading import leading_triple
 from manifold_optax.linalg._reductions import gram, inner, matmul, symmetric
 
 RETRACTIONS = ("polar", "qr", "cubic", "isometry")
@@ -108,4 +110,11 @@ class Stiefel(Manifold):
             return jnp.zeros(x.shape[:-2], x.dtype)
         identity = jnp.eye(square.shape[-1], dtype=square.dtype)
         difference = square - jnp.broadcast_to(identity, square.shape)
-        return jnp.max(jnp.abs(jnp.linalg.eigvalsh(difference)), axis=-1)
+
+        def by_eigh(difference: Array) -> Array:
+            return jnp.max(jnp.abs(jnp.linalg.eigvalsh(difference)), axis=-1)
+
+        def by_products(difference: Array) -> Array:
+            return leading_triple(difference).norm[..., 0, 0]
+
+        return chosen_by_platform(by_eigh, by_products)(difference)

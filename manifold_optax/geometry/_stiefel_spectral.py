@@ -18,21 +18,26 @@ fixed point that the steps iterate: J. Su, "Muon on the Stiefel manifold", kexue
 11221 (2025). The extrapolation: Y. Nesterov (1983).
 """
 
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import AxisName
 from manifold_optax.geometry._certified import CertifiedDirection
+from manifold_optax.geometry._stiefel_spectral_certificate import (
+    BY_EIGH,
+    BY_PRODUCTS,
+)
 from manifold_optax.geometry._stiefel_spectral_dual import (
     backend as backend_named,
     Direction,
-    dual_value,
     solve,
     solve_within,
 )
 from manifold_optax.linalg import polar
-from manifold_optax.linalg._device import on_cpu
+from manifold_optax.linalg._device import by_platform, on_cpu
 from manifold_optax.linalg._float64 import in_float64
 from manifold_optax.linalg._reductions import (
     dot,
@@ -76,16 +81,20 @@ def stiefel_spectral_direction(
             `tolerance` the largest number, `None`: 256. Square matrices and single
             columns have closed forms and ignore both.
         tolerance: relative duality gap at which to stop, > 0; `None`: a fixed number of
-            steps. Each step is then certified, at four times its cost. `gap` is filled
-            and shows whether the tolerance was met. In float32 gaps below 4e-6 cannot
-            be certified, and none where most of the gradient is normal to the
-            manifold; in float64 gradients of low rank end near 4e-6.
+            steps. Each step is then certified by an eigendecomposition, on every
+            platform, at four times its cost. `gap` is filled and shows whether the
+            tolerance was met. In float32 gaps below 4e-6 cannot be certified, and none
+            where most of the gradient is normal to the manifold; in float64 gradients
+            of low rank end near 4e-6.
         backend: one of `BACKENDS`. `"eigh"`: `n × n` eigendecompositions in float64;
             `"products"`: products alone, in the dtype of the point; `"products64"`:
             products in float64, for accelerators that are as fast in it. `None`: the
             first on a CPU, the second elsewhere.
-        certify: also bound the distance from the optimum: two more `n × n`
-            eigendecompositions and `4·m·n²` FLOPs, half of them in float64.
+        certify: also bound the distance from the optimum. By `"eigh"`: two more `n × n`
+            eigendecompositions and `4·m·n²` FLOPs, half of them in float64. By the
+            others: a polar factor `m × n`, `12·m·n²` FLOPs and 50 products of `n × n`
+            matrices, in the dtype of the point; in float32 the bound is `n` rounding
+            units and 1e-6 to 3e-5 above the dual value.
         axis_name: mesh axes over which the rows are split, inside `jax.shard_map`.
 
     Returns:
@@ -103,46 +112,17 @@ def stiefel_spectral_direction(
     Cost: `22·m·n²` FLOPs, and `4 + steps` eigendecompositions, or `155 + 41·steps`
     products of `n × n` matrices (in float64 `233 + 73·steps`).
     """
-    certify = certify or tolerance is not None
-    rows, columns = row_count(point, axis_name), point.shape[1]
-    name = _default_backend() if backend is None else backend
-    require_one_of("backend", name, BACKENDS)
-    unit = normalize(gradient, axis_name)
-    overlap = inner(point, unit, axis_name)
-    rotation = skew(overlap)
-    # The second subtraction removes what the first leaves behind in float32.
-    normal_free = unit - matmul(point, overlap)
-    normal_free -= matmul(point, inner(point, normal_free, axis_name))
-
-    if rows == columns:
-        direction = matmul(point, skew(polar(rotation)))
-        bound = jnp.linalg.svd(rotation, compute_uv=False).sum()
-    elif columns == 1:
-        direction = normalize(normal_free, axis_name)
-        bound = jnp.sqrt(dot(normal_free, normal_free, axis_name))[0, 0]
-    else:
-        if steps is None:
-            steps = (
-                default_steps(rows, columns, name) if tolerance is None else _LONGEST
-            )
-        found = _reduced(rotation, normal_free, name, steps, tolerance, axis_name)
-        direction = _embed(point, normal_free, found, axis_name)
-        bound = _bound(rotation, normal_free, found.shift, axis_name) if certify else 0
-
-    # ‖K‖² + ‖G⊥‖² is the squared length of the tangent part of the unit gradient.
-    length = jnp.sum(rotation**2) + dot(normal_free, normal_free, axis_name)[0, 0]
-    eps = jnp.finfo(point.dtype).eps
-    is_normal = length <= (64 * eps) ** 2
-    direction = jnp.where(is_normal, jnp.zeros_like(direction), direction)
-    gap = None
-    if certify:
-        # The rounding of K, C and the inner product below, for a gradient of norm 1:
-        # it counts for more where most of the gradient is normal to the manifold.
-        bound = bound + _ROUNDING * eps * (1 + bound)
-        norm = jnp.sqrt(jnp.max(jnp.linalg.eigvalsh(gram(direction, axis_name))))
-        value = dot(direction, unit, axis_name)[0, 0] / jnp.maximum(norm, 1)
-        gap = jnp.where(is_normal, 0, (bound - value) / bound)
-    return CertifiedDirection(direction, gap, _tangency(point, direction, axis_name))
+    if backend is not None:
+        require_one_of("backend", backend, BACKENDS)
+    found = functools.partial(
+        _direction,
+        steps=steps,
+        tolerance=tolerance,
+        backend=backend,
+        certify=certify or tolerance is not None,
+        axis_name=axis_name,
+    )
+    return by_platform(found, point, gradient)
 
 
 def default_steps(rows: int, columns: int, backend: str) -> int:
@@ -160,8 +140,56 @@ def default_steps(rows: int, columns: int, backend: str) -> int:
     return 2 if costly or backend == "products" else 4
 
 
-def _default_backend() -> str:
-    return "eigh" if on_cpu() else "products"
+def _direction(
+    point: Array,
+    gradient: Array,
+    *,
+    steps: int | None,
+    tolerance: float | None,
+    backend: str | None,
+    certify: bool,
+    axis_name: AxisName,
+) -> CertifiedDirection:
+    rows, columns = row_count(point, axis_name), point.shape[1]
+    name = backend or ("eigh" if on_cpu() else "products")
+    bounds = BY_EIGH if name == "eigh" else BY_PRODUCTS
+    unit = normalize(gradient, axis_name)
+    overlap = inner(point, unit, axis_name)
+    rotation = skew(overlap)
+    # The second subtraction removes what the first leaves behind in float32.
+    normal_free = unit - matmul(point, overlap)
+    normal_free -= matmul(point, inner(point, normal_free, axis_name))
+
+    if rows == columns:
+        direction = matmul(point, skew(polar(rotation)))
+        bound = bounds.square(rotation) if certify else 0
+    elif columns == 1:
+        direction = normalize(normal_free, axis_name)
+        bound = jnp.sqrt(dot(normal_free, normal_free, axis_name))[0, 0]
+    else:
+        if steps is None:
+            steps = (
+                default_steps(rows, columns, name) if tolerance is None else _LONGEST
+            )
+        found = _reduced(rotation, normal_free, name, steps, tolerance, axis_name)
+        direction = _embed(point, normal_free, found, axis_name)
+        dual = point, rotation, normal_free, found.shift
+        bound = bounds.tangent(*dual, axis_name) if certify else 0
+
+    # ‖K‖² + ‖G⊥‖² is the squared length of the tangent part of the unit gradient.
+    length = jnp.sum(rotation**2) + dot(normal_free, normal_free, axis_name)[0, 0]
+    eps = jnp.finfo(point.dtype).eps
+    is_normal = length <= (64 * eps) ** 2
+    direction = jnp.where(is_normal, jnp.zeros_like(direction), direction)
+    gap = None
+    if certify:
+        # The rounding of K, C and the inner product below, for a gradient of norm 1:
+        # it counts for more where most of the gradient is normal to the manifold.
+        bound = bound + _ROUNDING * eps * (1 + bound)
+        norm = bounds.length(direction, axis_name)
+        value = dot(direction, unit, axis_name)[0, 0] / jnp.maximum(norm, 1)
+        gap = jnp.where(is_normal, 0, (bound - value) / bound)
+    return CertifiedDirection(direction, gap, _tangency(point, direction, axis_name))
 
 
 def _reduced(
@@ -189,17 +217,6 @@ def _reduced(
         )
 
     return (in_float64(reduced) if chosen.wide else reduced)(rotation, normal_free)
-
-
-def _bound(
-    rotation: Array, normal_free: Array, shift: Array, axis_name: AxisName
-) -> Array:
-    """Dual value in float64: in float32 the root of a null direction is 1e-4, not 0."""
-
-    def bound(rotation: Array, normal_free: Array, shift: Array) -> Array:
-        return dual_value(rotation, gram(normal_free, axis_name), shift)
-
-    return in_float64(bound)(rotation, normal_free, shift)
 
 
 def _embed(

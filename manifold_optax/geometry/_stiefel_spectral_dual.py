@@ -28,6 +28,7 @@ from manifold_optax.linalg._square_root import (
     product_root,
     ProductRoot,
 )
+from manifold_optax.linalg._symmetric import commuting_product
 
 Root: TypeAlias = EighRoot | ProductRoot
 
@@ -40,6 +41,17 @@ _MARGIN = 1e-5
 
 _LEAST_MARGIN = 1e-9
 """Rounding of float64, 2e-16, over the condition of a root, 1e-5, and a factor."""
+
+
+_TRACE = (3e-4, 8)
+"""Condition, inverted, and rows of the root whose trace is the dual value, in float32.
+
+The ridge is the rounding of a square, which an eigendecomposition sees as well: each
+null direction adds 3e-4 of the largest root. Eight rows are exact to 1e-7.
+"""
+
+_WIDE_TRACE = (1e-6, 12)
+"""The same in float64: each null direction adds 1e-6, twelve rows are exact to 1e-7."""
 
 
 class Backend(NamedTuple):
@@ -55,6 +67,8 @@ class Backend(NamedTuple):
     """Skew `X` to one with `‖X‖₂ ≤ 1`, and an `L` with `L Lᵀ = I − XᵀX`."""
     wide: bool
     """Whether the reduced problem is solved in float64, whatever the dtype outside."""
+    dual_value: Callable[[Array, Array, Array], Array]
+    """`(rotation, square, shift) -> tr Q(S)`, by which a run with a tolerance stops."""
     ridge: float
     """Smallest eigenvalue of C, relative to the squared gradient, that is no noise."""
 
@@ -86,7 +100,8 @@ def backend(name: str, dtype: DTypeLike, tolerance: float | None = None) -> Back
 
         margin = _MARGIN if tolerance is None else min(_MARGIN, tolerance / 8)
         into_ball = functools.partial(_shrink, margin=max(margin, _LEAST_MARGIN))
-        return Backend(_root_in_float32, root, root, into_ball, wide, ridge)
+        roots = (_root_in_float32, root, root)
+        return Backend(*roots, into_ball, wide, dual_value, ridge)
 
     # Rounding in M moves its roots by the square root of a rounding unit, in float32
     # 2e-4 of the largest one; ten times that keeps the iteration on definite matrices.
@@ -99,7 +114,9 @@ def backend(name: str, dtype: DTypeLike, tolerance: float | None = None) -> Back
         )
 
     rough, exact = by_products(rows), by_products(rows + 1)
-    return Backend(rough, rough, exact, _clip_softly, wide, ridge)
+    return Backend(
+        rough, rough, exact, _clip_softly, wide, dual_value_by_products, ridge
+    )
 
 
 def solve(rotation: Array, square: Array, *, steps: int, backend: Backend) -> Direction:
@@ -151,7 +168,7 @@ def solve_within(
         step, state, best, upper = carry
         state = problem.advance(state)
         found = problem.direction_at(state.reached)
-        bound = dual_value(rotation, square, state.reached)
+        bound = backend.dual_value(rotation, square, state.reached)
         better, tighter = found.value > best.value, bound < upper
         shift = jnp.where(tighter, state.reached, best.shift)
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
@@ -160,7 +177,7 @@ def solve_within(
 
     state = problem.start()
     first = problem.direction_at(state.base)
-    bound = dual_value(rotation, square, state.base)
+    bound = backend.dual_value(rotation, square, state.base)
     carry = (jnp.asarray(0), state, first, bound)
     return jax.lax.while_loop(unfinished, refine, carry)[2]
 
@@ -256,6 +273,13 @@ def dual_value(rotation: Array, square: Array, shift: Array) -> Array:
     return jnp.sum(jnp.sqrt(jnp.maximum(values, 0)))
 
 
+def dual_value_by_products(rotation: Array, square: Array, shift: Array) -> Array:
+    """`tr Q(S)` by products alone, from above by the ridge of the root."""
+    epsilon, rows = _WIDE_TRACE if square.dtype == jnp.float64 else _TRACE
+    moved = gram(rotation + shift) + square
+    return product_root(moved, epsilon=epsilon, rows=rows).trace
+
+
 def _root_in_float32(square: Array, floor: float | Array) -> EighRoot:
     """Root of float64 matrices at less cost.
 
@@ -286,7 +310,7 @@ def _clip_softly(x: Array) -> tuple[Array, Array]:
     """
     power = gram(x)
     for _ in range(5):
-        power = matmul(power, power)
+        power = commuting_product(power, power)
     # Strictly inside the ball, so that what is left is definite: at least 1e-4, and
     # above rounding. What the root adds to it, (5e-3)² of its norm, is less.
     clipped = (1 - 1e-4) * skew(65 * x - matmul(x, power)) / 64

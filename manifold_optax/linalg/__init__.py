@@ -38,6 +38,7 @@ from manifold_optax.linalg._spectral_clip import (
     soft_cap,
     spectral_clip,
 )
+from manifold_optax.linalg._symmetric import symmetric_kernel
 
 __all__ = (
     "CANS",
@@ -64,4 +65,5 @@ __all__ = (
     "spectral_clip",
     "spectral_norm",
     "spectral_norm_bound",
+    "symmetric_kernel",
 )

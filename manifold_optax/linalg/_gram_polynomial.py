@@ -78,7 +78,7 @@ def flops(
 def polynomial(
     rows: Schedule,
     gram: Array,
-    product: Callable[[Array, Array], Array],
+    product: Callable[..., Array],
     *,
     symmetrize: bool = False,
 ) -> tuple[float, Array]:
@@ -87,19 +87,19 @@ def polynomial(
     Args:
         rows: applied one after another.
         gram: symmetric, `[*batch, k, k]`.
-        product: of two `k × k` matrices that commute.
+        product: `commuting_product`, or the same of other operands.
         symmetrize: whether to remove the skew part that rounding leaves, which grows
             with every row: half the error for five rows, and a transposition for each.
     """
     factor, matrix = 1.0, jnp.zeros_like(gram)
     for index, (a, b, c) in enumerate(rows):
-        z = b * gram + c * product(gram, gram) if c else b * gram
-        matrix = factor * z + a * matrix + product(matrix, z) if index else z
+        z = product(gram, gram, gram, alpha=c, beta=b) if c else b * gram
+        matrix = product(matrix, z, factor * z + a * matrix) if index else z
         factor *= a
         if index + 1 < len(rows):
             # `gram` becomes p·gram·p for the row's p = a·I + z; all of them commute.
-            t = a * gram + product(gram, z)
-            gram = a * t + product(z, t)
+            t = product(gram, z, gram, beta=a)
+            gram = product(z, t, t, beta=a)
             gram = symmetric(gram) if symmetrize else gram
     return factor, matrix
 

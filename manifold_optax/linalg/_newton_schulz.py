@@ -1,6 +1,7 @@
 """Newton–Schulz: an odd polynomial of a matrix, by matrix products alone."""
 
-from typing import NamedTuple, TypeAlias
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxtyping import Array
 from manifold_optax._checks import require_one_of
 from manifold_optax._typing import AxisName, Matrix, Schedule
 from manifold_optax.linalg._coefficients import JORDAN
-from manifold_optax.linalg._device import on_cpu
+from manifold_optax.linalg._device import by_platform, on_cpu
 from manifold_optax.linalg._float64 import in_float64
 from manifold_optax.linalg._gram_polynomial import (
     flops,
@@ -34,8 +35,11 @@ from manifold_optax.linalg._reductions import (
     matmul,
     nonzero,
 )
-
-Precision: TypeAlias = jax.lax.Precision | None
+from manifold_optax.linalg._symmetric import (
+    commuting_product,
+    gram_product,
+    Precision,
+)
 
 
 def newton_schulz(
@@ -109,22 +113,16 @@ def newton_schulz(
     check_schedule(schedule)
     require_one_of("form", form, FORMS)
     require_one_of("preconditioner", preconditioner, PRECONDITIONERS)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    operand = wide if compute_dtype is None else jnp.dtype(compute_dtype)
-    tall = axis_name is not None or x.shape[-2] > x.shape[-1]
-    # Rows are the short side from here on, where turning the matrix pays.
-    turned = tall and (axis_name is not None or operand != wide)
-    y = (x.mT if turned else x).astype(wide)
-    y = y / divisor(gathered_max_abs(y, axis_name))
-    if operand != wide:
-        # XLA on CPUs has no narrow products of operands, or with a result, that it came
-        # to transpose: it must not merge one with the transposition.
-        y = jax.lax.optimization_barrier(y.astype(operand))
-
-    step = _Step(wide, operand, preconditioner, axis_name, tall and not turned)
-    for index, rows in enumerate(_plan(schedule, form, y, step)):
-        y = step.advance(y.astype(operand), rows, first=index == 0)
-    return (y.mT if turned else y).astype(x.dtype)
+    iterate = functools.partial(
+        _iterate,
+        schedule=schedule,
+        form=form,
+        preconditioner=preconditioner,
+        compute_dtype=compute_dtype,
+        axis_name=axis_name,
+    )
+    everywhere_the_same = form != "auto" and axis_name is None
+    return iterate(x) if everywhere_the_same else by_platform(iterate, x)
 
 
 def newton_schulz_flops(
@@ -154,6 +152,35 @@ def newton_schulz_flops(
     return int(min(flops(rows, short, long) for rows in (direct, segments(schedule))))
 
 
+def _iterate(
+    x: Matrix,
+    *,
+    schedule: Schedule,
+    form: Form,
+    preconditioner: Preconditioner,
+    compute_dtype: DTypeLike | None,
+    axis_name: AxisName,
+) -> Matrix:
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    operand = wide if compute_dtype is None else jnp.dtype(compute_dtype)
+    tall = axis_name is not None or x.shape[-2] > x.shape[-1]
+    # Rows are the short side from here on, where turning the matrix pays.
+    turned = tall and (axis_name is not None or operand != wide)
+    y = (x.mT if turned else x).astype(wide)
+    y = y / divisor(gathered_max_abs(y, axis_name))
+    if operand != wide:
+        # XLA on CPUs has no narrow products of operands, or with a result, that it came
+        # to transpose: it must not merge one with the transposition.
+        y = jax.lax.optimization_barrier(y.astype(operand))
+
+    in_double = axis_name is not None and on_cpu()
+    small = jnp.dtype(jnp.float64) if in_double else wide
+    step = _Step(wide, operand, small, preconditioner, axis_name, tall and not turned)
+    for index, rows in enumerate(_plan(schedule, form, y, step)):
+        y = step.advance(y.astype(operand), rows, first=index == 0)
+    return (y.mT if turned else y).astype(x.dtype)
+
+
 def _plan(
     schedule: Schedule, form: str, y: Array, step: "_Step"
 ) -> tuple[Schedule, ...]:
@@ -165,10 +192,12 @@ def _plan(
         eps = [float(jnp.finfo(dtype).eps) for dtype in (step.wide, step.small)]
         return split_segments(schedule, eps[0] / eps[1])
     joined = segments(schedule)
+    if form == "gram":
+        return joined
     cost = relative_cost(step.operand != step.wide, on_cpu=on_cpu())
     sizes = sorted(y.shape[-2:])
     cheaper = flops(joined, *sizes, small_cost=cost) < flops(direct, *sizes)
-    return joined if form == "gram" or cheaper else direct
+    return joined if cheaper else direct
 
 
 class _Step(NamedTuple):
@@ -178,16 +207,12 @@ class _Step(NamedTuple):
     """dtype of what is summed and added."""
     operand: np.dtype
     """dtype of the operands of the long products."""
+    small: np.dtype
+    """dtype of the small products of a matrix with split rows."""
     preconditioner: str
     axis_name: AxisName
     tall: bool
     """Whether the columns are the short side, not the rows."""
-
-    @property
-    def small(self) -> np.dtype:
-        """The dtype of the small products of a matrix with split rows."""
-        in_double = self.axis_name is not None and on_cpu()
-        return jnp.dtype(jnp.float64) if in_double else self.wide
 
     def advance(self, y: Array, rows: Schedule, *, first: bool) -> Array:
         """`y` after `rows`; divided by its norm if `first`."""
@@ -197,7 +222,7 @@ class _Step(NamedTuple):
         gram, norm = self._scaled(self._gram(y, self.wide, None), first)
         if joined:
             # The multiple of I and the rest cancel in part, so they are added first.
-            factor, matrix = polynomial(rows, gram, matmul)
+            factor, matrix = polynomial(rows, gram, commuting_product)
             y = self._on_short(_plus_identity(matrix, factor) / norm, y)
             return y if self.operand == self.wide else jax.lax.optimization_barrier(y)
         if self.axis_name is not None and y.shape[-1] < y.shape[-2]:
@@ -206,7 +231,7 @@ class _Step(NamedTuple):
             z = self._product(gram, y)
             return (a * y.astype(self.wide) + b * z + c * self._product(gram, z)) / norm
         # Of one row they do not, and apart a narrow dtype does not round the factor.
-        factor, matrix = polynomial(rows, self._rounded(gram), self._product)
+        factor, matrix = polynomial(rows, self._rounded(gram), self._commuting)
         return factor / norm * y.astype(self.wide) + self._on_short(matrix / norm, y)
 
     def _advance_split(self, y: Array, rows: Schedule, first: bool) -> Array:
@@ -216,7 +241,7 @@ class _Step(NamedTuple):
         def small(y: Array) -> Array:
             dtype = jnp.promote_types(y.dtype, self.wide)
             gram, norm = self._scaled(self._gram(y, dtype, precision), first)
-            factor, matrix = polynomial(rows, gram, matmul, symmetrize=True)
+            factor, matrix = polynomial(rows, gram, commuting_product, symmetrize=True)
             return _plus_identity(matrix, factor) / norm
 
         if self.small != self.wide:
@@ -226,6 +251,12 @@ class _Step(NamedTuple):
     def _product(self, left: Array, right: Array) -> Array:
         left, right = left.astype(self.operand), right.astype(self.operand)
         return jnp.matmul(left, right, preferred_element_type=self.wide)
+
+    def _commuting(self, p: Array, q: Array, *addend: Array, **factors: float) -> Array:
+        p, q = p.astype(self.operand), q.astype(self.operand)
+        return commuting_product(
+            p, q, *addend, **factors, precision=None, dtype=self.wide
+        )
 
     def _rounded(self, gram: Array) -> Array:
         """`gram` as its product with itself sees it, so that both terms of a row agree.
@@ -245,14 +276,8 @@ class _Step(NamedTuple):
         # Row times row ("NT"), without a transposition: the fastest form of a product
         # on every backend, and on CPUs the only one of this kind that stays narrow.
         # Column times column saves a tall matrix two transpositions, which cost more.
-        batch, long = tuple(range(y.ndim - 2)), (y.ndim - (2 if self.tall else 1),)
-        gram = jax.lax.dot_general(
-            y,
-            y,
-            ((long, long), (batch, batch)),
-            precision=precision,
-            preferred_element_type=dtype,
-        )
+        long = -2 if self.tall else -1
+        gram = gram_product(y, long, precision=precision, dtype=dtype)
         return gram if self.axis_name is None else jax.lax.psum(gram, self.axis_name)
 
     def _scaled(self, gram: Array, first: bool) -> tuple[Array, Array | float]:

@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix, Schedule, Square
 from manifold_optax.linalg._coefficients import POLAR_EXPRESS, RANK_ROW, TAYLOR_ROW
+from manifold_optax.linalg._device import by_platform, on_cpu
 from manifold_optax.linalg._float64 import in_float64
 from manifold_optax.linalg._gram_polynomial import polynomial
 from manifold_optax.linalg._inputs import require_matrices
@@ -22,6 +23,7 @@ from manifold_optax.linalg._reductions import (
     symmetric,
 )
 from manifold_optax.linalg._scaling import widen
+from manifold_optax.linalg._symmetric import commuting_product
 
 _NEAR = 0.5
 """Frobenius distance of the Gram matrix from I within which TAYLOR_ROW converges."""
@@ -45,10 +47,12 @@ def polar(x: Matrix, *, axis_name: AxisName = None) -> Matrix:
     Args:
         x: `[*batch, m, n]`, real floating; computed in at least float32.
         axis_name: mesh axes over which the rows of `x` are split, inside `shard_map`;
-            then `x` must have at least as many rows, in all, as columns. Below float64
-            the number of messages is then three, whatever the matrix: an all-gather of
-            one number per device and two all-reduces, of the Gram matrix in float64,
-            in which all steps are taken, and of that of the result, for two last ones.
+            then `x` must have at least as many rows, in all, as columns. On a CPU,
+            below float64, the number of messages is then three, whatever the matrix: an
+            all-gather of one number per device and two all-reduces, of the Gram matrix
+            in float64, in which all steps are taken, and of that of the result, for two
+            last ones. Elsewhere, without float64, each step takes an all-reduce: two
+            near the Stiefel manifold, where a retraction starts.
 
     Returns:
         An array like `x`; for full rank `‖QᵀQ − I‖₂` is a few rounding units.
@@ -74,14 +78,20 @@ def polar(x: Matrix, *, axis_name: AxisName = None) -> Matrix:
     require_matrices(x, "polar")
     tall = axis_name is not None or x.shape[-2] >= x.shape[-1]
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    of_tall = functools.partial(_polar_of_tall, axis_name=axis_name)
-    if axis_name is not None and y.dtype != jnp.float64:
-        of_tall = functools.partial(_polar_of_split, axis_name=axis_name)
-    of_each = jnp.vectorize(of_tall, signature="(m,n)->(m,n)")
     if 0 in x.shape:
         return x
-    y = of_each(y) if tall else of_each(y.mT).mT
+    y = _polar_of_stack(y, axis_name) if tall else _polar_of_stack(y.mT, None).mT
     return y.astype(x.dtype)
+
+
+def _polar_of_stack(x: Array, axis_name: AxisName) -> Array:
+    def of_stack(x: Array) -> Array:
+        split = axis_name is not None and x.dtype != jnp.float64 and on_cpu()
+        of_one = _polar_of_split if split else _polar_of_tall
+        of_tall = functools.partial(of_one, axis_name=axis_name)
+        return jnp.vectorize(of_tall, signature="(m,n)->(m,n)")(x)
+
+    return of_stack(x) if axis_name is None else by_platform(of_stack, x)
 
 
 def polar_svd(x: Matrix) -> Matrix:
@@ -124,7 +134,7 @@ def modulus(y: Square) -> Square:
     """
     of_each = functools.partial(_polar_of_tall, axis_name=None, border=1.0)
     sign = jnp.vectorize(of_each, signature="(n,n)->(n,n)")(y)
-    return symmetric(matmul(y, sign))
+    return symmetric(commuting_product(y, sign))
 
 
 def _polar_of_tall(x: Array, axis_name: AxisName, border: float = _BORDER) -> Array:
@@ -166,7 +176,7 @@ def _polar_of_split(x: Array, axis_name: AxisName) -> Array:
 
     x = matmul(x, in_float64(factor)(x))
     rows = (RANK_ROW, TAYLOR_ROW, TAYLOR_ROW)
-    multiple, matrix = polynomial(rows, gram(x, axis_name), matmul)
+    multiple, matrix = polynomial(rows, gram(x, axis_name), commuting_product)
     return matmul(x, multiple * jnp.eye(x.shape[-1], dtype=x.dtype) + matrix)
 
 
@@ -188,8 +198,8 @@ def _inverse_root(square: Array, eps: float) -> Array:
         product, square, step = state
         value = _value(table[step], square)
         # All of them commute.
-        following = symmetric(matmul(matmul(square, value), value))
-        return matmul(product, value), following, step + 1
+        following = commuting_product(commuting_product(square, value), value)
+        return commuting_product(product, value), symmetric(following), step + 1
 
     start = jnp.where(_distance(square) < _NEAR, len(POLAR_EXPRESS), 0)
     first = jnp.eye(square.shape[-1], dtype=square.dtype) / jnp.sqrt(bound)
@@ -210,7 +220,7 @@ def _value(row: Array, square: Array) -> Array:
     """`a·I + b·A + c·A²`, by which a row multiplies a matrix of Gram matrix `A`."""
     identity = jnp.eye(square.shape[-1], dtype=square.dtype)
     a, b, c = row
-    return a * identity + b * square + c * matmul(square, square)
+    return commuting_product(square, square, a * identity + b * square, alpha=c)
 
 
 def _rows(eps: float, border: float = _BORDER) -> Schedule:

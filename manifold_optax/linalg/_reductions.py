@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manifold_optax._typing import AxisName, Matrix, Square
+from manifold_optax.linalg._symmetric import gram_product
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -28,7 +29,7 @@ def inner(
 
 def gram(x: Matrix, axis_name: AxisName = None) -> Square:
     """Gram matrix `xᵀ x`, exactly symmetric, at full precision."""
-    return symmetric(inner(x, x, axis_name))
+    return symmetric(_sum(gram_product(x, -2), axis_name))
 
 
 def symmetric(x: Square) -> Square:
@@ -39,6 +40,11 @@ def symmetric(x: Square) -> Square:
 def skew(x: Square) -> Square:
     """Skew-symmetric part `(x − xᵀ)/2`."""
     return (x - x.mT) / 2
+
+
+def identity_like(x: Square) -> Square:
+    """Identity matrices in the shape and dtype of `x`."""
+    return jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape)
 
 
 def dot(x: Matrix, y: Matrix, axis_name: AxisName = None) -> Float[Array, "*batch 1 1"]:

@@ -9,7 +9,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix, Square
+from manifold_optax.linalg._device import chosen_by_platform
 from manifold_optax.linalg._inputs import require_matrices
+from manifold_optax.linalg._nuclear_norm import nuclear_norm_by_products
 from manifold_optax.linalg._reductions import (
     gram,
     inner,
@@ -19,6 +21,7 @@ from manifold_optax.linalg._reductions import (
     row_count,
 )
 from manifold_optax.linalg._scaling import widen
+from manifold_optax.linalg._symmetric import commuting_product
 
 
 class SpectralNorm(NamedTuple):
@@ -177,7 +180,7 @@ def _eigenvalue_bound(square: Square, doublings: int) -> Float[Array, "*batch 1 
     shifted = shifted / nonzero(length)
     # Rounding may make the square unsymmetric. Its symmetric part has the same trace
     # and no larger a length, so the bound holds for that.
-    rest = _eigenvalue_bound(matmul(shifted, shifted), doublings - 1)
+    rest = _eigenvalue_bound(commuting_product(shifted, shifted), doublings - 1)
     return jnp.minimum(direct, centre + length * jnp.sqrt(rest + _rounding(size, eps)))
 
 
@@ -215,14 +218,22 @@ def nuclear_norm(x: Matrix) -> PerMatrix:
     Returns:
         `[*batch]`, at least float32; 0 for an empty matrix.
 
-    Cost: the singular values of each matrix (LAPACK).
+    Cost: on a CPU the singular values of each matrix (LAPACK), elsewhere a polar
+    factor.
 
     Example:
         >>> nuclear_norm(jnp.diag(jnp.array([3.0, -1.0])))
         Array(4., dtype=float32)
     """
     require_matrices(x, "nuclear_norm")
-    return jnp.sum(jnp.linalg.svd(widen(x), compute_uv=False), axis=-1)
+
+    def by_svd(x: Array) -> Array:
+        return jnp.sum(jnp.linalg.svd(x, compute_uv=False), axis=-1)
+
+    def by_products(x: Array) -> Array:
+        return nuclear_norm_by_products(x)[..., 0, 0]
+
+    return chosen_by_platform(by_svd, by_products)(widen(x))
 
 
 def _unit(v: Array) -> Array:

@@ -16,6 +16,7 @@ from manifold_optax._typing import Schedule
 from manifold_optax.linalg._lyapunov import lyapunov_by_products
 from manifold_optax.linalg._polar_express import polar_express
 from manifold_optax.linalg._reductions import matmul, symmetric
+from manifold_optax.linalg._symmetric import commuting_product
 
 
 class EighRoot(NamedTuple):
@@ -111,7 +112,7 @@ def product_root(
     scaled = square / magnitude
     # Schatten 4-norm of the root, ≥ its spectral norm. The rows rise steeply beyond
     # s = 1: 1e-4 keeps rounding away from there. (The floor is for a zero matrix.)
-    power = matmul(scaled, scaled)
+    power = commuting_product(scaled, scaled)
     top = jnp.maximum(1.0001 * jnp.sqrt(jnp.linalg.norm(power)), 1e-2)
     scaled, power, ridge = scaled / top, power / top**2, epsilon**2
     start = (scaled + ridge * identity) / (1 + ridge)
@@ -119,13 +120,14 @@ def product_root(
 
     inverse, remaining = identity, start
     for row, (a, b, c) in enumerate(_rows(rows, epsilon)):
-        power = matmul(remaining, remaining) if row else power
+        power = commuting_product(remaining, remaining) if row else power
         factor = a * identity + b * remaining + c * power
-        inverse = matmul(inverse, factor) if row else factor
+        inverse = commuting_product(inverse, factor) if row else factor
         if row < rows - 1:
-            remaining = symmetric(matmul(matmul(factor, remaining), factor))
+            moved = commuting_product(factor, remaining)
+            remaining = symmetric(commuting_product(moved, factor))
     size = jnp.sqrt(magnitude * top) * math.sqrt(1 + ridge)
-    root = symmetric(matmul(start, inverse))
+    root = symmetric(commuting_product(start, inverse))
     return ProductRoot(size * root, symmetric(inverse) / size, size)
 
 

@@ -137,27 +137,59 @@ def _check_numbers(numbers: Any, batch: tuple[int, ...], path: str) -> None:
         )
 
 
-def unflatten(
+class Leaves(NamedTuple):
+    """Results by the positions of their leaves, for each tree that the kernel makes."""
+
+    matrices: list[dict[int, Array]]
+    numbers: list[dict[int, Array]]
+
+
+def leaves_of(
     call: Call, flat: Flat, blocks: Sequence[Block], results: Sequence[Operands]
-) -> Any:
-    """The trees of what the kernel returns, from the results of all blocks."""
+) -> Leaves:
+    """The leaves of the trees that the kernel makes, from the results of all blocks."""
     parts: dict[int, list[tuple[View, Operands]]] = {}
     for block, result in zip(blocks, results, strict=True):
         parts.setdefault(block.leaf, []).append((block.view, result))
-    trees = [list(flat.leaves) for _ in range(call.count_of("matrix"))]
+    found = Leaves(
+        [{} for _ in range(call.count_of("matrix"))],
+        [{} for _ in range(call.count_of("number"))],
+    )
+    for index, pieces in parts.items():
+        views, like = [view for view, _ in pieces], flat.leaves[index]
+        for which, tree in enumerate(found.matrices):
+            matrices = [result.matrices[which] for _, result in pieces]
+            tree[index] = joined(views, matrices).astype(like.dtype)
+        for which, column in enumerate(found.numbers):
+            own = [result.numbers[which] for _, result in pieces]
+            numbers = joined_numbers(views, own)
+            column[index] = _laid_out(numbers, views[0], flat.arrays[index][0])
+    return found
+
+
+def _laid_out(numbers: Array, view: View, leaf: Array) -> Array:
+    """Numbers of the blocks of a leaf, laid out as its batch axes on Explicit meshes.
+
+    There a layout is a part of the type, which must not change from `init` on.
+    """
+    sharding = jax.typeof(leaf).sharding
+    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    if view.window is None or not explicit:
+        return numbers
+    batch = (sharding.spec[axis] for axis in view.leaf_batch_axes)
+    where = jax.sharding.NamedSharding(sharding.mesh, jax.P(*batch))
+    return jax.sharding.reshard(numbers, where)
+
+
+def unflatten(call: Call, flat: Flat, found: Leaves) -> Any:
+    """The trees of what the kernel returns."""
     # What has no matrices has no numbers: as `per_matrix` makes it.
     empty = [x if is_absent(x) else jnp.zeros(0, jnp.float32) for x in flat.leaves]
-    numbers = [list(empty) for _ in range(call.count_of("number"))]
-    for index, pieces in parts.items():
-        views = [view for view, _ in pieces]
-        dtype = flat.leaves[index].dtype
-        for which, tree in enumerate(trees):
-            matrices = [result.matrices[which] for _, result in pieces]
-            tree[index] = joined(views, matrices).astype(dtype)
-        for which, column in enumerate(numbers):
-            own = [result.numbers[which] for _, result in pieces]
-            column[index] = joined_numbers(views, own)
+
+    def filled(leaves: Sequence[Any], own: dict[int, Array]) -> list[Any]:
+        return [own.get(index, leaf) for index, leaf in enumerate(leaves)]
+
     return call.together(
-        [flat.treedef.unflatten(tree) for tree in trees],
-        [flat.bare.unflatten(column) for column in numbers],
+        [flat.treedef.unflatten(filled(flat.leaves, tree)) for tree in found.matrices],
+        [flat.bare.unflatten(filled(empty, column)) for column in found.numbers],
     )

@@ -1,8 +1,8 @@
 """What a placement costs: floating-point operations and bytes per device.
 
-Both are counted for five steps of Newton–Schulz with one input and one output, as the
-measure by which owners are balanced and recipes compared; other kernels differ by a
-factor that depends little on the shape.
+Operations are those that the kernel states, else those of five steps of Newton–Schulz;
+bytes those of one input and one output. Owners are balanced and recipes compared by
+them.
 """
 
 import math
@@ -18,16 +18,22 @@ About 400 TFLOP/s of real products against 200 GB/s of NVLink on an H100 or H200
 TPU v5p has about 4600 (459 TFLOP/s against 100 GB/s a link).
 """
 
+_FLOPS_PER_COLLECTIVE = 8 * 10**9
+"""Operations that a device does while a collective starts: 20 µs at 400 TFLOP/s.
 
-def whole_flops(group: Group) -> int:
-    """Operations for one whole matrix, on its owner."""
-    return newton_schulz_flops(*group.sizes)
+The order of what NCCL needs for a small message within a node; assumed, not measured.
+"""
+
+_MOST_CHUNKS = 8
+"""Parts of an exchange at most: each part compiles its kernels anew."""
 
 
 def sliced_flops(group: Group, mesh: AnyMesh) -> int:
     """Operations of one device for all matrices of a group, each cut in parts."""
     parts = _devices(group.shard_axes, mesh)
-    return group.count * newton_schulz_flops(group.columns, group.rows, parts=parts)
+    one = newton_schulz_flops(group.columns, group.rows, parts=parts)
+    # Of another kernel: as much more or less as for a whole matrix.
+    return group.count * one * group.flops // newton_schulz_flops(*group.sizes)
 
 
 def sliced_bytes(group: Group, placement: Placement) -> float:
@@ -66,13 +72,35 @@ def owned_bytes(
     return (devices - 1) * (there + back) + (replicas - 1) * devices * back
 
 
+def best_chunks(exchange: Exchange, placement: Placement) -> int:
+    """Number of parts by which the exchange and the products together take least time.
+
+    In parts the shorter of the two hides behind the longer one, except for one part of
+    it; each part starts two more all-to-alls.
+    """
+    computed = max(
+        sum(
+            count * group.flops
+            for group, count in zip(exchange.groups, own.counts, strict=True)
+        )
+        for own in exchange.deal.classes
+    )
+    sent = _FLOPS_PER_BYTE * owned_bytes(exchange, placement)
+    long, short = max(computed, sent), min(computed, sent)
+
+    def time(chunks: int) -> float:
+        return long + short / chunks + 2 * chunks * _FLOPS_PER_COLLECTIVE
+
+    return min(range(1, _MOST_CHUNKS + 1), key=time)
+
+
 def prefers_sliced(
     sliced: Sequence[Group], exchange: Exchange, placement: Placement
 ) -> bool:
     """Whether `sliced`, the same matrices as the one group of `exchange`, cost less."""
     (group,) = exchange.groups
     fullest = max(c.counts[0] for c in exchange.deal.classes)
-    whole = fullest * whole_flops(group)
+    whole = fullest * group.flops
     whole += _FLOPS_PER_BYTE * owned_bytes(exchange, placement)
     parts = sum(sliced_flops(part, placement.mesh) for part in sliced)
     parts += _FLOPS_PER_BYTE * sum(sliced_bytes(part, placement) for part in sliced)

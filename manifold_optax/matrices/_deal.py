@@ -44,6 +44,10 @@ class Deal:
         """Whether owners stand in the order of their numbers."""
         return self.positions == tuple(range(self.owners))
 
+    def count(self, stack: int) -> int:
+        """Number of matrices of a stack."""
+        return self.start(len(self.classes), stack)
+
     def start(self, which: int, stack: int) -> int:
         """Position in a stack of the first matrix that class `which` owns."""
         return sum(c.owners * c.counts[stack] for c in self.classes[:which])

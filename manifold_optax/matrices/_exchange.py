@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from manifold_optax.matrices._deal import Deal
 from manifold_optax.matrices._kernel import (
     apply_kernel,
     batched,
@@ -54,9 +55,26 @@ class Job(NamedTuple):
         """Shapes of the numbers that the kernel writes, for each group."""
         return [group.numbers.written for group in self.exchange.groups]
 
+    @property
+    def wires(self) -> list[Any]:
+        """Dtypes in which the matrices of each input tree travel."""
+        dtypes = self.exchange.groups[0].dtypes[:-1]
+        return [self.placement.wire_dtype(dtype) for dtype in dtypes]
+
+
+class _Part(NamedTuple):
+    """A part of an exchange, which travels by itself."""
+
+    deal: Deal
+    firsts: tuple[int, ...]
+    """Position in the stack of each group of its first matrix of the part."""
+
 
 def apply_at_owners(job: Job, stacks: Stacks, numbers: Stacks) -> tuple[Stacks, Stacks]:
     """Applies the kernel to whole matrices at their owners.
+
+    No part of the exchange waits for another, so that one may travel while the matrices
+    of another are multiplied.
 
     Args:
         job: kernel, groups, owners and mesh of the enclosing `shard_map`.
@@ -67,19 +85,58 @@ def apply_at_owners(job: Job, stacks: Stacks, numbers: Stacks) -> tuple[Stacks, 
         Pieces of the results, one array per output tree, and the numbers that the
         kernel writes, `[count, …]`.
     """
-    exchange, deal = job.exchange, job.exchange.deal
+    parts = _parts(job.exchange)
+    found = [_apply_part(job, part, stacks, numbers) for part in parts]
+    outs = _joined([matrices for matrices, _ in found])
+    if "number" not in job.call.returns:
+        return outs, [() for _ in stacks]
+    names = (*job.exchange.replica_axes, *job.exchange.shard_axes)
+    rows = [row for _, row in found]
+    everyone = all_gather(jnp.concatenate(rows)[None], names)
+    ends = itertools.accumulate(len(row) for row in rows)
+    shapes = job.written
+    written = [
+        _uncolumns(part.deal.unpack(own, _widths(shapes)), shapes)
+        for part, own in zip(
+            parts, jnp.split(everyone, list(ends)[:-1], axis=1), strict=True
+        )
+    ]
+    return outs, _joined(written)
+
+
+def _parts(exchange: Exchange) -> list[_Part]:
+    stacks = range(len(exchange.groups))
+    firsts, parts = [0 for _ in stacks], []
+    for deal in exchange.parts:
+        parts.append(_Part(deal, tuple(firsts)))
+        firsts = [firsts[stack] + deal.count(stack) for stack in stacks]
+    return parts
+
+
+def _apply_part(
+    job: Job, part: _Part, stacks: Stacks, numbers: Stacks
+) -> tuple[Stacks, Array]:
+    """Sends a part to its owners, computes it there, and sends the results back.
+
+    Returns:
+        Pieces of the results, and one row of the numbers that this device wrote.
+    """
+    exchange, deal = job.exchange, part.deal
     shards, replicas = exchange.shard_axes, exchange.replica_axes
     devices = math.prod(job.placement.mesh.shape[name] for name in shards)
-    wires = [job.placement.wire_dtype(x.dtype) for x in stacks[0]]
-    joint = jnp.result_type(*wires)
+    joint = jnp.result_type(*job.wires)
 
-    sent = deal.pack([_columns(group, joint) for group in stacks])
+    own = [
+        [x[first : first + deal.count(stack)] for x in group]
+        for stack, (group, first) in enumerate(zip(stacks, part.firsts, strict=True))
+    ]
+    sent = deal.pack([_columns(group, joint) for group in own])
     first = device_index(replicas) * devices
     mine = jax.lax.dynamic_slice_in_dim(sent, first, devices)
     received = all_to_all(mine, shards)
 
     branches = [
-        functools.partial(_compute_class, job, which, wires[0])
+        functools.partial(_compute_class, job, part, which)
         for which in range(len(deal.classes))
     ]
     owner = jnp.asarray(first + device_index(shards))
@@ -92,30 +149,34 @@ def apply_at_owners(job: Job, stacks: Stacks, numbers: Stacks) -> tuple[Stacks, 
         which = jnp.sum(owner >= firsts)
         results, row = jax.lax.switch(which, branches, received, numbers, owner)
 
-    outs: Stacks = [() for _ in stacks]
-    if job.outputs:
-        back = all_gather(all_to_all(results, shards), replicas)
-        sizes = [group[0].shape[1:] for group in stacks]
-        outs = _uncolumns(
-            deal.unpack(back, [job.outputs * size for (size,) in sizes]),
-            [(size,) * job.outputs for size in sizes],
-        )
-    if "number" not in job.call.returns:
-        return outs, [() for _ in stacks]
-    everyone = all_gather(row[None], (*replicas, *shards))
-    shapes = job.written
-    return outs, _uncolumns(deal.unpack(everyone, _widths(shapes)), shapes)
+    if not job.outputs:
+        return [() for _ in stacks], row
+    back = all_gather(all_to_all(results, shards), replicas)
+    sizes = [group[0].shape[1] for group in stacks]
+    unpacked = deal.unpack(back, [job.outputs * size for size in sizes])
+    shapes = [((size,),) * job.outputs for size in sizes]
+    return _uncolumns(unpacked, shapes), row
+
+
+def _joined(parts: Sequence[Stacks]) -> Stacks:
+    """The stacks of all parts, in the order of their matrices."""
+    if len(parts) == 1:
+        return parts[0]
+    return [
+        tuple(jnp.concatenate(arrays) for arrays in zip(*of_group, strict=True))
+        for of_group in zip(*parts, strict=True)
+    ]
 
 
 def _compute_class(
-    job: Job, which: int, wire: Any, received: Array, numbers: Stacks, owner: Array
+    job: Job, part: _Part, which: int, received: Array, numbers: Stacks, owner: Array
 ) -> tuple[Array, Array]:
     """What an owner of class `which` makes of its buffer `[senders, width]`.
 
     Returns:
-        Results `[senders, width]` in dtype `wire`, and one row of numbers, float32.
+        Results `[senders, width]`, and one row of numbers, float32.
     """
-    deal, groups = job.exchange.deal, job.exchange.groups
+    deal, groups, wire = part.deal, job.exchange.groups, job.wires[0]
     own = deal.classes[which]
     sizes = [_cuts(job, group)[0][0].size for group in groups]
     width = deal.width([job.outputs * size for size in sizes])
@@ -126,7 +187,8 @@ def _compute_class(
     for index, (group, count) in enumerate(zip(groups, own.counts, strict=True)):
         if count == 0:
             continue
-        start = deal.start(which, index) + (owner - own.first) * count
+        start = part.firsts[index] + deal.start(which, index)
+        start = start + (owner - own.first) * count
         lot = _Lot(group, sizes[index], count, start, read, write)
         mine = tuple(
             jax.lax.dynamic_slice_in_dim(c, start, count) for c in numbers[index]
@@ -242,7 +304,7 @@ def _cuts(job: Job, group: Group) -> tuple[list[Pieces], list[int]]:
 
 def _columns(arrays: Sequence[Array], dtype: Any) -> Array:
     """Arrays `[count, …]` side by side, `[count, width]`."""
-    flat = [x.reshape(len(x), -1).astype(dtype) for x in arrays]
+    flat = [x.reshape(len(x), math.prod(x.shape[1:])).astype(dtype) for x in arrays]
     return jnp.concatenate(flat, axis=1)
 
 
@@ -255,7 +317,7 @@ def _uncolumns(
         ends = itertools.accumulate(math.prod(shape) for shape in group)
         parts = jnp.split(stack, list(ends)[:-1], axis=1) if group else []
         groups.append(
-            tuple(p.reshape(-1, *s) for p, s in zip(parts, group, strict=True))
+            tuple(p.reshape(len(p), *s) for p, s in zip(parts, group, strict=True))
         )
     return groups
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from manifold_optax._typing import AxisName, Kernel
+from manifold_optax._typing import AxisName, Flops, Kernel
 from manifold_optax.linalg._device import on_cpu
 
 Result: TypeAlias = Literal["matrix", "number"]
@@ -24,10 +24,12 @@ _KERNEL_COPIES = 8
 
 
 class Call(NamedTuple):
-    """A kernel, and what it returns."""
+    """A kernel, what it returns, and what it costs."""
 
     kernel: Kernel
     returns: tuple[Result, ...]
+    flops: Flops | None = None
+    """`None`: as five steps of Newton–Schulz."""
 
     def count_of(self, kind: Result) -> int:
         """Number of results of this kind that the kernel returns for one matrix."""

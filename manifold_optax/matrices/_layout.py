@@ -38,7 +38,9 @@ def spec_of(
             known = ", ".join(sorted(placement.specs))
             raise ValueError(f"The placement has no spec for {path!r}; it has {known}.")
         spec = PartitionSpec(*placement.specs[path])
-        return _checked_spec(folded_spec(view, spec), sharding, view)
+        return _checked_spec(
+            folded_spec(view, spec, placement.mesh.shape), sharding, view
+        )
     if any(other.spec != sharding.spec for other in others):
         raise ValueError(
             f"The update and the parameter at {path!r} are sharded differently: "

@@ -20,6 +20,7 @@ from manifold_optax.matrices._blocks import (
     blocks_of,
     Flat,
     flatten,
+    leaves_of,
     unflatten,
     view_leaves,
 )
@@ -34,6 +35,14 @@ from manifold_optax.matrices._plan import (
     Plan,
 )
 from manifold_optax.matrices._recipes import Facts, make_plan
+from manifold_optax.matrices._recut import (
+    as_shapes,
+    moved,
+    moved_back,
+    moves_of,
+    placed_for,
+    with_moves,
+)
 from manifold_optax.matrices._stack import run
 
 
@@ -118,10 +127,9 @@ def map_matrices(
     check_placement(placement)
     require_compute_dtype("dtype", dtype)
     return map_views(
-        kernel,
+        Call(kernel, check_returns(returns)),
         trees,
         numbers_in,
-        returns=returns,
         views=view_leaves(trees[0], axes),
         orientation=orientation,
         placement=placement,
@@ -130,23 +138,26 @@ def map_matrices(
 
 
 def map_views(
-    kernel: Kernel,
+    call: Call,
     trees: Sequence[ArrayTree],
     numbers_in: Sequence[ArrayTree] = (),
     *,
-    returns: Sequence[Result] = ("matrix",),
     views: ArrayTree,
     orientation: Orientation = "tall",
     placement: Placement | None = None,
     dtype: Any = None,
 ) -> Any:
     """`map_matrices` where the views of the first tree are known, by `view_leaves`."""
-    call = Call(kernel, check_returns(returns))
     flat = flatten(trees)
-    blocks = blocks_of(flat, views, numbers_in, dtype)
-    plan = _plan(flat, blocks, call, orientation, placement)
+    placement = _resolved(flat, placement)
+    moves = moves_of(flat, views, placement)
+    near = moved(flat, moves)
+    blocks = blocks_of(near, views, numbers_in, dtype)
+    plan = _plan(blocks, call, orientation, placed_for(placement, moves))
     results = run(call, plan, [block.operands for block in blocks])
-    return unflatten(call, flat, blocks, results)
+    leaves = leaves_of(call, flat, blocks, results)
+    matrices = [tree | moved_back(tree, moves) for tree in leaves.matrices]
+    return unflatten(call, flat, leaves._replace(matrices=matrices))
 
 
 def plan_matrices(
@@ -182,13 +193,19 @@ def plan_matrices(
     """
     check_axes_like(axes)
     check_placement(placement)
-    flat = flatten((tree,))
-    blocks = blocks_of(flat, view_leaves(tree, axes), (), None)
-    return _plan(flat, blocks, None, orientation, placement)
+    flat, views = flatten((tree,)), view_leaves(tree, axes)
+    placement = _resolved(flat, placement)
+    moves = moves_of(flat, views, placement)
+    blocks = blocks_of(moved(as_shapes(flat), moves), views, (), None)
+    plan = _plan(blocks, None, orientation, placed_for(placement, moves))
+    return with_moves(plan, flat, moves)
+
+
+def _resolved(flat: Flat, placement: Placement | None) -> Placement | None:
+    return resolved(placement, [arrays[0] for arrays in flat.arrays.values()])
 
 
 def _plan(
-    flat: Flat,
     blocks: Sequence[Block],
     call: Call | None,
     orientation: Orientation,
@@ -196,7 +213,6 @@ def _plan(
 ) -> Plan:
     """The plan; without a `call` for a kernel of matrices alone."""
     require_one_of("orientation", orientation, ("tall", "either", "fixed"))
-    placement = resolved(placement, [arrays[0] for arrays in flat.arrays.values()])
     fixed = orientation == "fixed"
     numbers_of = functools.cache(functools.partial(_numbers, call))
     facts = [
@@ -208,7 +224,8 @@ def _plan(
         )
         for block in blocks
     ]
-    return make_plan(facts, orientation=orientation, placement=placement)
+    flops = None if call is None else call.flops
+    return make_plan(facts, orientation=orientation, placement=placement, flops=flops)
 
 
 def _numbers(

@@ -35,12 +35,15 @@ class Placement:
     """Dtype in which matrices travel where it is narrower than theirs."""
     replicas: Literal["share", "repeat"] = "share"
     """Whether devices that hold the same matrices share the work on them."""
+    chunks: int | None = 1
+    """Parts, at most, in which an exchange travels; `None`: by bytes and FLOPs."""
 
     def __post_init__(self) -> None:
         """Checks the choices."""
         check_mesh(self.mesh)
         require_one_of("recipe", self.recipe, ("owned", "sliced", "auto"))
         require_one_of("replicas", self.replicas, ("share", "repeat"))
+        _check_chunks(self.chunks)
         require_compute_dtype("wire", self.wire)
         if self.wire is not None and not _has_range(self.wire):
             raise ValueError(
@@ -77,6 +80,16 @@ def check_placement(placement: Any) -> None:
             f"or mo.sharding.auto; got {placement!r} of type "
             f"{type(placement).__name__}."
         )
+
+
+def _check_chunks(chunks: Any) -> None:
+    if chunks is None or (type(chunks) is int and chunks >= 1):
+        return
+    message = (
+        "chunks must be an int of at least 1, the number of parts in which an exchange "
+        f"travels, or None to choose it by bytes and FLOPs; got {chunks!r}."
+    )
+    raise ValueError(message) if type(chunks) is int else TypeError(message)
 
 
 def _has_range(dtype: Any) -> bool:
@@ -150,6 +163,8 @@ class Group:
     replica_axes: tuple[str, ...]
     """Mesh axes along which every device holds the same."""
     members: tuple[Member, ...]
+    flops: int
+    """Operations for one whole matrix, by which owners are balanced."""
     numbers: Numbers = NO_NUMBERS
 
     @property
@@ -184,6 +199,13 @@ class Exchange:
     deal: Deal
     shard_axes: tuple[str, ...]
     replica_axes: tuple[str, ...]
+    parts: tuple[Deal, ...]
+    """The deal in parts, each of which travels by itself; one is the whole."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Entries of one matrix of each group."""
+        return [group.columns * group.rows for group in self.groups]
 
 
 @dataclasses.dataclass(frozen=True)

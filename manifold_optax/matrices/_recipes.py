@@ -18,8 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from manifold_optax._typing import Flops
+from manifold_optax.linalg import newton_schulz_flops
 from manifold_optax.matrices import _cost
 from manifold_optax.matrices._deal import Deal, deal
+from manifold_optax.matrices._parts import parts_of
 from manifold_optax.matrices._plan import (
     AnyMesh,
     Exchange,
@@ -53,6 +56,7 @@ def make_plan(
     *,
     orientation: Orientation,
     placement: Placement | None,
+    flops: Flops | None = None,
 ) -> Plan:
     """Groups the blocks of all leaves.
 
@@ -61,6 +65,7 @@ def make_plan(
         orientation: how the kernel sees a matrix; but for `"fixed"` both orientations
             of a shape share a stack.
         placement: recipe and mesh; `None`: everything local.
+        flops: what the kernel costs; `None`: five steps of Newton–Schulz.
 
     Raises:
         ValueError: for a sharding that the placement does not cover, naming the leaf.
@@ -74,8 +79,12 @@ def make_plan(
         member = _member(index, block, orientation != "fixed", turn, placement)
         recipe, shards, replicas = _recipe(member, placement)
         rows, columns = member.rows.size(block.view), member.columns.size(block.view)
+        short, long = sorted((rows, columns))
+        cost = (flops or newton_schulz_flops)(short, long)
         empty = Group(
-            rows, columns, block.dtypes, recipe, shards, replicas, (), block.numbers
+            *(rows, columns, block.dtypes, recipe, shards, replicas, ()),
+            flops=cost,
+            numbers=block.numbers,
         )
         moved = _moved(member) if recipe == "cooperative" else ()
         grouped.setdefault((empty, moved), []).append(member)
@@ -212,7 +221,10 @@ def _exchanges(
     exchanges = []
     for (shards, replicas, _), same in together.items():
         found, loads = _deal(same, (*replicas, *shards), placement.mesh, loads)
-        exchanges.append(Exchange(tuple(same), found, shards, replicas))
+        whole = Exchange(tuple(same), found, shards, replicas, (found,))
+        most = placement.chunks or _cost.best_chunks(whole, placement)
+        parts = parts_of(found, whole.sizes, most)
+        exchanges.append(dataclasses.replace(whole, parts=parts))
     return tuple(exchanges), loads
 
 
@@ -231,7 +243,7 @@ def _deal(
     start = owners.reshape(math.prod(sizes), -1).max(axis=1)
     found, after = deal(
         [group.count for group in groups],
-        [_cost.whole_flops(group) for group in groups],
+        [group.flops for group in groups],
         [group.columns * group.rows for group in groups],
         start.tolist(),
     )
@@ -252,7 +264,9 @@ def _check(view: View, spec: PartitionSpec, placement: Placement) -> None:
     if any(mesh.shape.get(name, 1) > 1 for name in fused):
         raise ValueError(
             f"The leaf {path!r} with spec {spec} is sharded along the axis on which it "
-            "is split into blocks; no placement covers that. Shard another axis."
+            "is split into blocks, and no other axis of it can be cut into as many "
+            "equal parts. Shard another axis, or split by a pattern of which every "
+            "device holds whole periods."
         )
     for size, entry in zip(shape, spec, strict=True):
         names = names_of(entry)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from manifold_optax.linalg._device import by_platform
 from manifold_optax.matrices._exchange import apply_at_owners, Job
 from manifold_optax.matrices._kernel import apply_kernel, Call, over_stack
 from manifold_optax.matrices._plan import Exchange, Group, Member, Plan
@@ -33,9 +34,10 @@ def run(call: Call, plan: Plan, blocks: Sequence[Operands]) -> list[Operands]:
             results.update(_run_exchange(call, exchange, plan, blocks))
         return [results[index] for index in range(len(blocks))]
 
+    mesh = plan.placement.mesh if plan.placement is not None else None
     if not plan.communicates:
-        return body(list(blocks))
-    assert plan.placement is not None
+        return by_platform(body, list(blocks), mesh=mesh)
+    assert mesh is not None
     members = plan.members
 
     def specs_of(index: int, matrices: int, numbers: int) -> Operands:
@@ -49,7 +51,7 @@ def run(call: Call, plan: Plan, blocks: Sequence[Operands]) -> list[Operands]:
     ]
     sharded = jax.shard_map(
         body,
-        mesh=plan.placement.mesh,
+        mesh=mesh,
         in_specs=(read,),
         out_specs=[
             specs_of(index, call.count_of("matrix"), call.count_of("number"))
@@ -57,7 +59,7 @@ def run(call: Call, plan: Plan, blocks: Sequence[Operands]) -> list[Operands]:
         ],
         check_vma=False,
     )
-    return sharded(_place(blocks, read, plan.placement.mesh))
+    return by_platform(sharded, _place(blocks, read, mesh), mesh=mesh)
 
 
 def _place(

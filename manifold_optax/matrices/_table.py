@@ -41,9 +41,12 @@ def table_of(
         "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]])
         for row in table
     ]
-    total = f"busiest device: {_amount(flops)} FLOPs, {_amount(sent)} bytes sent"
+    total = f"busiest device: {amount(flops)} FLOPs, {amount(sent)} bytes sent"
     if wasted > 0:
-        total += f", {_amount(wasted)} of them padding"
+        total += f", {amount(wasted)} of them padding"
+    parts = [len(exchange.parts) for exchange in exchanges]
+    if max(parts, default=1) > 1:
+        total += f", in {' + '.join(map(str, parts))} parts"
     if not known:
         total = "unknown: no specs on a mesh with Auto axes; left to the compiler"
     return "\n".join([*lines, total])
@@ -72,7 +75,7 @@ def _owned_row(
     if group.replica_axes:
         recipe += f", shared over {', '.join(group.replica_axes)}"
     sent = _cost.owned_bytes(exchange, placement, group)
-    return _cells(group, recipe, many * _cost.whole_flops(group), sent)
+    return _cells(group, recipe, many * group.flops, sent)
 
 
 def _cells(group: Group, recipe: str, flops: int, sent: float) -> tuple[str, ...]:
@@ -84,13 +87,13 @@ def _cells(group: Group, recipe: str, flops: int, sent: float) -> tuple[str, ...
         f"{group.rows} × {group.columns} {group.dtypes[0]}",
         str(sum(math.prod(member.view.batch_shape) for member in group.members)),
         recipe,
-        _amount(flops),
-        _amount(sent),
+        amount(flops),
+        amount(sent),
         leaves,
     )
 
 
-def _amount(number: int | float) -> str:
+def amount(number: int | float) -> str:
     """Three digits and a decimal prefix."""
     for prefix in ("", "k", "M", "G"):
         if number < 999.5:
@@ -101,7 +104,7 @@ def _amount(number: int | float) -> str:
 
 def _flops(group: Group, placement: Placement | None) -> int:
     if placement is None or group.recipe == "local":
-        return group.count * _cost.whole_flops(group)
+        return group.count * group.flops
     return _cost.sliced_flops(group, placement.mesh)
 
 

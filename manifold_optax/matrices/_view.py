@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -110,7 +110,9 @@ def views_of(leaf: Any, path: str, axes: AxesLike) -> tuple[View, ...]:
     require_rank(leaf, 2, path)
     axis = split_axis(axes, leaf.shape, path)
     # Along an axis that devices share, folding would move data; a slice says so.
-    period = axes.sizes if _is_sharded(leaf, axis) else _period_of(axes.sizes)
+    period = _period_of(axes.sizes)
+    if (len(axes.sizes) // len(period)) % _parts_of(leaf, axis):
+        period = axes.sizes
     views, start = [], 0
     for size in period:
         shape = (*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
@@ -172,14 +174,29 @@ def block_spec(view: View, spec: PartitionSpec) -> tuple[Any, ...]:
     return (*spec, *(None,) * (len(view.shape) - len(spec)))
 
 
-def folded_spec(view: View, spec: PartitionSpec) -> PartitionSpec:
-    """The spec of a block, from that of its leaf."""
+def leaf_axis(view: View) -> int:
+    """The split axis of a view of a block, as an axis of its leaf."""
+    assert view.window is not None
+    return view.window[0] - (view.repeats > 1)
+
+
+def folded_spec(
+    view: View, spec: PartitionSpec, sizes: Mapping[str, int]
+) -> PartitionSpec:
+    """The spec of a block, from that of its leaf and the sizes of the mesh axes.
+
+    Where each device has whole periods of blocks, it is their batch that is cut.
+    """
     if view.window is None or view.repeats == 1:
         return spec
-    folded = view.window[0] - 1
+    folded = leaf_axis(view)
     if len(spec) <= folded:
         return spec
-    return PartitionSpec(*spec[:folded], None, *spec[folded:])
+    parts = math.prod(sizes.get(name, 1) for name in names_of(spec[folded]))
+    entries = (
+        (spec[folded], None) if view.repeats % parts == 0 else (None, spec[folded])
+    )
+    return PartitionSpec(*spec[:folded], *entries, *spec[folded + 1 :])
 
 
 def names_of(entry: Any) -> tuple[str, ...]:
@@ -247,10 +264,11 @@ def _period_of(sizes: tuple[int, ...]) -> tuple[int, ...]:
     )
 
 
-def _is_sharded(leaf: Any, axis: int) -> bool:
-    """Whether the type of a leaf names mesh axes for this axis."""
-    spec = jax.typeof(leaf).sharding.spec
-    return axis < len(spec) and bool(names_of(spec[axis]))
+def _parts_of(leaf: Any, axis: int) -> int:
+    """Into how many parts the type of a leaf says that this axis is cut."""
+    sharding = jax.typeof(leaf).sharding
+    names = names_of(sharding.spec[axis]) if axis < len(sharding.spec) else ()
+    return math.prod(sharding.mesh.shape[name] for name in names)
 
 
 def _tuple(axes: Sequence[int] | int) -> tuple[int, ...]:

@@ -9,10 +9,11 @@ from manifold_optax._checks import require_flag, require_in_range, require_insta
 from manifold_optax._typing import Scalar
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike, Placement
+from manifold_optax.transforms._landing import landing_chain
 
 Link: TypeAlias = tuple[str, optax.GradientTransformation]
 
-Momentum: TypeAlias = Scalar | optax.GradientTransformation | None
+Momentum: TypeAlias = Scalar | transforms.Average | optax.GradientTransformation | None
 """What every argument `momentum` takes."""
 
 
@@ -29,14 +30,22 @@ _M = TypeVar("_M", bound=Manifold)
 def momentum_link(
     momentum: Momentum, *, nesterov: bool, debias: bool = False
 ) -> tuple[Link, ...]:
-    """The link `"momentum"`: of a decay, a transformation as it is, none for `None`."""
+    """The link `"momentum"`: of a decay, a transformation as it is, none for `None`.
+
+    The dtype of an average comes inside of the argument `momentum`, since not every
+    preset has room for an argument more. A transformation in its place would have to
+    repeat whether the preset's own looks ahead and is debiased.
+    """
     require_flag("nesterov", nesterov)
     if momentum is None:
         return ()
     if isinstance(momentum, optax.GradientTransformation):
         return (("momentum", momentum),)
+    dtype = None
+    if isinstance(momentum, transforms.Average):
+        momentum, dtype = momentum.decay, momentum.dtype
     require_in_range("momentum", momentum, "[0, 1)")
-    link = transforms.momentum(momentum, nesterov=nesterov, debias=debias)
+    link = transforms.momentum(momentum, nesterov=nesterov, debias=debias, dtype=dtype)
     return (("momentum", link),)
 
 
@@ -80,10 +89,8 @@ def manifold_chain(
             "is undone by the retraction; leave weight_decay=None and choose the size "
             f"of the manifold instead, got weight_decay={weight_decay!r}."
         )
-    retraction = transforms.retract(manifold, **places)
-    return optax.named_chain(
-        *links, _learning_rate(learning_rate), ("retraction", retraction)
-    )
+    rate = _learning_rate(learning_rate)
+    return landing_chain(manifold, links, rate, **places)
 
 
 def _learning_rate(learning_rate: optax.ScalarOrSchedule) -> Link:

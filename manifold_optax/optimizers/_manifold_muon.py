@@ -32,8 +32,9 @@ def manifold_muon(  # noqa: PLR0913 - the words of all presets, and the solver's
         learning_rate: number ≥ 0 or schedule; the spectral norm of the step in units of
             the manifold's scale. The published run uses 0.1 with a linear decay.
         manifold: `Stiefel(scale, retraction)`; `None`: scale 1, polar.
-        momentum: decay of the average in [0, 1), or a transformation in its place,
-            e.g. `momentum(0.9, transport=manifold)`; `None`: none, as published.
+        momentum: decay of the average in [0, 1), an `Average`, or a transformation in
+            its place, e.g. `momentum(0.9, transport=manifold)`; `None`: none, as
+            published.
         nesterov: whether the average looks one step ahead.
         weight_decay: not supported, because the retraction would undo it. Any other
             value than `None` raises an error that explains this.

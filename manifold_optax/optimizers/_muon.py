@@ -29,8 +29,8 @@ def muon(
 
     Args:
         learning_rate: number ≥ 0 or schedule.
-        momentum: decay of the average in [0, 1), or a transformation in its place;
-            `None` for none.
+        momentum: decay of the average in [0, 1); an `Average`, to keep it in fewer
+            bytes; a transformation in its place; `None` for none.
         nesterov: whether the average looks one step ahead.
         weight_decay: ≥ 0, decoupled, times the learning rate; `None` for no link.
         schedule: coefficients of `orthogonalize_via_newton_schulz`.

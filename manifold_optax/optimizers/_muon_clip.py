@@ -9,6 +9,7 @@ from manifold_optax._checks import require_instance
 from manifold_optax._typing import Scalar
 from manifold_optax.attention import Attention
 from manifold_optax.matrices import Placement
+from manifold_optax.optimizers import _links as links
 from manifold_optax.optimizers._hybrid import hybrid
 from manifold_optax.optimizers._muon import muon
 from manifold_optax.roles import Roles, roles as read_roles
@@ -24,7 +25,7 @@ def muon_clip(
     *,
     threshold: Scalar = 100.0,
     balance: Scalar = 0.5,
-    momentum: Scalar | optax.GradientTransformation | None = 0.95,
+    momentum: links.Momentum = 0.95,
     weight_decay: Scalar | None = 0.1,
     roles: Roles | None = None,
     placement: Placement | None = None,
@@ -43,7 +44,7 @@ def muon_clip(
         threshold: largest logit that is left alone, > 0.
         balance: share of the clip that the queries take, in [0, 1].
         momentum: decay of the average in [0, 1), without Nesterov's look ahead as in
-            the source, or a transformation in its place; `None` for none.
+            the source; an `Average`, or a transformation in its place; `None` for none.
         weight_decay: ≥ 0, decoupled, times the learning rate; `None` for no link.
         roles: what each parameter is (`mo.roles`); `None`: the strict reading of names.
             A model with weights on a manifold, or with several optimizers of matrices,

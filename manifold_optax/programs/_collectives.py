@@ -3,12 +3,14 @@
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from manifold_optax.programs._program import (
     arrays,
     elements,
     Instruction,
+    Measure,
     Program,
     read,
     Tally,
@@ -176,6 +178,11 @@ def dot_flops(compiled: Any, *, unknown_trips: int | None = None) -> int:
             "does not know; say with unknown_trips how often to count them."
         )
     return int(_all_flops(tally))
+
+
+def product_flops() -> tuple[Measure, Callable[[Tally], int | float]]:
+    """Measure and weight by which `dot_flops` counts."""
+    return _flops, _all_flops
 
 
 _COUNT, _WIRE, _FLOPS = "count of ", "wire of ", "flops"

@@ -16,6 +16,7 @@ def owned(
     *,
     wire: Any = None,
     replicas: Literal["share", "repeat"] = "share",
+    chunks: int | None = 1,
 ) -> Placement:
     """Computes every matrix whole on one device, its owner.
 
@@ -36,21 +37,26 @@ def owned(
         replicas: what devices do that hold the same matrices (data parallelism).
             `"share"`: each owns some of them, and one all-gather brings the results to
             all. `"repeat"`: all compute everything, without that all-gather.
+        chunks: parts in which the matrices travel, each by its own two all-to-alls, so
+            that one part is under way while another is multiplied. There are fewer
+            where so many would send more bytes, and at most as many as an owner has
+            matrices; the plan prints the number. `None`: the number that takes least
+            time by the FLOPs and bytes of the plan.
 
     Returns:
         A placement.
 
     Raises:
         TypeError: if `mesh` is not a mesh, or if `specs` holds anything but shardings.
-        ValueError: if `replicas` is unknown, or if `wire` lacks the range of float32;
-            at update, if an array lies on another mesh or has a sharding that is not
-            covered. The message names the leaf.
+        ValueError: if `replicas` is unknown, if `wire` lacks the range of float32, or
+            if `chunks` is below 1; at update, if an array lies on another mesh or has a
+            sharding that is not covered. The message names the leaf.
 
     Example:
         >>> mesh = jax.make_mesh((1,), ("data",))
         >>> tx = muon(0.02, placement=owned(mesh, {"w": jax.P("data", None)}))
     """
-    return Placement("owned", mesh, _by_path(specs), wire, replicas)
+    return Placement("owned", mesh, _by_path(specs), wire, replicas, chunks)
 
 
 def sliced(
@@ -93,6 +99,7 @@ def auto(
     *,
     wire: Any = None,
     replicas: Literal["share", "repeat"] = "share",
+    chunks: int | None = None,
 ) -> Placement:
     """Chooses for every stack the cheaper one of `owned` and `sliced`.
 
@@ -105,6 +112,7 @@ def auto(
         specs: as for `owned`.
         wire: as for `owned`.
         replicas: as for `owned`, for the stacks that are owned.
+        chunks: as for `owned`.
 
     Returns:
         A placement.
@@ -116,7 +124,7 @@ def auto(
         >>> mesh = jax.make_mesh((1,), ("data",))
         >>> tx = muon(0.02, placement=auto(mesh, {"w": jax.P("data", None)}))
     """
-    return Placement("auto", mesh, _by_path(specs), wire, replicas)
+    return Placement("auto", mesh, _by_path(specs), wire, replicas, chunks)
 
 
 def _by_path(specs: ArrayTree) -> dict[str, PartitionSpec] | None:

@@ -12,7 +12,7 @@ from manifold_optax.states._format import (
     state_format,
     StateFormat,
 )
-from manifold_optax.states._momentum import momentum_from
+from manifold_optax.states._momentum import momentum_from, momentum_to
 
 __all__ = (
     "FORMAT_VERSION",
@@ -20,6 +20,7 @@ __all__ = (
     "StateFormat",
     "check_state_format",
     "momentum_from",
+    "momentum_to",
     "state_digest",
     "state_format",
 )

@@ -16,6 +16,9 @@ _Leaves = Mapping[str, LeafFormat | None]
 _LISTED = 20
 """So many leaves of a kind are named; a message with thousands is not read."""
 
+_FIELDS = {"average": True, "codes": True, "correction": False, "scales": False}
+"""Fields of the states of `momentum`, and whether they are in the parameter's shape."""
+
 
 def check_state_format(saved: StateFormat, state: ArrayTree) -> None:
     """Raises unless a state has the format with which a checkpoint was saved.
@@ -103,6 +106,12 @@ def _shown(leaf: LeafFormat | None) -> str:
 
 
 def _advice(saved: _Leaves, wanted: _Leaves) -> str:
+    if _kept_otherwise(saved, wanted):
+        return (
+            "the momentum is kept in another dtype. Restore the checkpoint with the "
+            "optimizer that wrote it, then call mo.states.momentum_to(old_state, "
+            "dtype)."
+        )
     if (prefix := _prefix(saved, wanted)) is not None:
         return (
             "the optimizer was wrapped. Restore the checkpoint with the optimizer that "
@@ -149,6 +158,44 @@ def _advice(saved: _Leaves, wanted: _Leaves) -> str:
         "the checkpoint with the optimizer that wrote it; if the model is the same, "
         "mo.states.momentum_from(old_state, new_state) carries its momentum over."
     )
+
+
+def _kept_otherwise(saved: _Leaves, wanted: _Leaves) -> bool:
+    """Whether only the dtype of the momentum differs, one of the two being narrow."""
+    kinds = [
+        {(field, leaf.dtype) for field, leaf in _momenta(leaves)}
+        for leaves in (saved, wanted)
+    ]
+    wide = {("average", "float32"), ("average", "float64")}
+    return (
+        kinds[0] != kinds[1]
+        and not kinds[0] | kinds[1] <= wide
+        and _without_dtype(saved) == _without_dtype(wanted)
+    )
+
+
+def _momenta(leaves: _Leaves) -> Iterable[tuple[str, LeafFormat]]:
+    """Field and format of each array that `momentum` keeps."""
+    for path, leaf in leaves.items():
+        field = _field(path)
+        if field is not None and leaf is not None:
+            yield field, leaf
+
+
+def _without_dtype(leaves: _Leaves) -> _Leaves:
+    """The format as if every average were an array of one dtype."""
+    found: dict[str, LeafFormat | None] = {}
+    for path, leaf in leaves.items():
+        field = _field(path)
+        if field is None or leaf is None:
+            found[path] = leaf
+        elif _FIELDS[field]:
+            found[path.replace(field, "average", 1)] = LeafFormat(leaf.shape, "")
+    return found
+
+
+def _field(path: str) -> str | None:
+    return next((part for part in path.split("/") if part in _FIELDS), None)
 
 
 def _arrays(leaves: _Leaves) -> dict[str, LeafFormat]:

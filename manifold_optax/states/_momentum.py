@@ -13,16 +13,17 @@ from jaxtyping import Array
 
 from manifold_optax._checks import require_flag
 from manifold_optax._typing import ArrayTree
-from manifold_optax.transforms import MomentumState
+from manifold_optax.transforms import (
+    CodedMomentumState,
+    CorrectedMomentumState,
+    momentum,
+    MomentumState,
+)
 from manifold_optax.trees import is_absent, leaf_path, leaves_by_path
 
-# Each keeps m ← β·m + (1−β)·g from zero on, in the field named here, beside its count.
-_FIRST = {
-    MomentumState: "average",
-    optax.contrib.MuonState: "mu",
-    optax.ScaleByAdamState: "mu",
-}
-_AVERAGES = tuple(_FIRST)
+# Each keeps m ← β·m + (1−β)·g from zero on, beside its count: ours read it themselves.
+_OURS = (MomentumState, CorrectedMomentumState, CodedMomentumState)
+_AVERAGES = (*_OURS, optax.contrib.MuonState, optax.ScaleByAdamState)
 _SCHEDULES = (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
 
 
@@ -45,7 +46,7 @@ def momentum_from(
 
     Carries the averages of the gradients, the second moments of Adam and the count of
     steps, on which bias correction and schedules depend, between the states of
-    `mo.momentum` (so of every optimizer of this library with momentum),
+    `mo.momentum` (so of every optimizer of this library with momentum, in any dtype),
     `optax.contrib.muon` and `optax.adam`/`adamw`, in both directions, at any depth:
     in chains, `hybrid`, `optax.partition`, masks, wrappers. All three keep the average
     m ← β·m + (1−β)·g from zero on, so it is carried over as it is. From
@@ -65,7 +66,7 @@ def momentum_from(
             parameter can be 3 times as long as in a fresh start (at Adam's defaults).
 
     Returns:
-        A tree like `new_state`, of its dtypes.
+        A tree like `new_state`, of its dtypes; what is narrower is rounded to nearest.
 
     Raises:
         ValueError: if either state has no average of these kinds, the old one has two
@@ -110,6 +111,48 @@ def momentum_from(
     return result
 
 
+def momentum_to(state: ArrayTree, dtype: Any) -> ArrayTree:
+    """The state of an optimizer with its momentum kept in another dtype.
+
+    It is the state of the same optimizer with `momentum(…, dtype=dtype)`: counts, row
+    averages and all else stay as they are. A narrower dtype rounds to nearest, a wider
+    one keeps every bit, so that the way to `None` and back changes nothing.
+
+    Args:
+        state: state with `mo.momentum` inside, at any depth.
+        dtype: as for `momentum`.
+
+    Returns:
+        A tree like `state` but for the states of momentum.
+
+    Raises:
+        ValueError: if there is no state of `mo.momentum` inside.
+        TypeError: for a dtype that `momentum` does not take.
+
+    Example:
+        >>> params = {"w": jnp.ones((4, 2))}
+        >>> small = mo.states.momentum_to(mo.muon(0.02).init(params), "int8")
+        >>> tx = mo.muon(0.02, momentum=mo.Average(0.95, dtype="int8"))
+        >>> mo.states.check_state_format(mo.states.state_format(small), tx.init(params))
+    """
+    is_ours = lambda node: isinstance(node, _OURS)
+    wanted = momentum(0.0, dtype=dtype)
+
+    def converted(node: Any) -> Any:
+        if not is_ours(node):
+            return node
+        average = node.read()
+        new: Any = wanted.init(average)
+        return new.written(average)._replace(count=node.count)
+
+    if not any(map(is_ours, jax.tree.leaves(state, is_leaf=is_ours))):
+        raise ValueError(
+            "The state has no average of mo.momentum. That of optax.contrib.muon or "
+            "Adam is carried over by mo.states.momentum_from(old_state, new_state)."
+        )
+    return jax.tree.map(converted, state, is_leaf=is_ours)
+
+
 def _is_known(node: Any) -> bool:
     return isinstance(node, (*_AVERAGES, *_SCHEDULES))
 
@@ -137,7 +180,7 @@ def _find(state: ArrayTree) -> _Found:
     first: dict[str, Array] = {}
     second: dict[str, Array] = {}
     for node in nodes:
-        for path, leaf in _present(getattr(node, _FIRST[type(node)])).items():
+        for path, leaf in _present(_first(node)).items():
             if path in first:
                 raise ValueError(
                     f"The old state has two averages for the parameter {path!r}; give "
@@ -154,6 +197,11 @@ def _find(state: ArrayTree) -> _Found:
             "count can be carried over. Give the parts one by one."
         )
     return _Found(first, second, jnp.asarray(counts[0], jnp.int32))
+
+
+def _first(node: Any) -> ArrayTree:
+    """The average of the gradients in a state of momentum."""
+    return node.read() if isinstance(node, _OURS) else node.mu
 
 
 def _present(tree: ArrayTree) -> dict[str, Array]:
@@ -189,8 +237,10 @@ def _filled(node: Any, found: _Found, missing: list[str]) -> Any:
 
         return jax.tree_util.tree_map_with_path(one, tree, is_leaf=is_absent)
 
-    name = _FIRST[type(node)]
-    fields = {"count": found.count, name: take(found.first, getattr(node, name))}
+    average = take(found.first, _first(node))
+    if isinstance(node, _OURS):
+        return node.written(average)._replace(count=found.count)
+    fields = {"count": found.count, "mu": average}
     if adam:
         fields["nu"] = take(found.second, node.nu)
     return node._replace(**fields)

@@ -10,7 +10,12 @@ from manifold_optax.transforms._dual_ascent import (
     dual_ascent_spectral,
     DualAscentState,
 )
-from manifold_optax.transforms._momentum import momentum, MomentumState
+from manifold_optax.transforms._momentum import Average, momentum
+from manifold_optax.transforms._momentum_state import (
+    CodedMomentumState,
+    CorrectedMomentumState,
+    MomentumState,
+)
 from manifold_optax.transforms._monitor import monitor, MonitorState
 from manifold_optax.transforms._orthogonalize import orthogonalize_via_newton_schulz
 from manifold_optax.transforms._project import project
@@ -29,6 +34,9 @@ from manifold_optax.transforms._tangent import tangent_project
 
 __all__ = (
     "SHAPE_RULES",
+    "Average",
+    "CodedMomentumState",
+    "CorrectedMomentumState",
     "DualAscentState",
     "MomentumState",
     "MonitorState",

@@ -172,9 +172,10 @@ def shrink_norm(
         ValueError: for a concrete rate outside [0, 1); at update, if `params` is None
             or a leaf is not a batch of matrices.
 
-    Cost: an eigendecomposition of the short side `k` and `4·m·n·k` FLOPs for the
-    spectral norm, for the others a few passes over the matrix. Rates below 1e-6 are
-    lost in float32 but for the Frobenius norm.
+    Cost: for the spectral norm `4·m·n·k` FLOPs for the short side `k`, and on a CPU an
+    eigendecomposition, elsewhere a polar factor and 65 products of `k × k` matrices;
+    for the others a few passes over the matrix. Rates below 1e-6 are lost in float32
+    but for the Frobenius norm.
 
     Example:
         >>> params = {"w": jnp.diag(jnp.array([4.0, 2.0]))}

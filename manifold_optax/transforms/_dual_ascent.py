@@ -1,7 +1,7 @@
 """Manifold Muon's direction: Stiefel under the spectral norm, solved on its dual."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import optax
@@ -22,8 +22,10 @@ from manifold_optax.geometry import (
     Stiefel,
     stiefel_spectral_direction,
 )
-from manifold_optax.matrices import AxesLike, per_matrix, Placement
-from manifold_optax.transforms._leaves import unit_map
+from manifold_optax.matrices import AxesLike, per_matrix, Placement, Result
+from manifold_optax.transforms._flops import of_dual_ascent
+from manifold_optax.transforms._leaves import orientation_of, unit_map
+from manifold_optax.transforms._stage import Stage, staged
 from manifold_optax.transforms._start import start
 from manifold_optax.trees import fill_absent
 
@@ -111,12 +113,14 @@ def dual_ascent_spectral(
         gap = (found.gap,) if certify and found.gap is not None else ()
         return found.direction, *gap, found.tangency
 
+    returns: tuple[Result, ...] = ("matrix", *(["number"] if certify else []), "number")
     solve_all = unit_map(
         kernel,
         manifold,
         axes=axes,
         placement=placement,
-        returns=("matrix", *(["number"] if certify else []), "number"),
+        returns=returns,
+        flops=of_dual_ascent(steps),
     )
 
     def unknown(params: ArrayTree) -> DualAscentState:
@@ -138,13 +142,30 @@ def dual_ascent_spectral(
     ) -> tuple[ArrayTree, DualAscentState]:
         del extra_args
         require_params(params, "dual_ascent_spectral")
-        found, *gap, tangency = solve_all((updates,), (params,), like=updates)
-        return found, DualAscentState(
-            fill_absent(gap[0], state.gap) if gap else None,
-            fill_absent(tangency, state.tangency),
+        found, *numbers = solve_all((updates,), (params,), like=updates)
+        return found, known(state, numbers)
+
+    def known(old: DualAscentState, numbers: Sequence[ArrayTree]) -> DualAscentState:
+        *gap, tangency = numbers
+        return DualAscentState(
+            fill_absent(gap[0], old.gap) if gap else None,
+            fill_absent(tangency, old.tangency),
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    stage = Stage(
+        name="dual_ascent_spectral",
+        kernel=kernel,
+        returns=returns,
+        in_units=True,
+        orientation=orientation_of(manifold.transposable),
+        whole=False,
+        manifold=manifold,
+        axes=axes,
+        placement=placement,
+        flops=of_dual_ascent(steps),
+        state=known,
+    )
+    return staged(init_fn, update_fn, stage)
 
 
 def _solver(

@@ -8,19 +8,19 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from manifold_optax._checks import require_floating, require_present
-from manifold_optax._typing import ArrayTree, Kernel
+from manifold_optax._typing import ArrayTree, Flops, Kernel
 from manifold_optax.geometry import Manifold
 from manifold_optax.linalg._scaling import divide
 from manifold_optax.matrices import AxesLike, Orientation, Placement, Result
 from manifold_optax.matrices._axes import axes_at
 from manifold_optax.matrices._blocks import view_leaves, Views
-from manifold_optax.matrices._map import map_views
+from manifold_optax.matrices._map import Call, map_views
 from manifold_optax.matrices._plan import check_placement
-from manifold_optax.matrices._view import joined, View
+from manifold_optax.matrices._view import joined, per_matrix_shape, View
 from manifold_optax.trees import is_absent, leaf_path, map_leaves
 
 UnitMap: TypeAlias = Callable[..., Any]
-"""`(plain, scaled, *, like, factor=None) -> results`; see `unit_map`."""
+"""`(plain, scaled, *, like, factor=None, shared=()) -> results`; see `unit_map`."""
 
 
 def unit_map(
@@ -31,26 +31,28 @@ def unit_map(
     placement: Placement | None,
     orientation: Orientation | None = None,
     returns: tuple[Result, ...] = ("matrix",),
+    flops: Flops | None = None,
 ) -> UnitMap:
     """Maps a kernel for the manifold of size 1 over matrices near one of any size.
 
     Args:
-        kernel: `(*plain, *scaled, axis_name=None) -> results` for one matrix of each
-            tree; the first result is a matrix.
+        kernel: `(*plain, *scaled, *shared, axis_name=None) -> results` for one matrix
+            of each tree; the first result is a matrix.
         manifold: the constraint of every leaf, whose size is divided by.
         axes: how every leaf is a batch of matrices.
         placement: which device computes which matrix.
         orientation: how the kernel sees a matrix; `None`: `"tall"` where the manifold
             is transposable.
         returns: what each result of the kernel is.
+        flops: what the kernel costs; `None`: as five steps of Newton–Schulz.
 
     Returns:
-        A function `(plain, scaled, *, like, factor=None)`. It divides the trees
+        A function `(plain, scaled, *, like, factor, shared)`. It divides the trees
         `scaled`, of which the last holds the points, by the sizes of the manifold
         (times `factor`), maps the kernel over the trees `plain` and those, and
         multiplies the first result by the sizes again, in the dtypes of the tree
         `like`; `None` leaves it in units of the size. The first of all trees decides
-        which leaves exist.
+        which leaves exist. The kernel of every matrix is given the numbers `shared`.
     """
     check_placement(placement)
     if orientation is None:
@@ -62,6 +64,7 @@ def unit_map(
         *,
         like: ArrayTree | None,
         factor: Any = None,
+        shared: Sequence[Array] = (),
     ) -> Any:
         first = (*plain, *scaled)[0]
         views = view_leaves(first, axes)
@@ -69,9 +72,9 @@ def unit_map(
         if factor is not None:
             sizes = jax.tree.map(lambda size: size * factor, sizes)
         results = map_views(
-            kernel,
+            Call(kernel, returns, flops),
             (*plain, *(divide_leaves(tree, sizes) for tree in scaled)),
-            returns=returns,
+            [_for_every_matrix(number, first, views) for number in shared],
             views=views,
             orientation=orientation,
             placement=placement,
@@ -84,6 +87,18 @@ def unit_map(
         return (multiply_leaves(matrices, sizes, like=like), *rest)
 
     return run
+
+
+def _for_every_matrix(number: Array, tree: ArrayTree, views: ArrayTree) -> ArrayTree:
+    """The same number for each matrix, a tree as `map_views` reads it."""
+
+    def of_leaf(path: str, leaf: Array, of_leaf: Views) -> Array:
+        del path
+        if not of_leaf.blocks:
+            return number
+        return jnp.broadcast_to(number, per_matrix_shape(leaf, of_leaf.blocks))
+
+    return map_leaves(of_leaf, tree, views)
 
 
 def orientation_of(transposable: bool) -> Orientation:

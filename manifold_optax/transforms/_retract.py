@@ -19,6 +19,7 @@ from manifold_optax._checks import (
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Ball, Band, DiagonalGram, Manifold, Stiefel
 from manifold_optax.matrices import AxesLike, Placement
+from manifold_optax.transforms._flops import of_retraction
 from manifold_optax.transforms._leaves import unit_map
 from manifold_optax.transforms._start import check_layout, start
 from manifold_optax.trees import map_leaves
@@ -91,10 +92,14 @@ def retract(
     require_instance("manifold of retract", manifold, Manifold)
     check_layout(axes, placement)
     _check_times(manifold, every, factor)
-    placement = _adapted(placement, manifold)
+    placement = adapted(placement, manifold)
     timed = every > 1 or factor is not None
     retract_all = unit_map(
-        _retraction_kernel(manifold.unit()), manifold, axes=axes, placement=placement
+        _retraction_kernel(manifold.unit()),
+        manifold,
+        axes=axes,
+        placement=placement,
+        flops=of_retraction(manifold),
     )
 
     def land(updates: ArrayTree, params: ArrayTree, count: Any) -> ArrayTree:
@@ -123,7 +128,7 @@ def retract(
         del extra_args
         require_params(params, "retract")
         # Results come in the dtype of the first tree, which must hold a parameter's.
-        updates = map_leaves(_widened, updates, params)
+        updates = map_leaves(widened, updates, params)
         if not timed:
             return land(updates, params, None), state
         count = jnp.asarray(optax.safe_increment(state.count))
@@ -137,14 +142,14 @@ def retract(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _widened(path: str, update: Array, param: Any) -> Array:
+def widened(path: str, update: Array, param: Any) -> Array:
     """The update in a dtype that holds those of the parameter."""
     require_present(param, path)
     require_floating(param, path)
     return update.astype(jnp.promote_types(update.dtype, param.dtype))
 
 
-def _adapted(placement: Placement | None, manifold: Manifold) -> Placement | None:
+def adapted(placement: Placement | None, manifold: Manifold) -> Placement | None:
     """The placement, as far as a retraction can follow it."""
     if placement is None:
         return None

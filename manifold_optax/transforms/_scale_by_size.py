@@ -5,11 +5,13 @@ from typing import Any
 import optax
 
 from manifold_optax._checks import require_instance, require_params
-from manifold_optax._typing import ArrayTree
+from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike
 from manifold_optax.matrices._blocks import view_leaves
+from manifold_optax.transforms._flops import of_entries
 from manifold_optax.transforms._leaves import multiply_leaves, sizes_at
+from manifold_optax.transforms._stage import Stage, staged
 from manifold_optax.transforms._start import start
 
 
@@ -50,6 +52,23 @@ def scale_by_size(
         sizes = sizes_at(manifold, updates, params, view_leaves(updates, axes))
         return multiply_leaves(updates, sizes, like=updates), state
 
-    return optax.GradientTransformationExtraArgs(
-        start("scale_by_size", axes, planned=False), update_fn
+    stage = Stage(
+        name="scale_by_size",
+        kernel=_as_it_is,
+        returns=("matrix",),
+        in_units=True,
+        orientation="either",
+        whole=False,
+        manifold=manifold,
+        axes=axes,
+        placement=None,
+        placed=False,
+        flops=of_entries,
     )
+    return staged(start("scale_by_size", axes, planned=False), update_fn, stage)
+
+
+def _as_it_is(update: Matrix, point: Matrix, axis_name: AxisName = None) -> Matrix:
+    """In units of the size there is nothing to do."""
+    del point, axis_name
+    return update

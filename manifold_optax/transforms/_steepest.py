@@ -1,6 +1,7 @@
 """The steepest direction of a manifold and a norm, as a transformation."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import optax
@@ -21,8 +22,16 @@ from manifold_optax.geometry import (
     Norm,
     steepest_direction,
 )
-from manifold_optax.matrices import AxesLike, map_matrices, per_matrix, Placement
+from manifold_optax.matrices import (
+    AxesLike,
+    map_matrices,
+    per_matrix,
+    Placement,
+    Result,
+)
+from manifold_optax.transforms._flops import of_steepest
 from manifold_optax.transforms._leaves import orientation_of, unit_map
+from manifold_optax.transforms._stage import Stage, staged
 from manifold_optax.transforms._start import check_layout, start
 from manifold_optax.trees import fill_absent
 
@@ -85,11 +94,11 @@ def steepest(
     """
     check_layout(axes, placement)
     direction = _direction(manifold, norm, tolerance, certify=certify)
-    flat = isinstance(manifold, Euclidean)
+    flat, given = isinstance(manifold, Euclidean), placement
     if placement is not None and needs_whole(manifold, norm):
         placement = placement.whole()
     orientation = orientation_of(manifold.transposable and norm.transposable)
-    returns = ("matrix", "number") if certify else ("matrix",)
+    returns: tuple[Result, ...] = ("matrix", "number") if certify else ("matrix",)
 
     def kernel(update: Matrix, *point: Matrix, axis_name: AxisName = None) -> Any:
         base = point[0] if point else update
@@ -102,6 +111,7 @@ def steepest(
         placement=placement,
         orientation=orientation,
         returns=returns,
+        flops=of_steepest(manifold, norm),
     )
 
     map_flat = functools.partial(
@@ -131,9 +141,25 @@ def steepest(
         found = steepest_all((updates,), (params,), like=updates)
         if not certify:
             return found, state
-        return found[0], SteepestState(fill_absent(found[1], state.gap))
+        return found[0], known(state, found[1:])
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    def known(old: Any, numbers: Sequence[ArrayTree]) -> Any:
+        return SteepestState(fill_absent(numbers[0], old.gap)) if certify else old
+
+    stage = Stage(
+        name=f"steepest({manifold}, {norm})",
+        kernel=kernel,
+        returns=returns,
+        in_units=not flat,
+        orientation=orientation,
+        whole=needs_whole(manifold, norm),
+        manifold=None if flat else manifold,
+        axes=axes,
+        placement=given,
+        flops=of_steepest(manifold, norm),
+        state=known,
+    )
+    return staged(init_fn, update_fn, stage)
 
 
 def _direction(

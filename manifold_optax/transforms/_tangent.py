@@ -8,7 +8,8 @@ from manifold_optax._checks import require_instance, require_params
 from manifold_optax._typing import ArrayTree, AxisName, Matrix
 from manifold_optax.geometry import Manifold
 from manifold_optax.matrices import AxesLike, Placement
-from manifold_optax.transforms._leaves import unit_map
+from manifold_optax.transforms._leaves import orientation_of, unit_map
+from manifold_optax.transforms._stage import Stage, staged
 from manifold_optax.transforms._start import check_layout, start
 
 
@@ -60,7 +61,19 @@ def tangent_project(
         # A tangent space is the same at all sizes: the update is not scaled.
         return project_all((updates,), (params,), like=None), state
 
-    return optax.GradientTransformationExtraArgs(
+    stage = Stage(
+        name="tangent_project",
+        kernel=kernel,
+        returns=("matrix",),
+        in_units=False,
+        orientation=orientation_of(manifold.transposable),
+        whole=False,
+        manifold=manifold,
+        axes=axes,
+        placement=placement,
+    )
+    return staged(
         start("tangent_project", axes, placement=placement, manifold=manifold),
         update_fn,
+        stage,
     )

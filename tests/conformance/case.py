@@ -51,6 +51,8 @@ class Case:
     """Lands on the manifold; updates come in the dtype of the parameter."""
     decays: bool = False
     """Shrinks the parameters where the gradient is zero, each in its own way."""
+    narrow: bool = False
+    """Keeps an average in fewer bytes than float32."""
     covered: bool = False
     """Its code is compiled in another case too: nightly only where that is dear."""
 

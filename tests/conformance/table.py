@@ -118,7 +118,15 @@ _STIEFEL, _SPHERE = mo.Stiefel("rms"), mo.Sphere(2.0)
 _FREE: Mapping[str, Any] = {"needs_params": False}
 _MOMENTUM: Mapping[str, Any] = {"needs_params": False, "any_shape": True}
 _RATES = {"learning_rate": 0.1, "momentum": 0.9}
+_INT8 = {"momentum": mo.Average(0.9, dtype="int8")}
 _DECAYED = _RATES | {"weight_decay": 0.2}
+
+
+def _kept_as(dtype: str) -> Case:
+    arguments, numbers = {"dtype": dtype}, {"decay": 0.9}
+    facts: dict[str, Any] = {**_MOMENTUM, "narrow": True, "covered": True}
+    return Case(f"momentum-{dtype}", mo.momentum, arguments, numbers, **facts)
+
 
 CASES = (
     Case("momentum", mo.momentum, numbers={"decay": 0.9}, **_MOMENTUM),
@@ -138,6 +146,7 @@ CASES = (
         manifold=_STIEFEL,
         covered=True,
     ),
+    *map(_kept_as, ("bfloat16", "bfloat16+int8", "int8")),
     Case("orthogonalize", mo.orthogonalize_via_newton_schulz, **_FREE, covered=True),
     _tangent(_STIEFEL),
     _tangent(_SPHERE),
@@ -211,6 +220,14 @@ CASES = (
         covered=True,
     ),
     Case("muon", mo.muon, numbers=_DECAYED),
+    Case(
+        "muon-int8",
+        mo.muon,
+        _INT8,
+        {"learning_rate": 0.1, "weight_decay": 0.2},
+        narrow=True,
+        covered=True,
+    ),
     Case(
         "manifold_muon",
         mo.manifold_muon,
@@ -311,15 +328,20 @@ CASES = (
 
 
 def each_case(
-    keep: Callable[[Case], bool] = lambda case: True, *, compiles: bool = False
+    keep: Callable[[Case], bool] = lambda case: True,
+    *,
+    compiles: bool = False,
+    abstract: bool = False,
 ) -> pytest.MarkDecorator:
     """Parametrizes a test over the cases that `keep` keeps.
 
     A test that `compiles` a program of its own runs on `covered` cases nightly only.
+    `narrow` cases are nightly but for `abstract` tests, which compute nothing.
     """
 
     def marks(case: Case) -> list[pytest.MarkDecorator]:
-        return [pytest.mark.slow] if compiles and case.covered else []
+        nightly = (compiles and case.covered) or (case.narrow and not abstract)
+        return [pytest.mark.slow] if nightly else []
 
     chosen = [pytest.param(c, id=c.name, marks=marks(c)) for c in CASES if keep(c)]
     return pytest.mark.parametrize("case", chosen)

@@ -29,7 +29,8 @@ SHAPES = {"kernel": (6, 4), "bias": (4,)}
 OPTIMIZERS = [
     pytest.param(case, id=case.name)
     for case in CASES
-    if is_optimizer(case) and case.takes_axes
+    # How a narrow average is rounded depends on the path and the axes of a leaf.
+    if is_optimizer(case) and case.takes_axes and not case.narrow
 ]
 
 

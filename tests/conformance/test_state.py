@@ -54,7 +54,7 @@ def test_an_abstract_init_tells_the_state(case: Case) -> None:
 
 
 @FIXED_FROM_INIT
-@each_case()
+@each_case(abstract=True)
 def test_an_update_keeps_the_facts_of_the_state(case: Case) -> None:
     tx = case.make()
     state = jax.eval_shape(tx.init, ABSTRACT[case.name])
@@ -65,10 +65,11 @@ def test_an_update_keeps_the_facts_of_the_state(case: Case) -> None:
 
 @pytest.mark.promise(
     "Numbers",
-    "Updates of bfloat16 parameters are bfloat16, our averages float32",
+    "Updates of bfloat16 parameters are bfloat16, our averages float32 or what was "
+    "asked for",
     on="every transformation",
 )
-@each_case()
+@each_case(abstract=True)
 def test_bfloat16_comes_out_as_bfloat16_and_is_kept_in_float32(case: Case) -> None:
     tx = case.make()
     params = filled(case.shapes, 0, jnp.bfloat16)
@@ -87,7 +88,8 @@ def test_bfloat16_comes_out_as_bfloat16_and_is_kept_in_float32(case: Case) -> No
     if case.whole_model:
         ours = {k: v for k, v in model.inner_states.items() if k != "other"}
     kept = {leaf.dtype for leaf in jax.tree.leaves(ours)}
-    assert kept <= {jnp.dtype("float32"), jnp.dtype("int32")}
+    narrow = {"bfloat16", "int8"} if case.narrow else set()
+    assert kept <= {jnp.dtype(name) for name in {"float32", "int32"} | narrow}
 
 
 @pytest.mark.promise(
@@ -95,7 +97,7 @@ def test_bfloat16_comes_out_as_bfloat16_and_is_kept_in_float32(case: Case) -> No
     "Gradients of another dtype than the parameters change no dtype of the state",
     on="every transformation; bfloat16, float16 and float32",
 )
-@each_case()
+@each_case(abstract=True)
 def test_bfloat16_gradients_of_float32_parameters(case: Case) -> None:
     tx, params = case.make(), ABSTRACT[case.name]
     halves = filled(case.shapes, 0, jnp.bfloat16)
@@ -139,8 +141,9 @@ def test_a_healthy_step_passes_the_check_for_nans(case: Case) -> None:
     "A state that Orbax restored continues to the bit",
     on="every transformation that has a state",
 )
-def test_restored_states_go_on_bitwise(tmp_path: Any) -> None:
-    cases = [case for case in CASES if has_state(case)]
+@pytest.mark.parametrize("narrow", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_restored_states_go_on_bitwise(tmp_path: Any, narrow: bool) -> None:
+    cases = [c for c in CASES if has_state(c) and c.narrow == narrow]
     trained = {case.name: steps_of(case, 2) for case in cases}
     states = {name: state for name, (_, state, _) in trained.items()}
     # All in one checkpoint: making one takes longer than a step.

@@ -25,7 +25,7 @@ OTHERS: dict[str, Any] = {
 }
 
 
-@each_case()
+@each_case(abstract=True)
 def test_the_format_is_the_golden_one(case: Case) -> None:
     wanted = GOLDEN["states"].get(case.name, "none: the case is new")
     assert golden.format_of(case) == wanted, (

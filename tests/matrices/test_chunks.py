@@ -2,6 +2,7 @@
 
 import pytest
 
+from manifold_optax import programs
 from manifold_optax.matrices import _kernel
 
 # Working memory for one copy of each matrix at once.
@@ -18,12 +19,11 @@ MEMORY = _kernel._CHUNK_BYTES // _kernel._KERNEL_COPIES
         (12, 3 * MEMORY, 1),
     ],
 )
-def test_accelerators_take_as_many_as_the_memory_allows(
-    monkeypatch, count, matrix_bytes, expected
-):
-    monkeypatch.setattr(_kernel, "on_cpu", lambda: False)
-    assert _kernel.chunk_size(count, matrix_bytes) == expected
+def test_accelerators_take_as_many_as_the_memory_allows(count, matrix_bytes, expected):
+    with programs.arithmetic_for("tpu"):
+        assert _kernel.chunk_size(count, matrix_bytes) == expected
 
 
 def test_a_cpu_takes_one_at_a_time():
-    assert _kernel.chunk_size(12, 4 * 1024) == 1
+    with programs.arithmetic_for("cpu"):
+        assert _kernel.chunk_size(12, 4 * 1024) == 1

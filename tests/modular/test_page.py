@@ -35,5 +35,6 @@ def test_blocks_run_and_print_what_the_page_shows(unhooked: None) -> None:
 def test_every_primitive_with_a_rule_is_listed() -> None:
     text = PAGE.read_text("utf-8")
     listed = set(re.findall(r"`(\w+)`", text))
-    assert set(RULES) - OWN - JUMPS <= listed
+    # The docstring of `register_rule` registers an example, if it ran before.
+    assert set(RULES) - OWN - JUMPS - {"my_identity"} <= listed
     assert set(RULES) >= OWN | JUMPS

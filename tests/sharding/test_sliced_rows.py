@@ -129,9 +129,8 @@ def test_the_direct_form_squares_no_large_matrix(shape: tuple[int, int]) -> None
 
 @pytest.mark.parametrize(("name", "sums"), [("YOU", 1), ("POLAR_EXPRESS", 2)])
 def test_in_float32_eight_rows_take_two(
-    name: str, sums: int, monkeypatch: pytest.MonkeyPatch
+    name: str, sums: int, on_accelerators: None
 ) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     schedule = getattr(linalg, name)
     compiled = sliced(schedule=schedule).lower(jnp.zeros(SHAPE)).compile()
     assert counts_outside_loops(compiled) == {"all-reduce": sums, "all-gather": 1}
@@ -166,6 +165,31 @@ def test_polar_takes_two_all_reduces_and_none_in_its_loop() -> None:
     # The kept part has the condition 10, the other vanishes (seen: 1e-6).
     x = matrix("rank n/2")
     np.testing.assert_allclose(compiled(x), oracles.polar(x, 1e-5), atol=128 * eps)
+
+
+def test_polar_without_float64_sums_once_a_step(on_accelerators: None) -> None:
+    compiled = on_devices(linalg.polar).lower(jnp.zeros(SHAPE)).compile()
+    assert "f64" not in compiled.as_text()
+    eps = float(np.finfo(np.float32).eps)
+    for kind in ("gauss", "1e4"):
+        x = matrix(kind)
+        found = np.asarray(compiled(x), np.float64)
+        # As on one device, for the same reasons.
+        assert np.linalg.norm(found.T @ found - np.eye(SHAPE[1]), 2) <= 1e-6
+        bound = eps * (8 + 4 * np.linalg.cond(x.astype(np.float64)))
+        assert np.linalg.norm(found - oracles.polar(x), 2) <= bound
+
+
+def test_a_sphere_without_float64_is_that_of_one_device(on_accelerators: None) -> None:
+    project = mo.Sphere().project
+    compiled = on_devices(project).lower(jnp.zeros(SHAPE)).compile()
+    assert "f64" not in compiled.as_text()
+    # The largest entry of each device, and its sum of squares in two numbers.
+    assert counts_outside_loops(compiled) == {"all-gather": 2}
+    x = matrix("1e4")
+    exact = x / np.linalg.norm(x.astype(np.float64))
+    # Half a unit in the last place of entries of at most 1, as on one device.
+    np.testing.assert_allclose(np.asarray(compiled(x), np.float64), exact, atol=4e-8)
 
 
 def test_polar_of_a_stack_of_all_kinds() -> None:

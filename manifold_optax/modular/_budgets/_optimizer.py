@@ -49,8 +49,8 @@ def modular_optimizer(
         module: what `read` returns.
         learning_rate: number ≥ 0 or schedule, for all parameters with a share: how much
             a step changes the output, to first order.
-        momentum: decay of the average in [0, 1), or a transformation in its place;
-            `None` for none.
+        momentum: decay of the average in [0, 1), an `Average`, or a transformation in
+            its place; `None` for none.
         nesterov: whether the average looks one step ahead.
         others: for the parameters without a share; `None`: `optax.adamw(3e-4)`.
         budget: the shares; a name stands for `budget(module, sensitivity=name)`.

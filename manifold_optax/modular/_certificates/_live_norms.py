@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from manifold_optax.linalg import spectral_norm_bound
-from manifold_optax.linalg._device import on_cpu
+from manifold_optax.linalg._device import by_platform, on_cpu
 from manifold_optax.linalg._inputs import require_floating_array
 from manifold_optax.linalg._reductions import divisor
 from manifold_optax.linalg._scaling import widen
@@ -128,9 +128,12 @@ def _of_equal(arrays: list[Array], norm: MixedNorm) -> Float[Array, " arrays"]:
     def bound(x: Array) -> Array:
         return live_norm(x, norm)
 
-    # A CPU takes a batched product 12 % longer (six of 768 × 768) than one after the
-    # other.
-    return jax.lax.map(bound, stack) if on_cpu() else jax.vmap(bound)(stack)
+    def of_each(stack: Array) -> Array:
+        # A CPU takes a batched product 12 % longer (six of 768 × 768) than one after
+        # the other.
+        return jax.lax.map(bound, stack) if on_cpu() else jax.vmap(bound)(stack)
+
+    return by_platform(of_each, stack)
 
 
 def _measured(values: Array, largest: Array, norm: MixedNorm) -> Array:
