@@ -20,8 +20,8 @@ ELSEWHERE = {
     "sharded_training.md",
     "wrappers.md",
 }
-# Three lines out of their context.
-EXCERPTS = {"index.md"}
+# Some lines out of their context.
+EXCERPTS = {"index.md", "performance.md"}
 
 
 def pages_with_code() -> list[str]:
