@@ -163,7 +163,7 @@ def test_resuming_and_its_command_make_no_difference():
 def test_the_settings_of_a_page_are_a_file_for_config(name):
     command = program.commands()[name]
     chosen = [command.default]
-    for path in CONFIGS.glob(f"{name}_*.toml"):
+    for path in CONFIGS.glob(f"{name}*.toml"):
         table = tomllib.loads(path.read_text("utf-8"))
         chosen.append(replace_typed(command.default, table))
     odd = 'a"b\\c\n[d] = é\x7f\u2028'

@@ -14,7 +14,7 @@ from experiments.harness.quadratic import (
     QuadraticConfig,
     Result,
 )
-from manifold_optax.experiments.harness import report, run_experiment
+from manifold_optax.experiments.harness import Origin, report, run_experiment
 from manifold_optax.experiments.harness.figures import Picture
 from manifold_optax.experiments.harness.records import read_records, run_name
 
@@ -91,7 +91,12 @@ def test_final_runs_are_resumed_and_do_not_choose_the_rate(config):
 
 
 def test_one_final_seed_compares_nothing(config):
-    written = run_experiment(Quadratic(dataclasses.replace(config, final_seeds=(1,))))
+    # A path whose bytes are not UTF-8, as the command line hands it over.
+    origin = Origin("quadratic", "tiny", "python --output-dir \udcff")
+    final = dataclasses.replace(config, final_seeds=(1,))
+    written = run_experiment(Quadratic(final), origin)
+    page = pathlib.Path(config.output_dir) / "report.html"
+    assert "--output-dir \\udcff" in page.read_text(encoding="utf-8")
     assert "No comparison is made: it needs at least 2 final seeds, got 1" in written
 
 
