@@ -28,6 +28,7 @@ from manifold_optax.experiments.harness.experiment import (
 )
 from manifold_optax.experiments.harness.figures import add_legend, panels
 from manifold_optax.experiments.harness.output import UnusableOutputError
+from manifold_optax.experiments.harness.page import Origin
 from manifold_optax.experiments.harness.protocol import compare, Comparison
 from manifold_optax.experiments.harness.records import file_name, finite
 from manifold_optax.experiments.harness.runs import run_experiment
@@ -53,6 +54,7 @@ __all__ = (
     "GridExperiment",
     "LearningRates",
     "Metric",
+    "Origin",
     "RunInputs",
     "RunState",
     "Trainable",

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints, NoReturn
@@ -13,6 +14,7 @@ import tyro
 from manifold_optax.experiments.harness.config_file import read_overrides
 from manifold_optax.experiments.harness.experiment import GridExperiment
 from manifold_optax.experiments.harness.output import UnusableOutputError
+from manifold_optax.experiments.harness.page import Origin
 from manifold_optax.experiments.harness.runs import run_experiment
 from manifold_optax.experiments.harness.signals import terminable, Terminated
 from manifold_optax.experiments.harness.typed import replace_typed
@@ -76,7 +78,7 @@ def main(
     output = experiment.config.output_dir
     try:
         with terminable():
-            report = run_experiment(experiment)
+            report = run_experiment(experiment, _origin(commands, known, arguments))
     except FileExistsError as error:
         subparser.error(str(error))
     except UnusableOutputError as error:
@@ -95,6 +97,18 @@ def main(
             code=_code(error),
         )
     sys.stdout.write(f"{report}\nWritten to {output}.\n")
+
+
+def _origin(
+    commands: Mapping[str, Command],
+    known: argparse.Namespace,
+    arguments: Sequence[str] | None,
+) -> Origin:
+    """Returns the command line, as it makes the report from nothing."""
+    words = sys.argv[1:] if arguments is None else arguments
+    afresh = shlex.join(word for word in words if word != "--resume")
+    help = commands[known.experiment].help
+    return Origin(known.experiment, help, f"{_PROGRAM} {afresh}")
 
 
 def _code(interrupt: KeyboardInterrupt) -> int:

@@ -1,9 +1,10 @@
 """Figures, drawn without a display, and the one that every experiment has."""
 
+import io
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,11 +14,28 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from manifold_optax.experiments.harness.cells import Cell
 from manifold_optax.experiments.harness.experiment import GridExperiment
+from manifold_optax.experiments.harness.output import replace_file
 from manifold_optax.experiments.harness.timing import StepTime
 
 _DOTS_PER_INCH = 150
 _PANEL_INCHES = (4.2, 3.4)
 _LEGEND_INCHES = 1.9
+
+
+class Picture(NamedTuple):
+    """A figure as it was written.
+
+    Attributes:
+        name: File name without its ending.
+        png: The file.
+        inches: Width at which its letters have the size of text.
+        says: What its axes show, for those who do not see it; or empty.
+    """
+
+    name: str
+    png: bytes
+    inches: float
+    says: str
 
 
 def panels(count: int) -> tuple[Figure, list[Axes]]:
@@ -34,13 +52,16 @@ def add_legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
 
 
-def save_figure(output: pathlib.Path, name: str, figure: Figure) -> None:
+def save_figure(output: pathlib.Path, name: str, figure: Figure) -> Picture:
     """Writes a figure as PNG: with a grid, and numbers without powers of ten.
 
     Args:
         output: Directory to write to.
         name: File name without its ending.
         figure: The figure.
+
+    Returns:
+        What was written.
 
     Raises:
         OSError: if it cannot be written.
@@ -51,7 +72,12 @@ def save_figure(output: pathlib.Path, name: str, figure: Figure) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             if axis.get_scale() == "log":
                 _label_plainly(axis)
-    figure.savefig(output / f"{name}.png", dpi=_DOTS_PER_INCH)
+    # Drawn before anything is written, so that a full disk leaves no half of it.
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=_DOTS_PER_INCH)
+    replace_file(output / f"{name}.png", png.getvalue())
+    inches = float(figure.get_size_inches()[0])
+    return Picture(name, png.getvalue(), inches, _describe(figure))
 
 
 def draw_metrics(
@@ -102,6 +128,15 @@ def draw_step_time(times: Mapping[str, StepTime]) -> Figure:
     axes.invert_yaxis()
     axes.set(xlabel="wall ms/step")
     return figure
+
+
+def _describe(figure: Figure) -> str:
+    """Says of each panel what is drawn against what."""
+    panels_say = (
+        " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
+        for axes in figure.axes
+    )
+    return "; ".join(dict.fromkeys(filter(None, panels_say)))
 
 
 def _label_plainly(axis: Axis) -> None:

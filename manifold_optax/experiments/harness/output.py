@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 RESULTS = "results.jsonl"
 REPORT = "report.md"
+PAGE = "report.html"
 CHECKPOINTS = "checkpoints"
 EVENTS = "tensorboard"
 _LOCK = ".lock"
@@ -61,9 +62,33 @@ def claim_directory(output: pathlib.Path, *, resume: bool) -> Iterator[None]:
         yield
 
 
+def replace_file(path: pathlib.Path, content: bytes) -> None:
+    """Replaces a file of a claimed directory, atomically.
+
+    Args:
+        path: The file.
+        content: All that it holds afterwards.
+
+    Raises:
+        OSError: if it cannot be written; the file is as it was.
+    """
+    # The name needs no random part: one process writes here. "x" follows no link.
+    beside = path.with_name(f"{path.name}.tmp")
+    beside.unlink(missing_ok=True)
+    try:
+        with beside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
 def _require_kinds(output: pathlib.Path) -> None:
     """Checks before hours of work that everything can be written after them."""
-    for name in (CHECKPOINTS, EVENTS, RESULTS, REPORT):
+    for name in (CHECKPOINTS, EVENTS, RESULTS, REPORT, PAGE):
         path = output / name
         kind = "directory" if name in (CHECKPOINTS, EVENTS) else "file"
         is_kind = path.is_dir() if kind == "directory" else path.is_file()

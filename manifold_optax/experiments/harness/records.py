@@ -3,17 +3,18 @@
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable, TypeVar
 
 import numpy as np
 from jax.typing import ArrayLike
 
-from manifold_optax.experiments.harness.output import UnusableOutputError
+from manifold_optax.experiments.harness.output import (
+    replace_file,
+    UnusableOutputError,
+)
 from manifold_optax.experiments.harness.typed import make_typed
 
 
@@ -129,17 +130,7 @@ def write_records(path: pathlib.Path, records: Sequence[RunResult]) -> None:
         OSError: if they cannot be written; the file is as it was.
     """
     lines = [json.dumps(_as_dict(record), allow_nan=False) + "\n" for record in records]
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, delete=False
-    ) as file:
-        try:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    replace_file(path, "".join(lines).encode())
 
 
 def _with_condition(table: object) -> object:

@@ -1,9 +1,11 @@
-"""The report of an experiment: its tables and its figures."""
+"""The report of an experiment: its tables and its figures, as files and as a page."""
 
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from manifold_optax.experiments.harness.cells import (
     best_cells,
@@ -17,7 +19,8 @@ from manifold_optax.experiments.harness.figures import (
     draw_step_time,
     save_figure,
 )
-from manifold_optax.experiments.harness.output import REPORT
+from manifold_optax.experiments.harness.output import PAGE, replace_file, REPORT
+from manifold_optax.experiments.harness.page import format_page, Origin
 from manifold_optax.experiments.harness.protocol_report import (
     describe_budgets,
     describe_comparisons,
@@ -29,6 +32,8 @@ from manifold_optax.experiments.harness.timing import StepTime
 
 _SPREADS = "Numbers with ± are means and sample standard deviations over the seeds."
 _RATIOS = "Ratios are times per step over those of {baseline}."
+_ODD = "backslashreplace"
+"""Paths may hold bytes that are not UTF-8; hours of work do not end over one."""
 
 
 def write_report(
@@ -37,8 +42,9 @@ def write_report(
     final: Sequence[RunResult],
     times: Mapping[str, StepTime],
     output: pathlib.Path,
+    origin: Origin | None = None,
 ) -> str:
-    """Writes `report.md` and the figures.
+    """Writes `report.md`, the figures, and `report.html`, which holds both.
 
     Args:
         experiment: The experiment.
@@ -46,9 +52,10 @@ def write_report(
         final: Those of the best rates with the final seeds; or empty.
         times: Time per step, by optimizer; or empty.
         output: Directory to write to.
+        origin: The command that started the experiment, if one did.
 
     Returns:
-        The report.
+        The report, as Markdown.
 
     Raises:
         OSError: if a file cannot be written.
@@ -63,15 +70,17 @@ def write_report(
         tables = [format_table(experiment, cells, times)]
     further = [*experiment.grid_appendix(cells), *experiment.appendix(best)]
     report = "\n".join([*tables, *further, ""])
-    (output / REPORT).write_text(report, encoding="utf-8")
+    replace_file(output / REPORT, report.encode(errors=_ODD))
+    figures: dict[str, Figure] = {}
     for condition, own in group_by_condition(cells).items():
         name = "-".join(filter(None, ("learning_rates", file_name(condition))))
-        save_figure(output, name, draw_metrics(experiment, own))
-    figures = {**experiment.grid_figures(cells), **experiment.figures(best)}
-    for name, figure in figures.items():
-        save_figure(output, name, figure)
+        figures[name] = draw_metrics(experiment, own)
+    figures |= {**experiment.grid_figures(cells), **experiment.figures(best)}
     if times:
-        save_figure(output, "step_time", draw_step_time(times))
+        figures["step_time"] = draw_step_time(times)
+    pictures = [save_figure(output, name, each) for name, each in figures.items()]
+    page = format_page(experiment, report, pictures, origin)
+    replace_file(output / PAGE, page.encode(errors=_ODD))
     return report
 
 

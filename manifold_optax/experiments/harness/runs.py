@@ -25,6 +25,7 @@ from manifold_optax.experiments.harness.output import (
     EVENTS,
     RESULTS,
 )
+from manifold_optax.experiments.harness.page import Origin
 from manifold_optax.experiments.harness.records import (
     read_records,
     run_name,
@@ -39,14 +40,17 @@ Settings = TypeVar("Settings", bound=RunSettings)
 Result = TypeVar("Result", bound=RunResult)
 
 
-def run_experiment(experiment: GridExperiment[Any, Any, Any]) -> str:
+def run_experiment(
+    experiment: GridExperiment[Any, Any, Any], origin: Origin | None = None
+) -> str:
     """Runs an experiment and writes its results to its `output_dir`.
 
-    The directory receives `results.jsonl`, `report.md`, PNG figures, TensorBoard
-    events and checkpoints.
+    The directory receives `results.jsonl`, `report.md`, PNG figures, `report.html`,
+    which is one file with both, TensorBoard events and checkpoints.
 
     Args:
         experiment: The experiment.
+        origin: The command that started it, for `report.html`; None: Python did.
 
     Returns:
         The report, as Markdown.
@@ -68,7 +72,7 @@ def run_experiment(experiment: GridExperiment[Any, Any, Any]) -> str:
         tuning = make_runs(experiment, grid(experiment), output)
         final = make_runs(experiment, final_grid(experiment, tuning), output)
         times = _time_steps(experiment)
-        return write_report(experiment, tuning, final, times, output)
+        return write_report(experiment, tuning, final, times, output, origin)
 
 
 def grid(experiment: GridExperiment[Any, Settings, Any]) -> list[Settings]:

@@ -13,7 +13,8 @@ def calls(monkeypatch):
     """Replaces every experiment by a record of its configurations."""
     configs = []
 
-    def record(experiment):
+    def record(experiment, origin):
+        experiment.origin = origin
         configs.append(experiment)
         return "the report\n"
 
@@ -61,6 +62,20 @@ def test_the_command_line_overrides_the_file(calls, commands, tmp_path, capsys):
     assert config.learning_rates.adamw == (0.1,)
     assert config.learning_rates.muon == (0.2, 0.3)
     assert capsys.readouterr().out == "the report\n\nWritten to runs/mlp.\n"
+
+
+def test_the_command_is_handed_over_as_it_starts_anew(calls, commands, monkeypatch):
+    words = ["mlp", "--resume", "--output-dir", "a b"]
+    monkeypatch.setattr("sys.argv", ["__main__.py", *words])
+    for arguments in (words, None):
+        main(commands, arguments)
+        origin = calls[-1].origin
+        assert calls[-1].config.resume
+        assert origin.name == "mlp"
+        assert origin.help == commands["mlp"].help
+        assert origin.command == (
+            "python -m manifold_optax.experiments mlp --output-dir 'a b'"
+        )
 
 
 @pytest.mark.parametrize(

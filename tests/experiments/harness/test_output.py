@@ -84,6 +84,7 @@ def _as_link(path: pathlib.Path) -> None:
         ("checkpoints", _as_link, "directory"),
         ("tensorboard", _as_file, "directory"),
         ("report.md", _as_directory, "file"),
+        ("report.html", _as_link, "file"),
         ("results.jsonl", _as_directory, "file"),
         ("results.jsonl", _as_link, "file"),
     ],

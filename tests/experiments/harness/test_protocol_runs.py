@@ -14,14 +14,19 @@ from experiments.harness.quadratic import (
     QuadraticConfig,
     Result,
 )
-from manifold_optax.experiments.harness import report, run_experiment
+from manifold_optax.experiments.harness import Origin, report, run_experiment
+from manifold_optax.experiments.harness.figures import Picture
 from manifold_optax.experiments.harness.records import read_records, run_name
 
 
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch):
     """Writes empty files: drawing takes longer than all runs."""
-    save = lambda output, name, figure: (output / f"{name}.png").touch()
+
+    def save(output, name, figure):
+        (output / f"{name}.png").touch()
+        return Picture(name, b"", 1.0, "")
+
     monkeypatch.setattr(report, "save_figure", save)
     monkeypatch.setattr(report, "draw_metrics", lambda experiment, cells: None)
 
@@ -72,6 +77,9 @@ def test_final_runs_are_resumed_and_do_not_choose_the_rate(config):
     run_experiment(Quadratic(config))
     resumed = dataclasses.replace(config, final_seeds=(1, 2), resume=True)
     first = run_experiment(Quadratic(resumed))
+    page = pathlib.Path(config.output_dir) / "report.html"
+    whole = page.read_bytes()
+    page.unlink()
     assert len(_records(config)) == 9
 
     class Done(Quadratic):
@@ -79,10 +87,16 @@ def test_final_runs_are_resumed_and_do_not_choose_the_rate(config):
             raise AssertionError(f"{settings} is finished.")
 
     assert run_experiment(Done(resumed)) == first
+    assert page.read_bytes() == whole.replace(b"Quadratic", b"Done")
 
 
 def test_one_final_seed_compares_nothing(config):
-    written = run_experiment(Quadratic(dataclasses.replace(config, final_seeds=(1,))))
+    # A path whose bytes are not UTF-8, as the command line hands it over.
+    origin = Origin("quadratic", "tiny", "python --output-dir \udcff")
+    final = dataclasses.replace(config, final_seeds=(1,))
+    written = run_experiment(Quadratic(final), origin)
+    page = pathlib.Path(config.output_dir) / "report.html"
+    assert "--output-dir \\udcff" in page.read_text(encoding="utf-8")
     assert "No comparison is made: it needs at least 2 final seeds, got 1" in written
 
 

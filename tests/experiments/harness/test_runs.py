@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import dataclasses
 import errno
 import json
@@ -65,11 +66,15 @@ def test_a_run_writes_table_results_events_figures_and_checkpoints(config):
         ".lock",
         "checkpoints",
         "learning_rates.png",
+        "report.html",
         "report.md",
         "results.jsonl",
         "step_time.png",
         "tensorboard",
     }
+    page = (output / "report.html").read_text(encoding="utf-8")
+    for figure in output.glob("*.png"):
+        assert base64.b64encode(figure.read_bytes()).decode() in page
     assert len(list((output / "checkpoints").iterdir())) == 4
     assert len(list((output / "tensorboard").glob("*/events.out.*"))) == 4
 
@@ -145,8 +150,18 @@ def _refuse(*_args, **_kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def _refuse_file(name):
+    """As `os.replace`, but there is no space for one file."""
+    replace = os.replace
+
+    def refusing(source, target):
+        return _refuse() if str(target).endswith(name) else replace(source, target)
+
+    return refusing
+
+
 @LOSES_NOTHING
-@pytest.mark.parametrize("where", ["results.jsonl", "report.md", "checkpoints"])
+@pytest.mark.parametrize("where", ["results.jsonl", "report.html", "checkpoints"])
 def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(
     config, monkeypatch, capsys, where
 ):
@@ -155,17 +170,15 @@ def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(
     options = ["--optimizers", "slow", "--output-dir", config.output_dir, "--resume"]
     options += ["--seeds", "0", "1"]
     with monkeypatch.context() as patch:
-        if where == "results.jsonl":
-            patch.setattr(os, "fsync", _refuse)
-        elif where == "report.md":
-            patch.setattr(pathlib.Path, "write_text", _refuse)
-        else:
+        if where == "checkpoints":
             patch.setattr("orbax.checkpoint.CheckpointManager.save", _refuse)
+        else:
+            patch.setattr(os, "replace", _refuse_file(where))
         assert _stop(options) == 1
     said = _one_line(capsys)
     assert "No space left on device" in said
     assert "continue with --resume" in said
-    assert not list(pathlib.Path(config.output_dir).glob("tmp*"))
+    assert not list(pathlib.Path(config.output_dir).glob("*.tmp"))
     assert _numbers(config.output_dir)[:1] == finished
     main({"quadratic": COMMAND}, ["quadratic", *options])
     assert len(_numbers(config.output_dir)) == 2

@@ -65,7 +65,7 @@ def toml(value: Any) -> str:
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run may start, and no data be read."""
 
-    def fail(experiment: Any) -> None:
+    def fail(*_: Any) -> None:
         raise AssertionError("a run has started")
 
     monkeypatch.setattr(command_line, "run_experiment", fail)

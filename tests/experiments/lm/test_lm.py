@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import functools
+import html
 import io
 import json
 import pathlib
@@ -144,6 +145,9 @@ def test_a_run_writes_table_sample_results_events_figures_and_checkpoints(stress
     ]
     assert [row.split("|")[2].strip() for row in rows] == ["0.05", "0.5"]
     assert "Sampled after muon_clip, learning rate 0.05:\n\n    " in report
+    page = (output / "report.html").read_text(encoding="utf-8")
+    sample = report.partition("learning rate 0.05:\n\n    ")[2].splitlines()[0]
+    assert f"<code>{sample}\n" in html.unescape(page)
     assert {path.name for path in output.glob("*.png")} == {
         "curves.png",
         "learning_rates.png",

@@ -60,6 +60,8 @@ def test_a_run_records_its_epochs_and_its_matrices(trained):
     assert result.residual < 1e-5
     names = {path.name for path in trained.output.glob("*.png")}
     assert names == {"learning_rates.png", "loss.png", "singular_values.png"}
+    page = (trained.output / "report.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/png;base64,') == len(names)
     assert len(list((trained.output / "tensorboard").glob("*/events.out.*"))) == 4
 
 
