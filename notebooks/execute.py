@@ -39,7 +39,7 @@ def execute(source: pathlib.Path) -> None:
     """Executes one source and writes the notebook; the first error stops it."""
     notebook = read(source)
     # Progress bars belong to a person who waits, not to a file.
-    os.environ["TQDM_DISABLE"] = "1"
+    os.environ |= {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
     nbclient.NotebookClient(
         notebook,
         timeout=3600,
