@@ -44,6 +44,7 @@ def execute(source: pathlib.Path) -> None:
         notebook,
         timeout=3600,
         record_timing=False,
+        coalesce_streams=True,
         resources={"metadata": {"path": str(HERE)}},
     ).execute()
     notebook.metadata["language_info"] = nbformat.from_dict({"name": "python"})
