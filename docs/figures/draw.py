@@ -23,9 +23,8 @@ def step_on_sphere() -> Figure:
     axes.plot(np.cos(angles), np.sin(angles), color=INK, lw=2)
     axes.text(-0.83, 0.5, "manifold", color=INK, ha="right")
     at = np.deg2rad(112)
-    point, tangent = (
-        np.array([np.cos(at), np.sin(at)]),
-        np.array([np.sin(at), -np.cos(at)]),
+    point, tangent = np.array([np.cos(at), np.sin(at)]), np.array(
+        [np.sin(at), -np.cos(at)]
     )
     span = np.linspace(-0.45, 0.95, 2)[:, None] * tangent + point
     axes.plot(*span.T, color=INK, lw=1, ls="--")
@@ -66,7 +65,9 @@ def chain() -> Figure:
         x = 0.6 + 1.55 * number
         _box(axes, (x, 0.1), 1.2, 0.8, color)
         axes.text(x + 0.6, 0.68, name, color=color, ha="center", weight="bold")
-        axes.text(x + 0.6, 0.36, what, color=INK, ha="center", va="center", fontsize=9)
+        axes.text(
+            x + 0.6, 0.36, what, color=INK, ha="center", va="center", fontsize=9
+        )
         _arrow(axes, (x + 1.22, 0.5), (x + 1.53, 0.5), INK)
     axes.text(6.8, 0.47, "update", color=INK, va="center", fontsize=10)
     axes.set_xlim(-0.05, 7.5)
@@ -143,20 +144,13 @@ def exchange() -> Figure:
                           va="center", fontsize=9)  # fmt: skip
             if column == 1:
                 axes.add_patch(
-                    Rectangle(
-                        (x + 0.5, y + 0.05), 0.6, 0.4, fc=colors[device], ec="none"
-                    )
+                    Rectangle((x + 0.5, y + 0.05), 0.6, 0.4, fc=colors[device], ec="none")
                 )
                 continue
             for matrix in range(4):
                 axes.add_patch(
-                    Rectangle(
-                        (x + 0.1 + 0.37 * matrix, y + 0.2),
-                        0.3,
-                        0.1,
-                        fc=colors[matrix],
-                        ec="none",
-                    )  # fmt: skip
+                    Rectangle((x + 0.1 + 0.37 * matrix, y + 0.2), 0.3, 0.1,
+                              fc=colors[matrix], ec="none")  # fmt: skip
                 )
     for x in (1.75, 4.95):
         _arrow(axes, (x, 1.25), (x + 1.3, 1.25), INK)
@@ -185,14 +179,8 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 def _arrow(axes: Axes, start, end, color: str, lw: float = 1.6) -> None:
     axes.add_patch(
         FancyArrowPatch(
-            tuple(start),
-            tuple(end),
-            arrowstyle="-|>",
-            mutation_scale=14,
-            shrinkA=2,
-            shrinkB=2,
-            color=color,
-            lw=lw,
+            tuple(start), tuple(end), arrowstyle="-|>", mutation_scale=14,
+            shrinkA=2, shrinkB=2, color=color, lw=lw,
         )  # fmt: skip
     )
 
