@@ -37,7 +37,6 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import scipy.optimize
-from IPython.display import display, Markdown
 
 import manifold_optax as mo
 
@@ -255,7 +254,7 @@ plt.show()
 # is an error that prints the table.
 
 # %%
-display(Markdown(mo.geometry.pair_table(markdown=True)))
+print(mo.geometry.pair_table())
 
 # %% [markdown]
 # We check some rows by brute force: no random tangent direction of norm 1 gains more.
