@@ -1,4 +1,4 @@
-# One command for each job: `make demo`, `make docs`, `make package`, `make quick`, `make test`, `make check`, `make fix`.
+# One command for each job; `make help` lists them.
 # A target creates .venv when it is missing, upgrades pip (dependency groups
 # need 25.1), installs what it needs, and remembers that in a stamp file, so a
 # second call starts at once. A change of pyproject.toml installs again.
@@ -14,6 +14,7 @@ needs-test := -e '.[experiments]' --group test
 needs-check := -e '.[experiments]' --group dev
 needs-docs := -e '.[experiments]' --group docs
 needs-package := --group package
+needs-notebooks := -e '.[experiments]' --group notebooks
 needs-fix := -e . --group lint
 
 # Half of the time of the tests is LLVM, so it compiles them with little effort here;
@@ -32,10 +33,10 @@ QUICK := tests/trees tests/roles tests/test_checks.py tests/test_public_api.py \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo docs links package test quick test-one-device test-devices check lint fix clean
+.PHONY: help demo docs links package test quick test-one-device test-devices check lint notebooks fix clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.ready-demo ## set up and run the main experiment
 	$(BIN)/python -m manifold_optax.experiments mlp --resume
@@ -70,6 +71,9 @@ lint: $(VENV)/.ready-check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+notebooks: $(VENV)/.ready-notebooks ## execute the notebooks and write them with their outputs
+	$(BIN)/python notebooks/execute.py
 
 fix: $(VENV)/.ready-fix ## repair and format the code
 	$(BIN)/ruff check --fix; status=$$?; $(BIN)/ruff format && exit $$status

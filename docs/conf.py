@@ -1,6 +1,7 @@
 """The site: `make docs` builds it into build/docs, without a network."""
 
 import pathlib
+import shutil
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -26,6 +27,11 @@ extensions = [
 exclude_patterns = ["_templates", "_extensions", "_static"]
 templates_path = ["_templates"]
 
+# Sphinx reads pages below this folder only, so it gets a copy of the notebooks.
+TUTORIALS = ROOT / "docs" / "tutorials"
+TUTORIALS.mkdir(exist_ok=True)
+for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+    shutil.copyfile(notebook, TUTORIALS / notebook.name)
 # Notebooks carry their outputs: `make notebooks` runs them.
 nb_execution_mode = "off"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]

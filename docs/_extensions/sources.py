@@ -16,6 +16,8 @@ def process(app: Sphinx, name: str, source: list[str]) -> None:
 
     def link(found: re.Match[str]) -> str:
         text, path = found[1], found[2]
+        if path.startswith("notebooks/"):  # docs/conf.py copies them.
+            return f"[{text}](tutorials/{path.removeprefix('notebooks/')})"
         if repository:
             return f"[{text}](https://github.com/{repository}/blob/main/{path})"
         return f"{text} (`{path}`)"
