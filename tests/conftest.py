@@ -19,14 +19,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # A compiled program takes six memory maps, and Linux gives a process 65,530 by default
 # (vm.max_map_count). Beyond that it ends in a segmentation fault.
-_MANY_MAPS = 30_000
+_MANY_MAPS = 50_000
 _MAPS = pathlib.Path("/proc/self/maps")
 _tests_run = itertools.count(1)
 
 
 def pytest_runtest_teardown() -> None:
     """Lets go of compiled programs before there are too many for one process."""
-    often_enough = next(_tests_run) % 16 == 0
+    often_enough = next(_tests_run) % 8 == 0
     if often_enough and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MANY_MAPS:
         jax.clear_caches()
         gc.collect()
