@@ -21,15 +21,14 @@ TEXT = """\
 it. It is **off by default**, because its speed was measured on no device. Kernels of
 this kind lose where a matrix does not fill the device: peers report 0.31 x the speed of
 the plain product at a short side of 512, 0.78 x at 1024 and 1.02 x at 2048 for single
-matrices, and gains for batches from 1024 up, 1.25 to 1.40 x for a whole step of
-Newton-Schulz ([Paddle#79694](https://github.com/PaddlePaddle/Paddle/pull/79694)) and
-1.34 to 1.52 x for matrices of 1536 x 7168 to 7168 x 6144
-([torchtitan#4781](https://github.com/pytorch/torchtitan/pull/4781)); all in bfloat16,
-by another kernel. Hence the gates on size and FLOPs where it is switched on. Here the
-gates are open. 'plain', 'kernel': the Gram matrix of square matrices, sums in float32,
-of float32 at full precision.
-'error': largest difference from float64, relative to its largest entry, plain and by
-the kernel. 'symmetric': whether the kernel's result equals its transpose bit by bit.
+matrices, and for batches gains from 1024 up, of a whole step of Newton-Schulz up to
+1.40 x ([Paddle#79694](https://github.com/PaddlePaddle/Paddle/pull/79694)); and 1.34 to
+1.52 x for matrices of 1536 x 7168 to 7168 x 6144
+([torchtitan#4781](https://github.com/pytorch/torchtitan/pull/4781)). All are in
+bfloat16, by the kernel of QuACK. Hence the gates on size and FLOPs where it is switched
+on. Here the gates are open. 'plain', 'kernel': the Gram matrix of square matrices, sums in float32,
+of float32 at full precision. 'error': largest difference from float64, relative to its
+largest entry, plain and by the kernel. 'symmetric': whether the kernel's result equals its transpose bit by bit.
 'Newton-Schulz': time of `newton_schulz` in the direct form without the kernel, over
 that with it; above 1 the kernel wins."""
 

@@ -176,10 +176,11 @@ def unmeasured(budget: Budget) -> Iterator[str]:
     """Lines of the chapter where no accelerator is at hand."""
     yield "**Not measured**: no accelerator was at hand. On a machine with one,"
     yield f"\n```\n{COMMAND} --table docs/performance.md\n```\n"
-    yield "replaces this chapter by the tables below. The budgets of all are"
+    yield "replaces this chapter by the tables below. The budgets of all tables are"
     yield f"{budget.seconds:.0f} s; with the start and the rows that have begun this is"
-    yield "less than six minutes, which no card has confirmed. `--small` runs all of it at"
-    yield "toy sizes on a CPU, in a minute of CPU time."
+    yield "less than six minutes, which no card has confirmed. `--batch` and `--context`"
+    yield "set the sizes of a training step. `--small` runs all of it at toy sizes on a"
+    yield "CPU, in a minute of CPU time."
     for table in tables(budget, 0.0, None):
         yield f"\n### {table.title}\n\n{table.text}\n{table.limit}"
 

@@ -62,10 +62,10 @@ def rounds_of(
     end does not count where a call is short. Two calls come before: the first loads
     and tunes, the second says how long one takes.
     """
-    for _ in range(2):
-        start = time.perf_counter()
-        wait(run())
-        single = time.perf_counter() - start
+    wait(run())
+    start = time.perf_counter()
+    wait(run())
+    single = time.perf_counter() - start
     calls = max(1, min(100, int(seconds / ROUNDS / single)))
     found = []
     for _ in range(ROUNDS):
