@@ -19,18 +19,19 @@ TITLE = "Symmetric products"
 TEXT = """\
 `mo.linalg.symmetric_kernel` computes one triangle of tiles of a Gram matrix and mirrors
 it. It is **off by default**, because its speed was measured on no device. Kernels of
-this kind lose where a matrix does not fill the device: peers report 0.31 x the speed of
-the plain product at a short side of 512, 0.78 x at 1024 and 1.02 x at 2048 for single
-matrices, and for batches gains from 1024 up, of a whole step of Newton-Schulz up to
-1.40 x ([Paddle#79694](https://github.com/PaddlePaddle/Paddle/pull/79694)); and 1.34 to
-1.52 x for matrices of 1536 x 7168 to 7168 x 6144
-([torchtitan#4781](https://github.com/pytorch/torchtitan/pull/4781)). All are in
-bfloat16, by the kernel of QuACK. Hence the gates on size and FLOPs where it is switched
-on. Here the gates are open. 'plain', 'kernel': the Gram matrix of square matrices, sums in float32,
-of float32 at full precision. 'error': largest difference from float64, relative to its
-largest entry, plain and by the kernel. 'symmetric': whether the kernel's result equals its transpose bit by bit.
-'Newton-Schulz': time of `newton_schulz` in the direct form without the kernel, over
-that with it; above 1 the kernel wins."""
+this kind lose where a matrix does not fill the device. Peers report, in bfloat16 by the
+kernel of QuACK, 0.31 x the speed of plain products at a short side of 512, 0.78 x at
+1024 and 1.02 x at 2048; for large batches, and for large matrices, a whole step of
+Newton-Schulz gains up to 1.40 x
+([Paddle#79694](https://github.com/PaddlePaddle/Paddle/pull/79694), which admits short
+sides from 1024 and 2e11 FLOPs a step) and 1.34 to 1.52 x
+([torchtitan#4781](https://github.com/pytorch/torchtitan/pull/4781)). Hence the gates on
+size and FLOPs where the kernel is switched on. In this table they are open. 'plain',
+'kernel': the Gram matrix of square matrices, sums in float32, of float32 at full
+precision. 'error': largest difference from float64, relative to its largest entry,
+plain and by the kernel. 'symmetric': whether the kernel's result equals its transpose
+bit by bit. 'Newton-Schulz': time of `newton_schulz` in the direct form without the
+kernel, over that with it; above 1 the kernel wins."""
 
 NO_KERNEL = """\
 The kernel does not run on this device. Its errors are those of Pallas's interpreter,

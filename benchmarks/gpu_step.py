@@ -13,9 +13,9 @@ prints, and writes where told, these tables, in less than six minutes on one car
 5. Momentum in four, three, two bytes and one: time and bytes of state.
 6. The Stiefel x spectral solver by size and backend.
 
-`--small` takes toy sizes: it shows on any machine, in a minute of CPU time, that all of
-it works. Without it and without an accelerator nothing is measured: the chapter then says
-so, and what each table will show.
+`--small` takes toy sizes: it shows on any machine, in a minute of CPU time, that
+all of it works. Without it and without an accelerator nothing is measured: the
+chapter then says so, and what each table will show.
 """
 
 import argparse
@@ -178,9 +178,9 @@ def unmeasured(budget: Budget) -> Iterator[str]:
     yield f"\n```\n{COMMAND} --table docs/performance.md\n```\n"
     yield "replaces this chapter by the tables below. The budgets of all tables are"
     yield f"{budget.seconds:.0f} s; with the start and the rows that have begun this is"
-    yield "less than six minutes, which no card has confirmed. `--batch` and `--context`"
-    yield "set the sizes of a training step. `--small` runs all of it at toy sizes on a"
-    yield "CPU, in a minute of CPU time."
+    yield "less than six minutes, which no card has confirmed. `--batch` and"
+    yield "`--context` set the sizes of a training step. `--small` runs all of it at"
+    yield "toy sizes on a CPU, in a minute of CPU time."
     for table in tables(budget, 0.0, None):
         yield f"\n### {table.title}\n\n{table.text}\n{table.limit}"
 

@@ -1,4 +1,4 @@
-"""The benchmark of one accelerator, at toy sizes on the CPU: every table has its rows."""
+"""The benchmark of one accelerator at toy sizes, on the CPU: every table has rows."""
 
 import os
 import pathlib
