@@ -23,17 +23,20 @@ RATE = 0.02
 
 
 def bf16_muon(
-    *, form: Literal["auto", "direct", "gram"] = "auto", dtype: Any = jnp.bfloat16
+    *,
+    form: Literal["auto", "direct", "gram"] = "auto",
+    dtype: Any = jnp.bfloat16,
+    axes: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """`mo.muon` with products of this dtype: its chain, written out.
 
     `form="direct"` is the algorithm of the peers; `"auto"` works on the Gram matrix
-    where that has fewer FLOPs.
+    where that has fewer FLOPs. `axes` as for `mo.muon`.
     """
     return optax.chain(
         mo.momentum(0.95, nesterov=True, debias=True),
-        mo.orthogonalize_via_newton_schulz(form=form, compute_dtype=dtype),
-        mo.scale_by_shape("width"),
+        mo.orthogonalize_via_newton_schulz(form=form, compute_dtype=dtype, axes=axes),
+        mo.scale_by_shape("width", axes=axes),
         optax.scale_by_learning_rate(RATE),
     )
 

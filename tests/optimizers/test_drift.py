@@ -90,6 +90,7 @@ def test_the_parameters_stay_on_the_manifold(run, platform, measured):
     assert all(np.linalg.norm(last[name] - start[name]) > 0.1 for name in SHAPES)
 
 
+@pytest.mark.slow
 def test_a_kept_norm_stays_without_float64(on_accelerators, measured):
     _, start, last = trained("hyperball-kept", 500)
     # Half a rounding unit of an entry, in 32 of them (seen: 2e-8).
