@@ -57,7 +57,8 @@ def manifold_muon(  # noqa: PLR0913 - the words of all presets, and the solver's
     Example:
         >>> params = project({"w": jnp.arange(8.0).reshape(4, 2) ** 2}, Stiefel())
         >>> tx = manifold_muon(0.1)
-        >>> updates, _ = tx.update({"w": jnp.ones((4, 2))}, tx.init(params), params)
+        >>> state, update = tx.init(params), jax.jit(tx.update)
+        >>> updates, _ = update({"w": jnp.ones((4, 2))}, state, params)
         >>> w = optax.apply_updates(params, updates)["w"]
         >>> bool(Stiefel().residual(w) < 1e-6)
         True

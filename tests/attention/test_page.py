@@ -16,6 +16,7 @@ if not hasattr(nnx, "capture"):
     pytest.skip("the page asks for a Flax with nnx.capture", allow_module_level=True)
 
 
+@pytest.mark.slow
 def test_python_blocks_run(unhooked: None, capsys: pytest.CaptureFixture[str]) -> None:
     page = PAGE.read_text("utf-8")
     namespace: dict[str, Any] = {}

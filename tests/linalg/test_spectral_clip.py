@@ -180,7 +180,10 @@ def test_the_bound_holds_to_rounding_however_large_the_matrix(largest, spread):
     assert np.linalg.norm(found.astype(np.float64), 2) <= 1 + 24 * EPS
 
 
-@pytest.mark.parametrize("function", [linalg.spectral_clip, linalg.soft_cap])
+@pytest.mark.parametrize(
+    "function",
+    [pytest.param(linalg.spectral_clip, marks=pytest.mark.slow), linalg.soft_cap],
+)
 def test_wide_matrices_cost_what_tall_ones_do(function):
     def flops(*shape):
         x = jax.ShapeDtypeStruct(shape, jnp.float32)

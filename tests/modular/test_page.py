@@ -4,6 +4,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from manifold_optax.modular._bounds._sizes import RULES
 from modular.pages import check_page, DOCS
@@ -21,6 +22,7 @@ JUMPS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_blocks_run_and_print_what_the_page_shows(unhooked: None) -> None:
     namespace = check_page(PAGE.name, "model.py")
     params, x, tx = (namespace[name] for name in ("params", "x", "tx"))

@@ -24,7 +24,7 @@ DECISIONS: dict[str, dict[str, Any]] = {
 }
 SLOW = pytest.mark.slow
 TRAINED = (
-    "scanned_layers",
+    pytest.param("scanned_layers", marks=SLOW),
     pytest.param("conv_net", marks=SLOW),
     pytest.param("fused_gpt", marks=SLOW),
 )
