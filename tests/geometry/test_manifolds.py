@@ -289,5 +289,5 @@ def test_norms_below_one_do_not_underflow(x64):
     # One division by a rounded root.
     np.testing.assert_allclose(found, np.eye(3) / 3**0.5, rtol=1e-15)
     np.testing.assert_allclose(
-        Sphere("kept").scale_of(point, 3, 3).item(), 3**0.5 * 1e-200, rtol=1e-15
+        np.ravel(Sphere("kept").scale_of(point, 3, 3)), 3**0.5 * 1e-200, rtol=1e-15
     )

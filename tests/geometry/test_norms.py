@@ -213,6 +213,7 @@ def test_split_rows_of_low_rank_have_a_nuclear_norm():
     x = np.outer(np.arange(1, 9), np.arange(1, 7)).astype(np.float32)
     mesh = jax.make_mesh((1,), ("r",), axis_types=(AxisType.Auto,))
     dual_value = functools.partial(Spectral().dual_value, axis_name="r")
-    found = jax.shard_map(dual_value, mesh=mesh, in_specs=P("r"), out_specs=P())(x)
+    split = jax.shard_map(dual_value, mesh=mesh, in_specs=P("r"), out_specs=P())
+    found = split(jnp.asarray(x))
     # Roots of rounding units of float64, 1e-8 of the norm for each of five zeros.
     np.testing.assert_allclose(found, np.linalg.norm(x), rtol=1e-6)

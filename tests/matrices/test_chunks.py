@@ -5,6 +5,8 @@ import pytest
 from manifold_optax import programs
 from manifold_optax.matrices import _kernel
 
+# pyright: reportPrivateUsage=false
+
 # Working memory for one copy of each matrix at once.
 MEMORY = _kernel._CHUNK_BYTES // _kernel._KERNEL_COPIES
 
