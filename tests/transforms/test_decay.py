@@ -8,7 +8,7 @@ import pytest
 
 import manifold_optax as mo
 from manifold_optax.geometry import Ball, ColumnRms, L1, RmsToRms, RowRms
-from transforms.helpers import apply, draw
+from transforms.draws import apply, draw
 
 SHAPES = ((6, 3), (3, 6), (4, 4), (2, 5, 3))
 NORMS = (mo.Frobenius(), mo.Spectral(), RmsToRms(), RowRms(), ColumnRms(), mo.Max())

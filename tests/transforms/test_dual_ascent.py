@@ -9,7 +9,7 @@ import pytest
 
 import manifold_optax as mo
 import oracles
-from transforms.helpers import blocks_of, draw_pair
+from transforms.draws import blocks_of, draw_pair
 
 # Float32 rounding of a direction of spectral norm 1 against the analytic bounds; the
 # eigendecompositions inside cost a digit.

@@ -8,7 +8,7 @@ import pytest
 
 import manifold_optax as mo
 import oracles
-from transforms.helpers import apply, draw
+from transforms.draws import apply, draw
 
 
 def orthogonalized(leaf, *arguments, **options):

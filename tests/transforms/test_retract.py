@@ -11,7 +11,7 @@ import pytest
 import manifold_optax as mo
 import oracles
 from manifold_optax.geometry import Ball, RmsToRms, RowRms
-from transforms.helpers import apply, blocks_of, draw, draw_pair
+from transforms.draws import apply, blocks_of, draw, draw_pair
 
 # Distance from the manifold of entries of order 1 after one float32 retraction, one
 # subtraction and one sum, each rounded to 6e-8.

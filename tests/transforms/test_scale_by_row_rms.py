@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import manifold_optax as mo
-from transforms.helpers import apply, draw
+from transforms.draws import apply, draw
 
 
 def row_normalised(taken, decay, eps=1e-8):

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import manifold_optax as mo
-from transforms.helpers import draw
+from transforms.draws import draw
 
 Make = Callable[..., optax.GradientTransformation]
 

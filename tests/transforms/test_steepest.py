@@ -9,7 +9,7 @@ import pytest
 import manifold_optax as mo
 import oracles
 from conformance.steps import on_manifold
-from transforms.helpers import apply, draw, draw_pair
+from transforms.draws import apply, draw, draw_pair
 
 # Float32 rounding of matrices with singular values near 1.
 ROUNDING = 1e-5

@@ -7,7 +7,7 @@ import pytest
 
 import manifold_optax as mo
 import oracles
-from transforms.helpers import apply, blocks_of, draw_pair
+from transforms.draws import apply, blocks_of, draw_pair
 
 # A few float32 roundings of inner products of a dozen terms of order 1.
 ROUNDING = 2e-6
