@@ -1,7 +1,6 @@
 """`manifold-optax doctor`: whether the numbers are right on this machine."""
 
 import dataclasses
-import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 
 import manifold_optax as mo
+from manifold_optax._machine import device_kinds, package_version
 from manifold_optax.command_line._answer import Answer, Options, Table
 from manifold_optax.command_line._oracles import Check, CHECKS
 
@@ -93,7 +93,7 @@ class Doctor(Options):
     def answer(self) -> Health:
         """Looks around, and computes."""
         return Health(
-            _versions(), _devices(), _settings(), [_done(check) for check in CHECKS]
+            _versions(), device_kinds(), _settings(), [_done(check) for check in CHECKS]
         )
 
 
@@ -108,18 +108,8 @@ def _done(check: Callable[[], Check]) -> Check:
 
 
 def _versions() -> dict[str, str]:
-    found = {"manifold-optax": mo.__version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _devices() -> list[str]:
-    kinds = [f"{device.platform} ({device.device_kind})" for device in jax.devices()]
-    return [f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds)]
+    own = {"manifold-optax": mo.__version__, "python": platform.python_version()}
+    return {**own, **{name: package_version(name) for name in _PACKAGES}}
 
 
 def _settings() -> dict[str, str]:

@@ -54,7 +54,7 @@ class Deal:
 
     def width(self, sizes: Sequence[int]) -> int:
         """Entries of the fullest owner's buffer, given those of a row of each stack."""
-        return max(_total(c.counts, sizes) for c in self.classes)
+        return max(total_of(c.counts, sizes) for c in self.classes)
 
     def pack(self, stacks: Sequence[Array]) -> Array:
         """Stacks `[count, size]` → `[owners, width]`, with zeros at the ends."""
@@ -112,7 +112,7 @@ def deal(
     """
     work, full = np.array(loads, float), np.zeros(len(loads))
     owned = np.zeros((len(loads), len(counts)), int)
-    total = work.sum() + _total(counts, costs)
+    total = work.sum() + total_of(counts, costs)
     best = max(total / len(loads), work.max(), *costs)
     for index in sorted(range(len(counts)), key=lambda i: -costs[i]):
         for _ in range(counts[index]):
@@ -134,5 +134,6 @@ def deal(
     return Deal(tuple(classes), positions), work.tolist()
 
 
-def _total(counts: Sequence[int], sizes: Sequence[int]) -> int:
+def total_of(counts: Sequence[int], sizes: Sequence[int]) -> int:
+    """The sum of `sizes`, each as often as `counts` says: of entries, or of costs."""
     return sum(n * size for n, size in zip(counts, sizes, strict=True))

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from manifold_optax.matrices._deal import Deal, OwnerClass
+from manifold_optax.matrices._deal import Deal, OwnerClass, total_of
 
 
 def parts_of(deal: Deal, sizes: Sequence[int], most: int) -> tuple[Deal, ...]:
@@ -31,11 +31,11 @@ def parts_of(deal: Deal, sizes: Sequence[int], most: int) -> tuple[Deal, ...]:
 
 def _cut(deal: Deal, sizes: Sequence[int], number: int) -> tuple[Deal, ...] | None:
     """`number` parts of nearly equal width; `None` where they would send more."""
-    fullest = max(deal.classes, key=lambda own: _width(own.counts, sizes))
+    fullest = max(deal.classes, key=lambda own: total_of(own.counts, sizes))
     runs = _runs(fullest.counts, sizes, number)
     if runs is None:
         return None
-    widths = [_width(counts, sizes) for counts in runs]
+    widths = [total_of(counts, sizes) for counts in runs]
     filled = [
         runs if own is fullest else _fill(own.counts, sizes, widths)
         for own in deal.classes
@@ -95,7 +95,3 @@ def _merged(deal: Deal, counts: Sequence[tuple[int, ...]]) -> Deal:
         else:
             classes.append(OwnerClass(own.first, own.owners, few))
     return Deal(tuple(classes), deal.positions)
-
-
-def _width(counts: Sequence[int], sizes: Sequence[int]) -> int:
-    return sum(count * size for count, size in zip(counts, sizes, strict=True))

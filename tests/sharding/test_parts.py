@@ -10,8 +10,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import manifold_optax as mo
 from manifold_optax.matrices import map_matrices
-from manifold_optax.programs._waits import waits
 from sharding import kernels
+from sharding.waits import waits
 
 pytestmark = pytest.mark.devices
 

@@ -10,11 +10,9 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import metadata
 from typing import Any
 
-import jax
-
+from manifold_optax._machine import device_kinds, package_version
 from manifold_optax.experiments.harness.config_file import format_overrides
 from manifold_optax.experiments.harness.experiment import GridExperiment
 from manifold_optax.experiments.harness.figures import Picture
@@ -161,18 +159,9 @@ def _how(experiment: GridExperiment[Any, Any, Any], origin: Origin | None) -> st
 
 
 def _versions() -> Mapping[str, str]:
-    kinds = [f"{device.platform} ({device.device_kind})" for device in jax.devices()]
-    devices = [f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds)]
     return {
-        **{name: _version(name) for name in _PACKAGES},
+        **{name: package_version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "system": f"{platform.platform()}, {os.cpu_count()} cores",
-        "devices": ", ".join(devices),
+        "devices": ", ".join(device_kinds()),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # A checkout that was not installed.
-        return "not installed"
