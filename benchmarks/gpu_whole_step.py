@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import dot_flops
 import gpu_timing
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import numpy as np
 import optax
 import peers
 from gpu_timing import Deadline, rounds_of, spread
-from stepping import head, row, Step
+from stepping import head, row, Step, update_flops
 
 import trees
 
@@ -89,7 +88,7 @@ def _jax_rows(
     for name, make in OPTIMIZERS.items():
 
         def rows(name: str = name, tx: Any = make) -> Iterator[str]:
-            flops = _step_flops(tx(), tree)
+            flops = update_flops(tx(), tree)
             step = Step(tx(), tree, tree)
             seconds = rounds_of(step, seconds=budget.measure)
             median = medians[name] = statistics.median(seconds)
@@ -106,12 +105,6 @@ def _jax_rows(
             )
 
         yield from deadline.rows(f"{model.name}, {jnp.dtype(dtype).name}, {name}", rows)
-
-
-def _step_flops(tx: optax.GradientTransformation, tree: Any) -> int:
-    """FLOPs of the products of an update."""
-    state = jax.eval_shape(tx.init, tree)
-    return dot_flops.dot_flops(tx.update, tree, state, tree)
 
 
 def _torch_rows(

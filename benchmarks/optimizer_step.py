@@ -28,14 +28,22 @@ from typing import Any
 # One core, chosen before JAX starts its threads: times on shared cores are noise.
 os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
-import dot_flops
 import jax
 import jax.numpy as jnp
 import optax
 import peers
 import step_figure
 from document import print_all, write_chapter
-from stepping import head, interleaved, median_ratio, milliseconds, ratio, row, Step
+from stepping import (
+    head,
+    interleaved,
+    median_ratio,
+    milliseconds,
+    ratio,
+    row,
+    Step,
+    update_flops,
+)
 
 import manifold_optax as mo
 import trees
@@ -82,12 +90,6 @@ def matmul_rate(pairs: int, size: int = 1024) -> float:
     return 2 * size**3 / statistics.median(times["product"])
 
 
-def step_flops(tx: optax.GradientTransformation, tree: Any) -> int:
-    """FLOPs of the products of an update."""
-    state = jax.eval_shape(tx.init, tree)
-    return dot_flops.dot_flops(tx.update, tree, state, tree)
-
-
 def step_table(tree: Any, torch: Any, pairs: int) -> Iterator[str]:
     """Table 1 for one tree."""
     runs, every = runs_on(tree, torch), optimizers()
@@ -105,7 +107,7 @@ def step_table(tree: Any, torch: Any, pairs: int) -> Iterator[str]:
     for name, run in runs.items():
         facts: tuple[object, ...] = ("–", "–", "–", "–", "–")
         if isinstance(run, Step):
-            flops = step_flops(every[name], tree)
+            flops = update_flops(every[name], tree)
             share = flops / statistics.median(times[name]) / rate
             temp = f"{run.temporary_bytes / 1e6:.1f}"
             counts = (run.dots, run.instructions)

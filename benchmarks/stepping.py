@@ -5,9 +5,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import dot_flops
 import jax
 import jax.numpy as jnp
 import optax
+
+import manifold_optax as mo
 
 Times = Mapping[str, list[float]]
 
@@ -54,6 +57,15 @@ class Step:
     def temporary_bytes(self) -> int:
         """Memory beyond arguments and results, on each device."""
         return self.compiled.memory_analysis().temp_size_in_bytes
+
+
+def update_flops(tx: optax.GradientTransformation, tree: Any) -> int:
+    """FLOPs of the products of an update, as this process's device runs it."""
+    state = jax.eval_shape(tx.init, tree)
+    # All accelerators have the same; without a choice the program has both.
+    platform = "cpu" if jax.default_backend() == "cpu" else "cuda"
+    with mo.programs.arithmetic_for(platform):
+        return dot_flops.dot_flops(tx.update, tree, state, tree)
 
 
 def cpu_seconds(run: Callable[[], Any]) -> float:
