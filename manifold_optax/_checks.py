@@ -180,3 +180,12 @@ def require_one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         known = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {known}; got {value!r}.")
+
+
+def require_concrete(name: str, what: str, *trees: Any) -> None:
+    """Raises ValueError for arrays that are being traced; `what` is computed here."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)):
+        raise ValueError(
+            f"{name}: {what} are computed on the host; got traced arrays. Call it "
+            "outside of jit, grad and vmap."
+        )

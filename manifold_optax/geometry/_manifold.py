@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from manifold_optax._typing import AxisName, Matrix, PerMatrix
-from manifold_optax.linalg._exact_norms import exact_norm
+from manifold_optax.linalg._exact_norms import repeatable_norm
 from manifold_optax.linalg._inputs import require_matrices
 from manifold_optax.linalg._scaling import divide
 
@@ -36,7 +36,7 @@ Size: TypeAlias = float | str
 
 SIZE_RULES = {
     "rms": "√(fan_out/fan_in): the RMS→RMS norm of a unit point becomes 1",
-    "kept": "the Frobenius norm of the incoming point, matrix by matrix",
+    "kept": "the Frobenius norm of the incoming point, matrix by matrix, to 21 bits",
 }
 
 _M = TypeVar("_M", bound="Manifold")
@@ -135,7 +135,7 @@ class Manifold(abc.ABC):
         if self.size == "rms":
             return float((fan_out / fan_in) ** 0.5) if fan_in else 1.0
         if self.size == "kept":
-            return exact_norm(point, axes)
+            return repeatable_norm(point, axes)
         return float(self.size)
 
     def _scale(self, point: Matrix, axis_name: AxisName) -> float | Array:

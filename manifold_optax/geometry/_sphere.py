@@ -23,6 +23,8 @@ class Sphere(Manifold):
     Args:
         radius: a number > 0; `"rms"`: √(fan_out/fan_in); or `"kept"`: the norm of the
             incoming point, so that each matrix stays on the sphere that it started on.
+            Of a float32 norm 21 bits are read: the first landing may move it by 5.4e-7
+            of itself, and no later one does.
         retraction: how a step lands. `"projection"`: the nearest point of the sphere; a
             tangent step of length `t` turns by the angle `atan(t/radius)`.
             `"geodesic"`: along the great circle of the tangent part of the step, by an

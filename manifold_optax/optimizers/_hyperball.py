@@ -31,7 +31,7 @@ def hyperball(
     `Sphere("kept")` holds the norm that each matrix has at initialisation. A matrix
     that is zero there has no direction and stays zero: initialise it otherwise, or give
     it another optimizer. A kept norm is read from the parameters at each step. In
-    float32 it comes out the same (to 1e-6 after 10,000 steps). With parameters in
+    float32 it comes out the same after any number of steps. With parameters in
     bfloat16 their roundings add up to several per cent, and a number is the better
     choice (off by 8e-4 at worst, without a drift).
 

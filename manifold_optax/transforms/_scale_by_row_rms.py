@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from manifold_optax._checks import require_in_range, require_present
 from manifold_optax._typing import ArrayTree, Scalar
-from manifold_optax.geometry import Sphere
+from manifold_optax.linalg._exact_norms import exact_norm
 from manifold_optax.linalg._reductions import nonzero
 from manifold_optax.matrices import AxesLike
 from manifold_optax.matrices._blocks import view_leaves, Views
@@ -124,8 +124,7 @@ def scale_by_row_rms(
 
 def _norm(block: Array, view: View) -> Array:
     """Frobenius norm of each matrix, with the axes kept; scale-safe."""
-    size = Sphere("kept").scale_of(block, view.fan_out, view.fan_in, view.matrix_axes)
-    return jnp.asarray(size)
+    return exact_norm(block, view.matrix_axes)
 
 
 def _rows_of(average: Array, view: View, position: int) -> Array:

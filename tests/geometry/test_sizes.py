@@ -102,6 +102,18 @@ def test_kept_norms_of_any_magnitude(scale):
     np.testing.assert_allclose(found, norms, rtol=1e-6)
 
 
+def test_a_kept_norm_is_read_again_as_it_was():
+    sphere = Sphere("kept")
+    x = gaussian((10_000, 3, 2))
+    sizes = np.asarray(sphere.scale_of(x, 3, 2))
+    exact = np.linalg.norm(np.asarray(x, np.float64), axis=(-2, -1), keepdims=True)
+    # Half the distance of two numbers of 21 bits, after one rounding to 24.
+    np.testing.assert_allclose(sizes, exact, rtol=2**-21 + 2**-24)
+    # As training does it: the step to the landing point is an update, and is added.
+    update = sphere.retract(x, x[::-1]) - x
+    np.testing.assert_array_equal(sphere.scale_of(x + update, 3, 2), sizes)
+
+
 @pytest.mark.promise(
     "Faults",
     "A zero matrix stays zero where its own norm is kept",

@@ -10,7 +10,11 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from manifold_optax._checks import require_one_of, require_static_steps
+from manifold_optax._checks import (
+    require_concrete,
+    require_one_of,
+    require_static_steps,
+)
 from manifold_optax._typing import ArrayTree
 from manifold_optax.linalg._scaling import widen
 from manifold_optax.modular._algebra._module import Atom
@@ -91,7 +95,7 @@ def measured_budget(
     Raises:
         TypeError: for arguments of another kind.
         ValueError: as `budget`; for parameters of other paths or shapes than were
-            read; and where the output is zero or not finite.
+            read; for traced arrays; and where the output is zero or not finite.
 
     Example:
         >>> def forward(params, x):
@@ -110,6 +114,7 @@ def measured_budget(
             "A measured budget runs the network, but module has no function: read it "
             f"by mo.modular.read(forward, params, *inputs); got {module!r}."
         )
+    require_concrete("measured_budget", "shares", params, batch, key)
     require_static_steps("draws", draws)
     require_one_of("addition", addition, ("independent", "worst"))
     if not draws:

@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Float32
 
-from manifold_optax._checks import require_in_range
+from manifold_optax._checks import require_concrete, require_in_range
 from manifold_optax._typing import ArrayTree
 from manifold_optax.modular._bounds._sizes import Unreadable
 from manifold_optax.modular._certificates._certificate import certificate
@@ -83,7 +82,7 @@ def local_lipschitz_bound(
     Computation of Certified Robustness for ReLU Networks" (1804.09699), section 3.4.
     """
     require_in_range("radius", radius, "[0, inf)")
-    require_concrete("local_lipschitz_bound", params, x)
+    require_concrete("local_lipschitz_bound", "local bounds", params, x)
     like = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     centers = np.asarray(x, np.float64)
     norms = np.linalg.norm(centers.reshape(len(centers), -1), axis=1)
@@ -177,15 +176,6 @@ def _warn(name: str, problem: str) -> None:
         f"{name}: the global bound is in the place of a local one. {problem}",
         stacklevel=4,
     )
-
-
-def require_concrete(name: str, params: ArrayTree, x: Any) -> None:
-    """Raises an error for arrays that are being traced."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x))):
-        raise ValueError(
-            f"{name}: local bounds are computed on the host; got traced arrays. Call "
-            "it outside of jit, grad and vmap."
-        )
 
 
 def local_radii(

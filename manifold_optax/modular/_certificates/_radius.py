@@ -7,13 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
+from manifold_optax._checks import require_concrete
 from manifold_optax._typing import ArrayTree
 from manifold_optax.modular._certificates._certificate import certificate
 from manifold_optax.modular._certificates._domains import Box
-from manifold_optax.modular._certificates._local_bound import (
-    local_radii,
-    require_concrete,
-)
+from manifold_optax.modular._certificates._local_bound import local_radii
 
 
 def certified_radius(
@@ -70,7 +68,7 @@ def certified_radius(
     if (low is None) != (high is None):
         raise ValueError(f"Give both low and high, or none; got {low} and {high}.")
     if local:
-        require_concrete("certified_radius", params, (x, labels))
+        require_concrete("certified_radius", "local bounds", params, x, labels)
     like = jnp.zeros((1, *x.shape[1:]), x.dtype)
     domain = like if low is None else Box(like, low, high)
     pairs = certificate(function, params, domain).pairs(params)
