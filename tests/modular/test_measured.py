@@ -128,6 +128,16 @@ def test_other_parameters_than_were_read() -> None:
         measured_budget(module, params, inputs)
 
 
+def test_under_jit_it_says_where_to_call_it() -> None:
+    module, params, inputs = of_hidden()
+
+    def step(params: Any) -> Any:
+        return measured_budget(module, params, inputs).share("up")
+
+    with pytest.raises(ValueError, match=r"measured_budget: shares.*outside of jit"):
+        jax.jit(step)(params)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
