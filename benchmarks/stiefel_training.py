@@ -7,6 +7,7 @@ library certifies.
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +39,9 @@ SMALL_TEXT = f"""\
 Largest certified gap of {DRAWS} draws of each of the four kinds of gradient."""
 
 
-def chain(backend: str, decay: float | None) -> optax.GradientTransformationExtraArgs:
+def chain(backend: Any, decay: float | None) -> Any:
     """`mo.manifold_muon` with a choice of the backend, certified."""
-    momentum = optax.identity() if decay is None else mo.momentum(decay)
+    momentum: Any = optax.identity() if decay is None else mo.momentum(decay)
     return optax.named_chain(
         ("momentum", momentum),
         ("direction", mo.dual_ascent_spectral(certify=True, backend=backend)),
@@ -49,7 +50,7 @@ def chain(backend: str, decay: float | None) -> optax.GradientTransformationExtr
     )
 
 
-def loss(weights: list[jax.Array], images: jax.Array, labels: jax.Array) -> jax.Array:
+def loss(weights: Any, images: Any, labels: Any) -> Any:
     """Mean cross-entropy."""
     for kernel in weights[:-1]:
         images = jax.nn.relu(images @ kernel)
@@ -59,17 +60,17 @@ def loss(weights: list[jax.Array], images: jax.Array, labels: jax.Array) -> jax.
 
 @functools.partial(jax.jit, static_argnames=("backend", "decay"))
 def training(
-    weights: list[jax.Array],
-    images: jax.Array,
-    labels: jax.Array,
+    weights: Any,
+    images: Any,
+    labels: Any,
     *,
     backend: str,
     decay: float | None,
-) -> list[jax.Array]:
+) -> Any:
     """Gap of each matrix at each step, `[steps]`; batches are `[steps, 128, …]`."""
     tx = chain(backend, decay)
 
-    def step(carry: tuple, batch: tuple) -> tuple:
+    def step(carry: Any, batch: Any) -> Any:
         weights, state = carry
         updates, state = tx.update(jax.grad(loss)(weights, *batch), state, weights)
         return (optax.apply_updates(weights, updates), state), state["direction"].gap
@@ -81,16 +82,16 @@ def run(
     widths: tuple[int, ...], seed: int, backend: str, decay: float | None
 ) -> list[np.ndarray]:
     """The gaps of one run."""
-    digits = load_digits()
+    pixels, answers = load_digits(return_X_y=True)
     rng = np.random.default_rng(seed)
-    rows = rng.integers(0, len(digits.target), (STEPS, 128))
+    rows = rng.integers(0, len(answers), (STEPS, 128))
     keys = jax.random.split(jax.random.key(seed), len(widths) - 1)
     weights = [
         mo.Stiefel().random_point(key, shape)
         for key, shape in zip(keys, itertools.pairwise(widths), strict=True)
     ]
-    images = jnp.asarray(digits.data[rows] / 16 - 0.3, jnp.float32)
-    labels = jnp.asarray(digits.target[rows], jnp.int32)
+    images = jnp.asarray(pixels[rows] / 16 - 0.3, jnp.float32)
+    labels = jnp.asarray(answers[rows], jnp.int32)
     gaps = training(weights, images, labels, backend=backend, decay=decay)
     return [np.asarray(gap) for gap in gaps]
 
