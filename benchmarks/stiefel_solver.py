@@ -3,15 +3,18 @@ r"""Gap, cost and time of the Stiefel x spectral solver against the published on
     .venv/bin/python benchmarks/stiefel_solver.py --table docs/stiefel_solver.md \
         --figure docs/stiefel_solver.png
 
-prints, and writes where told, five tables:
+prints, and writes where told, seven tables:
 
 1. The certified gap of every method on every case, float32.
 2. Worst and geometric mean of 44 mixed cases.
 3. The gap against the scale of the gradient.
 4. FLOPs of matrix products.
 5. CPU time, interleaved in one process on one pinned core.
+6. The gap at every step of small trainings; it stands after the second.
+7. The gap of small matrices near square; it stands after that one.
 
-`--quick` takes a few small cases, to see that it works.
+`--quick` takes a few small cases of the first five, to see that it works. `--training`
+prints the last two alone, and replaces them in the file.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 # One core, chosen before JAX starts its threads: times on shared cores are noise.
 os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
+import document
 import dot_flops
 import jax
 import jax.numpy as jnp
@@ -30,6 +34,7 @@ import optimizer_step
 import stiefel_cases
 import stiefel_figure
 import stiefel_gaps
+import stiefel_training
 from stiefel_gaps import Gap
 
 SIZES = (
@@ -246,6 +251,10 @@ def report(quick: bool, pairs: int, figure: pathlib.Path | None) -> Iterator[str
         yield f"\n![Gap against cost and against scale]({figure.name})"
     lines, gaps = gap_sections(quick)
     yield from ("", *lines)
+    if not quick:
+        for title, text in stiefel_training.CHAPTERS.items():
+            yield f"\n## {title}\n"
+            yield from text()
     yield "\n## Scale of the gradient\n"
     yield "Certified gap at Frobenius norms of the gradient from 1e-3 to 1e3.\n"
     m, n = (64, 10) if quick else (128, 64)
@@ -270,6 +279,15 @@ def report(quick: bool, pairs: int, figure: pathlib.Path | None) -> Iterator[str
         stiefel_figure.write_figure(figure, gaps, flops, sweep)
 
 
+def write_training(table: pathlib.Path | None) -> None:
+    """Prints tables 6 and 7, and replaces their chapters."""
+    for title, text in stiefel_training.CHAPTERS.items():
+        print(f"\n## {title}\n")
+        lines = document.print_all(text())
+        if table is not None:
+            document.write_chapter(table, "", title, lines)
+
+
 def main() -> None:
     """Prints the document and writes it."""
     parser = argparse.ArgumentParser(description="Gap and cost of the Stiefel solver.")
@@ -279,7 +297,11 @@ def main() -> None:
     )
     parser.add_argument("--figure", type=pathlib.Path, help="PNG to write")
     parser.add_argument("--table", type=pathlib.Path, help="Markdown file to write")
+    parser.add_argument("--training", action="store_true", help="tables 6 and 7 alone")
     options = parser.parse_args()
+    if options.training:
+        write_training(options.table)
+        return
     pairs = min(options.pairs, 3) if options.quick else options.pairs
     lines = []
     for line in report(options.quick, pairs, options.figure):

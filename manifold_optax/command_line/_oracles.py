@@ -85,7 +85,7 @@ def stiefel_gap() -> Check:
         )
     )(_point(), _single(_draw(2)))
     assert found.gap is not None
-    # The largest gap of the default number of steps, docs/stiefel_solver.md.
+    # Of a Gaussian gradient, by products too; docs/stiefel_solver.md has harder ones.
     return Check("manifold Muon's direction, certified gap", float(found.gap), 9e-3)
 
 

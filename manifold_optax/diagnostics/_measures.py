@@ -37,12 +37,13 @@ class MonitorInfo(NamedTuple):
     """Relative distance of the weights from the manifold, of `Manifold.residual`."""
     update_spectral_norm: ArrayTree = None
     """Largest singular value of the update, an estimate from below (16 power
-    iterations on `UᵀU`: within 3 % of it for Gaussian matrices)."""
+    iterations on `UᵀU`: within 5 % of it for Gaussian matrices)."""
     update_rms: ArrayTree = None
     """Root mean square of the entries of the update."""
     weight_spectral_norm: ArrayTree = None
     """Largest singular value of the weights, an estimate from below (8 iterations:
-    within 6 % for Gaussian matrices, closer where the largest value stands apart)."""
+    within 15 % for Gaussian matrices of 16 rows and columns or more, closer where the
+    largest value stands apart)."""
     weight_rms: ArrayTree = None
     """Root mean square of the entries of the weights."""
     orthogonality_error: ArrayTree = None

@@ -102,9 +102,11 @@ def stiefel_spectral_direction(
         `tolerance`) and its tangency. A zero gradient, or one normal to the manifold,
         gives zero; a non-finite one gives NaN.
 
-        The gap of the default number of steps depends on the shape. The largest
-        measured on a CPU is 7e-4 in the mixed cases from 64 × 10 to 1024 × 128, and
-        9e-3 for small matrices near square (13 × 12).
+        The gap of the default number of steps depends on the shape and the gradient.
+        The largest measured by `"eigh"` is 7e-4 in the mixed cases from 64 × 10 to
+        1024 × 128, 1e-2 in small trainings (128 × 64), and 3e-2 for small matrices near
+        square (5 × 4); by `"products"` 3e-3, 3e-2 and 2e-2. `docs/stiefel_solver.md`
+        has the tables.
 
     Raises:
         ValueError: for an unknown backend.

@@ -110,7 +110,7 @@ def polar_svd(x: Matrix) -> Matrix:
         TypeError: for an array that is not real floating.
         ValueError: for an array of fewer than two axes.
 
-    Cost: an SVD, 40 to 70 times a Newton–Schulz iteration on a CPU.
+    Cost: an SVD.
 
     Example:
         >>> polar_svd(jnp.array([[2.0, 0.0], [0.0, 0.0]]))

@@ -68,7 +68,7 @@ def retract(
         A transformation that needs `params`; without state, or with `RetractState`
         where `every` or `factor` is given. Updates leave in the dtype of
         the parameter; computed in at least float32. Stored in bfloat16 the parameters
-        stay on a Stiefel manifold only to about 3e-3. Where gradients have another
+        stay on a Stiefel manifold only to about 5e-3. Where gradients have another
         dtype than parameters, wrappers that want one dtype on both sides
         (`optax.apply_if_finite`) need the gradients cast first.
 

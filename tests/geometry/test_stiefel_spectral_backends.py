@@ -34,8 +34,7 @@ BY_NIGHT = [
     pytest.param(*shape, marks=pytest.mark.slow if number else ())
     for number, shape in enumerate(SIZES)
 ]
-# Largest certified gap in float32 over the mixed cases (seen: 1.2e-3, 4.4e-3, 1.5e-3);
-# 1e-2 is what the documentation promises for the default.
+# Largest certified gap in float32 over the mixed cases (seen: 1.2e-3, 4.4e-3, 1.5e-3).
 LARGEST = {"eigh": 3e-3, "products": 1e-2, "products64": 3e-3}
 # The last one's code is that of the second, its dtype that of the first.
 BY_PRODUCTS = ("products", "products64")
