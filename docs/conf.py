@@ -12,7 +12,8 @@ import manifold_optax
 project = "manifold_optax"
 version = release = manifold_optax.__version__
 html_title = f"manifold_optax {version}"
-copyright = "the authors of manifold_optax, Apache-2.0"
+author = "the authors of manifold_optax"
+copyright = f"{author}, Apache-2.0"
 
 extensions = [
     "myst_nb",

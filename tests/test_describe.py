@@ -114,7 +114,7 @@ def test_an_optimizer_is_described_as_it_was_built() -> None:
         assert described["attention/query"].sizes == "8 × 8"
         links = ("orthogonalize_via_newton_schulz", "scale_by_shape")
         assert described["attention/query"].links == links
-        assert described["up/bias"].links == ()
+        assert described["up/bias"].links == ("others",)
         assert set(description.plans) == set(mo.describe(ROLES, MODEL).plans)
 
 

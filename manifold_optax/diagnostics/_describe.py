@@ -16,6 +16,7 @@ from manifold_optax.matrices._report import check_matrices, MatrixReport
 from manifold_optax.matrices._view import View
 from manifold_optax.roles import (
     LabelReport,
+    NOT_MATRICES,
     ReadRoles,
     role_by_name,
     Roles,
@@ -42,7 +43,8 @@ class DescribedLeaf:
     """The batches of matrices that it is, one per block of a `Split`, where those that
     repeat are one; none where it is no matrix."""
     links: tuple[str, ...] = ()
-    """The transformations that read it as matrices, and those that clip its heads."""
+    """The transformations that read it as matrices, and those that clip its heads;
+    `"others"` for what `hybrid` gives to its argument of that name."""
     use: str = ""
     """How the computation uses it, where that was read."""
     name: str = ""
@@ -89,10 +91,11 @@ def describe(
     """Describes what an optimizer, or `Roles`, make of a model; print it to read it.
 
     One line per parameter: its label, which matrices it is (`fan_out × fan_in`, and how
-    many of them), and which transformations read them. Then the plan of these matrices,
-    as of `plan_matrices`: which share a stack, and by which recipe they are computed. A
-    wrong label, fan-in taken for fan-out, and a layout that is not known are all seen
-    here. It computes nothing: the time is that of one trace of `init`.
+    many of them), and which transformations read them, or that it goes to `others` of
+    `hybrid`. Then the plan of these matrices, as of `plan_matrices`: which share a
+    stack, and by which recipe they are computed. A wrong label, fan-in taken for
+    fan-out, and a layout that is not known are all seen here. It computes nothing: the
+    time is that of one trace of `init`.
 
     Args:
         subject: an optimizer as it was built (also inside Optax's wrappers); the
@@ -117,7 +120,7 @@ def describe(
         >>> params = {"w1": jnp.ones((4, 2)), "b1": jnp.ones(2)}
         >>> print(describe(hybrid(muon(0.02)), params))
         path  shape   dtype    label   fan_out × fan_in  matrices  links
-        b1    (2,)    float32  vector
+        b1    (2,)    float32  vector                              others
         w1    (4, 2)  float32  matrix  2 × 4             1         orthogonalize_...
         <BLANKLINE>
         stack          matrices  recipe  FLOPs  bytes sent  leaves
@@ -185,6 +188,8 @@ def _described(path: str, leaf: Any, facts: Iterable[Any]) -> DescribedLeaf:
     for fact in facts:
         if isinstance(fact, LabelReport):
             label = fact.labels.get(path, label)
+            if fact.others and label in NOT_MATRICES:
+                links.append("others")
         elif isinstance(fact, MatrixReport) and path in fact.views:
             views = fact.views[path]
             links.append(fact.name)

@@ -92,7 +92,7 @@ def hybrid(
             state = partition.init(without_variables(params))
         if isinstance(labels, Roles):
             _check_axes(labels, by_path, leaves_by_path(params), facts)
-        report(LabelReport(by_path))
+        report(LabelReport(by_path, others=True))
         return state
 
     return optax.GradientTransformationExtraArgs(init_fn, partition.update)

@@ -10,6 +10,8 @@ class LabelReport(NamedTuple):
     """The label of every parameter, by path."""
 
     labels: Mapping[str, str]
+    others: bool = False
+    """Whether the parameters that are no matrices go to `others` of `hybrid`."""
 
 
 @runtime_checkable
