@@ -29,7 +29,7 @@ import time
 if "google.colab" in sys.modules:
     kept = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"]
     kept = [f"{name}=={importlib.metadata.version(name)}" for name in kept]
-    install = ["uv", "pip", "install", "--system", "--quiet"]
+    install = ["uv", "pip", "install", "--python", sys.executable, "--quiet"]
     subprocess.run([*install, "manifold-optax[experiments]", *kept], check=True)
 
 FAST = "MANIFOLD_OPTAX_FULL" not in os.environ  # False: longer runs
