@@ -7,24 +7,14 @@ import tomllib
 import pytest
 
 import manifold_optax as mo
+from documentation.commands import commands, PAGES, ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-PAGES += [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/guides/*.md")]
 TARGETS = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8")))
 GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 EXPERIMENTS = {
     path.parent.name
     for path in (ROOT / "manifold_optax" / "experiments").glob("*/experiment.py")
 }
-
-
-def commands(page: pathlib.Path) -> list[str]:
-    """Lines of code blocks without a language, and what stands in backticks."""
-    text = page.read_text("utf-8")
-    blocks = re.findall(r"(?m)^```(?:bash|sh|console)?\n(.*?)^```", text, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    return [*lines, *re.findall(r"`([^`\n]+)`", text)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
