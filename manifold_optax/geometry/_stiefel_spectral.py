@@ -130,16 +130,15 @@ def stiefel_spectral_direction(
 def default_steps(rows: int, columns: int, backend: str) -> int:
     """Steps by shape: the nearer to square, the harder; what the cost leaves room for.
 
-    Measured on momentum of networks (`docs/stiefel_solver.md`), in float64: four steps
-    give gaps of 1e-3 for m ≥ 4n and of 2e-3 for m ≥ 2n. There the sizes of 64 to 191
-    get two (1e-3 in that table, 5e-3 on the momentum of `tests/oracles.py`): with more,
-    eigendecompositions would cost above a tenth to a fifteenth of the published method.
-    In float32 products rounding stops at 6e-3: two steps come near that.
+    Measured on gradients and momentum of networks (`docs/stiefel_solver.md`), in
+    float64: four steps give gaps of 2e-3 for m ≥ 2n, where two give 1e-2; near square
+    eight leave 7e-3. In float32 products rounding stops at 6e-3, and two steps come
+    near that.
     """
-    if rows < 2 * columns:
-        return 4 if backend == "products" else 8
-    costly = rows < 4 * columns and 64 <= columns < 192
-    return 2 if costly or backend == "products" else 4
+    near_square = rows < 2 * columns
+    if backend == "products":
+        return 4 if near_square else 2
+    return 8 if near_square else 4
 
 
 def _direction(

@@ -160,12 +160,14 @@ def test_a_tolerance_fills_the_gap():
 
 
 @pytest.mark.parametrize(
-    ("shape", "steps"),
-    [((127, 64), 8), ((128, 64), 2), ((255, 64), 2), ((256, 64), 4), ((64, 32), 4)],
+    ("shape", "steps", "by_products"),
+    [((127, 64), 8, 4), ((128, 64), 4, 2), ((64, 32), 4, 2), ((3072, 64), 4, 2)],
 )
-def test_steps_by_shape(shape, steps):
+def test_steps_by_shape(shape, steps, by_products):
     # By day 128 x 64 alone would not show a border that moved: eight steps pass too.
     assert default_steps(*shape, backend="eigh") == steps
+    assert default_steps(*shape, backend="products64") == steps
+    assert default_steps(*shape, backend="products") == by_products
 
 
 @pytest.mark.slow
