@@ -20,7 +20,7 @@ Residual: TypeAlias = Callable[
 # of the input, and ReLU and the narrowing layers take most of it. ReLU without biases
 # passes a factor on, so that only the product of the scales of all layers counts.
 # Scales 1, 2, 4, 8 and 16 on digits, 3 epochs at learning rate 0.1, on 287 held-out
-# images, mean of three seeds: 96.8, 97.8, 98.6, 99.2 and 99.3 %.
+# images, mean of three seeds: 96.5, 97.9, 98.7, 98.8 and 99.2 %.
 _READOUT_SCALE = 8.0
 
 
