@@ -104,7 +104,7 @@ def stiefel_spectral_direction(
 
         The gap of the default number of steps depends on the shape and the gradient.
         The largest measured by `"eigh"` is 7e-4 in the mixed cases from 64 × 10 to
-        1024 × 128, 1e-2 in small trainings (128 × 64), and 3e-2 for small matrices near
+        1024 × 128, 7e-3 in small trainings (80 × 64), and 3e-2 for small matrices near
         square (5 × 4); by `"products"` 3e-3, 3e-2 and 2e-2. `docs/stiefel_solver.md`
         has the tables.
 
@@ -131,7 +131,7 @@ def default_steps(rows: int, columns: int, backend: str) -> int:
     """Steps by shape: the nearer to square, the harder; what the cost leaves room for.
 
     Measured on gradients and momentum of networks (`docs/stiefel_solver.md`), in
-    float64: four steps give gaps of 2e-3 for m ≥ 2n, where two give 1e-2; near square
+    float64: four steps give gaps of 3e-3 for m ≥ 2n, where two give 1e-2; near square
     eight leave 7e-3. In float32 products rounding stops at 6e-3, and two steps come
     near that.
     """
